@@ -1,0 +1,114 @@
+"""The TOML file as types. Defaults here are the documented defaults."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e7)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class Host(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[host]`. Exactly one of `gpus` and `virtual` is given. `gpus` is "auto" (every NVIDIA GPU of the box), indices as nvidia-smi
+    counts them, or UUIDs (never both kinds in one list: msgspec cannot say that, a rule does)."""
+
+    gpus: Literal["auto"] | list[int | str] | None = None
+    virtual: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
+    directory: str | None = None  # holds <config name>/attempt_N and latest; default `runs` in the working directory
+    shm: str = "/dev/shm"
+    residual_mib: Positive = 512
+    ports: tuple[int, int] = (20000, 29999)
+    prewarm: bool = True
+
+
+class Scheduling(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[scheduler]`."""
+
+    targets: Literal["oldest-first", "proportional"] = "oldest-first"
+    minimum_hold_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    max_starting: Positive = 2
+
+
+class Health(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[health]`: every awaited thing has a deadline (seconds)."""
+
+    start_s: Seconds = 900.0
+    drain_s: Seconds = 20.0
+    pause_s: Seconds = 120.0
+    wake_s: Seconds = 120.0
+    load_s: Seconds = 120.0
+    release_deadline_s: Seconds = 120.0
+    grace_s: Seconds = 10.0
+    probe_s: Seconds = 5.0
+    restarts: Positive = 3
+    restart_window_s: Seconds = 600.0
+
+
+class Logging(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[logging]`."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class ModelRecipe(_Table, frozen=True, forbid_unknown_fields=True):
+    """A model made on the spot by a child process: `make = "module:function"`, called as function(directory: Path, **options)."""
+
+    make: str
+    options: dict[str, str | int | float | bool] = {}
+
+
+class Engine(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[pipeline.engine]`."""
+
+    model: str | ModelRecipe
+    gpus: list[int]
+    kind: Literal["embedded", "sglang"] = "embedded"
+    tp: Positive = 1
+    slots: Positive = 16
+    context: Positive = 64  # embedded: length of the KV cache in tokens
+    python: str | None = None
+    args: list[str] = []
+    env: dict[str, str] = {}
+    pass_env: list[str] = []
+    start: Literal["lazy", "eager"] = "lazy"
+
+
+class Trainer(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[pipeline.trainer]`. Exactly one of `command` (an argv) and `entry` ("module:function", run in our own interpreter). `gpus` is the role "train"."""
+
+    gpus: list[int]
+    command: list[str] | None = None
+    entry: str | None = None
+    steps: Positive = 1
+    lease_limit_s: Seconds = 7200.0
+    keep_checkpoints: Positive = 2
+    cwd: str | None = None  # working directory of the ranks; `load` fills in the folder of the configuration file
+    roles: dict[str, list[int]] = {}
+    options: dict[str, str | int | float | bool] = {}
+    env: dict[str, str] = {}
+    pass_env: list[str] = []
+
+
+class Pipeline(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[[pipeline]]`."""
+
+    name: Name
+    engine: Engine
+    trainer: Trainer
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
+    share: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+
+
+class Config(_Table, frozen=True, forbid_unknown_fields=True):
+    """A whole file."""
+
+    pipeline: list[Pipeline]
+    host: Host = Host()
+    scheduler: Scheduling = Scheduling()
+    health: Health = Health()
+    logging: Logging = Logging()

@@ -1,0 +1,1 @@
+"""Acts: processes, sockets, memory, files. Decides nothing."""

@@ -1,0 +1,151 @@
+"""What happened. An answer bears the `id` of its action; one whose action is no longer awaited is dropped in one place."""
+
+import msgspec
+
+from engines.gateway.messages import Progress
+from engines.ids import GpuId, GroupId, Incarnation, PipelineId, Version
+from trainers.messages import TrainerMessage
+
+
+class _Event(msgspec.Struct, frozen=True, tag=True, tag_field="event", kw_only=True):
+    pass
+
+
+class _Answer(_Event, frozen=True):
+    id: int
+
+
+class ModelReady(_Answer, frozen=True):
+    pass
+
+
+class GroupReady(_Answer, frozen=True):
+    """The engine answers, is ours, and has generated one token. It holds memory and has `version` loaded."""
+
+    version: Version
+    pids: tuple[int, ...] = ()
+
+
+class TrainerStarted(_Answer, frozen=True):
+    pids: tuple[int, ...] = ()
+
+
+class GatewayReady(_Answer, frozen=True):
+    pids: tuple[int, ...] = ()
+
+
+class GroupGone(_Answer, frozen=True):
+    """Every pid of that incarnation is gone (`confirmed`), or one could not be ended."""
+
+    confirmed: bool
+    note: str = ""
+
+
+class GpuFree(_Answer, frozen=True):
+    pass
+
+
+class GpuHeld(_Answer, frozen=True):
+    """These GPUs still hold memory at the end of the measurement; `note` names the holder."""
+
+    gpus: tuple[GpuId, ...]
+    note: str
+
+
+class Paused(_Answer, frozen=True):
+    pass
+
+
+class Woken(_Answer, frozen=True):
+    """Awake with this version truly loaded (read back from the engine). Answers `Wake` and `LoadWeights`."""
+
+    version: Version
+
+
+class Ordered(_Answer, frozen=True):
+    """The gateway has done it; `error` says why it could not."""
+
+    error: str = ""
+
+
+class Told(_Answer, frozen=True):
+    pass
+
+
+class SnapshotAdopted(_Answer, frozen=True):
+    pass
+
+
+class CheckpointKept(_Answer, frozen=True):
+    pass
+
+
+class ActionFailed(_Answer, frozen=True):
+    """`code` is for programs (the class of a crash, `bad_snapshot` …), `reason` for people."""
+
+    reason: str
+    code: str = "failed"
+
+
+class MemberExited(_Event, frozen=True):
+    """A process of a group has ended, asked or not. `code` is its exit status, negative for a signal."""
+
+    group: GroupId
+    incarnation: Incarnation
+    member: int
+    code: int
+    note: str = ""
+
+
+class PeerFailed(_Event, frozen=True):
+    """A child's descriptor said something impossible, closed, or is not read: the child has failed."""
+
+    group: GroupId
+    incarnation: Incarnation
+    reason: str
+
+
+class ProbeFailed(_Event, frozen=True):
+    """An engine failed its last probe budget; the state and incarnation were the same before and after."""
+
+    group: GroupId
+    incarnation: Incarnation
+    reason: str
+
+
+class TrainerSaid(_Event, frozen=True):
+    pipeline: PipelineId
+    incarnation: Incarnation
+    rank: int
+    message: TrainerMessage
+
+
+class GatewaySaid(_Event, frozen=True):
+    pipeline: PipelineId
+    incarnation: Incarnation
+    progress: Progress
+
+
+class OperatorAsked(_Event, frozen=True):
+    """`verb` is restart, pause, resume, reset or stop; `pipeline` and, for one engine, `rank` say of what."""
+
+    verb: str
+    pipeline: PipelineId
+    rank: int | None = None
+
+
+class Stop(_Event, frozen=True):
+    """The operator wants an end: 1 gracefully, 2 without draining, 3 kill."""
+
+    level: int
+
+
+class Tick(_Event, frozen=True):
+    """The scheduler's own deadline has come."""
+
+
+Answer = (
+    ModelReady | GroupReady | TrainerStarted | GatewayReady | GroupGone | GpuFree | GpuHeld | Paused | Woken | Ordered | Told
+    | SnapshotAdopted | CheckpointKept | ActionFailed
+)  # fmt: skip
+Event = Answer | MemberExited | PeerFailed | ProbeFailed | TrainerSaid | GatewaySaid | OperatorAsked | Stop | Tick

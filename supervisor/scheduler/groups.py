@@ -1,0 +1,282 @@
+"""One engine group: what its answers mean and what it does next. The table of its states is `engines.state`.
+
+`answered` takes an answer, `step` looks at the record and starts the one action that brings it nearer to what the plan wants,
+`fail` condemns it. A group has at most one action under way (`engine.op`).
+"""
+
+from engines.ids import Incarnation, Version
+from engines.state import EngineState, Turn
+
+from .actions import Action, Drain, LoadWeights, Lost, Measure, Pause, Route, StartGroup, StopGroup, Unroute, Wake
+from .desk import Desk
+from .events import ActionFailed, Answer, GpuFree, GpuHeld, GroupGone, GroupReady, Ordered, Paused, Woken
+from .fleet import Engine, Pipeline
+from .spec import Priority
+
+STEPS_OF_AN_ENGINE = (StartGroup, Pause, Wake, LoadWeights, Route, Unroute, Drain, Lost)
+
+
+def fail(desk: Desk, engine: Engine, reason: str) -> None:
+    """The whole group has failed, whatever the cause: out of the routes, killed, confirmed gone, and only then perhaps started again."""
+    if not engine.can(Turn.FAIL):
+        return
+    desk.inflight.forget(engine.op)
+    engine.op = engine.routing_to = None
+    engine.turn(Turn.FAIL, desk.now)
+    engine.gone = engine.released = False
+    engine.told_lost = False
+    engine.note = reason
+    desk.note("error", engine.id, f"engine group failed: {reason}")
+
+
+def stop(desk: Desk, engine: Engine) -> None:
+    """A healthy group is no longer needed."""
+    if engine.can(Turn.STOP):
+        desk.inflight.forget(engine.op)
+        engine.op = engine.routing_to = None
+        engine.turn(Turn.STOP, desk.now)
+        engine.gone = engine.released = False
+        engine.told_lost = False
+
+
+def answered(desk: Desk, pipeline: Pipeline, engine: Engine, action: Action, answer: Answer) -> None:
+    """`answer` is the answer to an action for this engine."""
+    if engine.op == action.id:
+        engine.op = None
+    if isinstance(action, Route):
+        engine.routing_to = None
+    match answer:
+        case GroupReady(version=version):
+            engine.version, engine.pids = version, answer.pids
+        case Woken(version=version):
+            engine.version = version
+            # any other version than the published one means: load again, never route
+            engine.turn(Turn.CURRENT if version == pipeline.published else Turn.STALE, desk.now)
+        case Paused():
+            engine.released = True
+        case Ordered():
+            _ordered(desk, engine, action, answer.error)
+        case GroupGone(confirmed=True):
+            engine.gone = True
+            engine.pids = ()
+            if not desk.leases.held_by(engine.id):  # it died asleep, its GPUs are somebody else's: nothing of its own to measure
+                _gone(desk, engine)
+        case GroupGone():
+            _stuck(desk, engine, answer.note)
+        case GpuFree():
+            _measured_free(desk, engine)
+        case GpuHeld():
+            if engine.state is EngineState.PAUSING:
+                fail(desk, engine, f"paused, but device memory is still held: {answer.note}")
+            else:
+                _stuck(desk, engine, answer.note)
+        case ActionFailed():
+            _failed(desk, engine, action, answer.reason)
+        case _:
+            raise AssertionError(f"{answer} does not answer {action}")
+
+
+def _ordered(desk: Desk, engine: Engine, action: Action, error: str) -> None:
+    match action:
+        case Route(version=version):
+            if error:
+                fail(desk, engine, f"its gateway refuses the route: {error}")
+            else:
+                engine.route = version
+        case Unroute():
+            engine.route = None
+        case Drain():
+            engine.route, engine.touched = None, False
+        case Lost():
+            pass
+        case _:
+            raise AssertionError(f"{action} is no order about an engine")
+
+
+def _failed(desk: Desk, engine: Engine, action: Action, reason: str) -> None:
+    if isinstance(action, Lost):
+        return
+    if isinstance(action, Route | Unroute | Drain):
+        engine.route = None
+        engine.touched = engine.touched and not isinstance(action, Drain)
+        return  # the gateway's trouble: its own failure takes the route away, and the engine's side is carried out all the same
+    if isinstance(action, StopGroup | Measure):
+        _stuck(desk, engine, reason)
+    else:
+        fail(desk, engine, f"{type(action).__name__} failed: {reason}")
+
+
+def _measured_free(desk: Desk, engine: Engine) -> None:
+    if engine.state is EngineState.PAUSING:
+        engine.turn(Turn.EMPTY, desk.now)
+        engine.released = False
+        engine.pauses += 1
+        desk.leases.release(engine.id)
+    else:
+        _gone(desk, engine)
+
+
+def _gone(desk: Desk, engine: Engine) -> None:
+    """Every process ended and nothing of it left on its GPUs: the next life may begin."""
+    failed = engine.state is not EngineState.STOPPING
+    desk.leases.release(engine.id)
+    engine.turn(Turn.GONE, desk.now)
+    engine.incarnation = Incarnation(engine.incarnation + 1)
+    engine.version = engine.route = None
+    engine.touched = False
+    engine.gone = engine.released = engine.told_lost = False
+    engine.in_flight = 0
+    if not failed:
+        return
+    wait = engine.budget.fail(desk.now, salt=engine.incarnation * 64 + engine.id.rank)
+    if wait is None:
+        engine.turn(Turn.GIVE_UP, desk.now)
+        desk.note("error", engine.id, f"retired after {engine.budget.limit} restarts within {engine.budget.window:.0f} s: {engine.note}")
+    else:
+        engine.not_before = desk.now + wait
+        engine.restarts += 1
+
+
+def _stuck(desk: Desk, engine: Engine, note: str) -> None:
+    engine.note = note
+    if engine.state is EngineState.STOPPING:
+        engine.turn(Turn.FAIL, desk.now)
+    if engine.state is EngineState.QUARANTINED:
+        engine.turn(Turn.UNCONFIRMED, desk.now)
+        desk.note("error", engine.id, f"could not be confirmed gone; its GPUs {list(engine.gpus)} are withheld: {note}")
+
+
+def step(desk: Desk, pipeline: Pipeline, engine: Engine, *, wanted: bool, leave: bool) -> None:
+    """Start the next action, if one is due. `wanted`: the plan has it awake. `leave`: somebody needs its GPUs."""
+    if engine.op is not None:
+        return
+    match engine.state:
+        case EngineState.STARTING:
+            _after_start(desk, pipeline, engine, wanted=wanted, leave=leave)
+        case EngineState.LOADING:
+            _load(desk, pipeline, engine, leave=leave)
+        case EngineState.SERVING:
+            _serve(desk, pipeline, engine, leave=leave)
+        case EngineState.DRAINING:
+            _drain(desk, pipeline, engine)
+        case EngineState.PAUSING:
+            _pause(desk, engine)
+        case EngineState.QUARANTINED | EngineState.STOPPING:
+            _end(desk, pipeline, engine)
+        case EngineState.STUCK:
+            if desk.due(engine.since + desk.box.limits.remeasure):
+                engine.since = desk.now
+                _confirm(desk, engine, kill=True)
+        case EngineState.PAUSED | EngineState.COLD:
+            if wanted and not leave and desk.leases.all_free(engine.gpus):
+                _rise(desk, pipeline, engine)
+        case EngineState.WAKING | EngineState.RETIRED:
+            pass  # an action is always under way; an operator decides
+
+
+def _rise(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
+    limits = desk.box.limits
+    if engine.state is EngineState.COLD:
+        starting = sum(other.state is EngineState.STARTING for other in desk.fleet.engines)
+        if starting >= desk.box.rules.max_starting or not pipeline.model_ready or not desk.due(engine.not_before):
+            return
+        desk.leases.grant(engine.gpus, engine.id, Priority.ROLLOUT, engine.incarnation)
+        engine.turn(Turn.START, desk.now)
+        engine.op = desk.do(lambda id: StartGroup(id=id, engine=engine.id, incarnation=engine.incarnation), limits.start)
+        return
+    desk.leases.grant(engine.gpus, engine.id, Priority.ROLLOUT, engine.incarnation)
+    engine.turn(Turn.WAKE, desk.now)
+    engine.wakes += 1
+    version = pipeline.published
+    engine.op = desk.do(lambda id: Wake(id=id, engine=engine.id, incarnation=engine.incarnation, version=version), limits.wake)
+
+
+def _after_start(desk: Desk, pipeline: Pipeline, engine: Engine, *, wanted: bool, leave: bool) -> None:
+    if leave or not wanted:
+        engine.turn(Turn.READY_UNWANTED, desk.now)
+        _pause(desk, engine)
+    elif engine.version == pipeline.published:
+        engine.turn(Turn.CURRENT, desk.now)
+        _serve(desk, pipeline, engine, leave=False)
+    else:
+        engine.turn(Turn.READY_WANTED, desk.now)
+        _load(desk, pipeline, engine, leave=False)
+
+
+def _load(desk: Desk, pipeline: Pipeline, engine: Engine, *, leave: bool) -> None:
+    if engine.route is not None:
+        _order_unroute(desk, pipeline, engine)
+    elif leave:
+        engine.turn(Turn.DRAIN, desk.now)
+        _drain(desk, pipeline, engine)
+    else:
+        version: Version = pipeline.published
+        engine.op = desk.do(
+            lambda id: LoadWeights(id=id, engine=engine.id, incarnation=engine.incarnation, version=version), desk.box.limits.load
+        )
+
+
+def _serve(desk: Desk, pipeline: Pipeline, engine: Engine, *, leave: bool) -> None:
+    if leave:
+        engine.turn(Turn.DRAIN, desk.now)
+        _drain(desk, pipeline, engine)
+    elif engine.version != pipeline.published:
+        engine.turn(Turn.STALE, desk.now)
+        _load(desk, pipeline, engine, leave=False)
+    elif not pipeline.trainer.restored:
+        if engine.route is not None:
+            _order_unroute(desk, pipeline, engine)
+    elif engine.route is None and pipeline.gateway.up and not desk.stopping:
+        version = pipeline.published
+        engine.touched, engine.routing_to = True, version
+        engine.op = desk.do(
+            lambda id: Route(id=id, engine=engine.id, incarnation=engine.incarnation, version=version), desk.box.limits.order
+        )
+
+
+def _order_unroute(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
+    if pipeline.gateway.up:
+        engine.op = desk.do(lambda id: Unroute(id=id, engine=engine.id, incarnation=engine.incarnation), desk.box.limits.order)
+    # else: the gateway's death has taken, or will take, the route away
+
+
+def _drain(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
+    if engine.in_flight_possible(pipeline):
+        engine.op = desk.do(lambda id: Drain(id=id, engine=engine.id, incarnation=engine.incarnation), desk.box.limits.drain)
+        return
+    engine.turn(Turn.DRAINED, desk.now)
+    _pause(desk, engine)
+
+
+def _pause(desk: Desk, engine: Engine) -> None:
+    limits = desk.box.limits
+    if not engine.released:
+        engine.op = desk.do(lambda id: Pause(id=id, engine=engine.id, incarnation=engine.incarnation), limits.pause)
+    else:
+        engine.op = desk.do(
+            lambda id: Measure(id=id, holder=engine.id, gpus=engine.gpus, within=limits.release), limits.release + limits.order
+        )
+
+
+def _end(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
+    if not engine.told_lost and pipeline.gateway.up:
+        engine.told_lost = True
+        engine.route = None  # from this order on, in the order of the gateway's own descriptor
+        desk.do(lambda id: Lost(id=id, engine=engine.id, incarnation=engine.incarnation), desk.box.limits.order)
+    _confirm(desk, engine, kill=engine.state is EngineState.QUARANTINED or desk.stopping >= 3)
+
+
+def _confirm(desk: Desk, engine: Engine, *, kill: bool) -> None:
+    """Every pid gone, then the GPUs it leased measured empty."""
+    limits = desk.box.limits
+    if not engine.gone:
+        engine.op = desk.do(lambda id: StopGroup(id=id, group=engine.id, incarnation=engine.incarnation, kill=kill), _stop_limit(desk))
+    else:
+        engine.op = desk.do(
+            lambda id: Measure(id=id, holder=engine.id, gpus=engine.gpus, within=limits.release), limits.release + limits.order
+        )
+
+
+def _stop_limit(desk: Desk) -> float:
+    """Grace, then KILL, then as long as a dying GPU process may take."""
+    return desk.box.limits.grace + desk.box.limits.release

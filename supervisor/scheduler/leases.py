@@ -1,0 +1,84 @@
+"""Who holds which GPU. Leases are records of their own, never derived from the state of an engine or a trainer."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from engines.ids import GpuId, GroupId, Incarnation
+
+from .spec import Priority
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One GPU held by one group."""
+
+    gpu: GpuId
+    holder: GroupId
+    priority: Priority
+    incarnation: Incarnation
+
+
+class LeaseBook:
+    """All leases and fences of the box. A fenced GPU is lent to nobody: something holds memory there that is not ours to end, or it was never measured."""
+
+    def __init__(self, gpus: Iterable[GpuId]) -> None:
+        self._leases: dict[GpuId, Lease | None] = dict.fromkeys(gpus)
+        self._fences: dict[GpuId, str] = {}
+
+    @property
+    def gpus(self) -> tuple[GpuId, ...]:
+        return tuple(self._leases)
+
+    @property
+    def leases(self) -> list[Lease]:
+        return [lease for lease in self._leases.values() if lease is not None]
+
+    @property
+    def fences(self) -> dict[GpuId, str]:
+        return dict(self._fences)
+
+    def lease(self, gpu: GpuId) -> Lease | None:
+        return self._leases[gpu]
+
+    def fenced(self, gpu: GpuId) -> str | None:
+        """Why the GPU is fenced, or None."""
+        return self._fences.get(gpu)
+
+    def is_free(self, gpu: GpuId) -> bool:
+        return self._leases[gpu] is None and gpu not in self._fences
+
+    def all_free(self, gpus: Iterable[GpuId]) -> bool:
+        return all(self.is_free(gpu) for gpu in gpus)
+
+    def held_by(self, holder: GroupId) -> tuple[GpuId, ...]:
+        return tuple(gpu for gpu, lease in self._leases.items() if lease is not None and lease.holder == holder)
+
+    def grant(self, gpus: Iterable[GpuId], holder: GroupId, priority: Priority, incarnation: Incarnation) -> None:
+        """All of them or none. Raises AssertionError when one is held or fenced: that would be a double booking, a bug of ours."""
+        wanted = tuple(gpus)
+        for gpu in wanted:
+            assert self.is_free(gpu), f"GPU {gpu} wanted by {holder} is held by {self._leases[gpu]} or fenced: {self._fences.get(gpu)}"
+        for gpu in wanted:
+            self._leases[gpu] = Lease(gpu, holder, priority, incarnation)
+
+    def reassign(self, gpus: Iterable[GpuId], holder: GroupId, priority: Priority) -> None:
+        """Another role of the same holder, without a gap."""
+        for gpu in gpus:
+            lease = self._leases[gpu]
+            assert lease is not None, f"GPU {gpu} has no lease"
+            assert lease.holder == holder, f"GPU {gpu} is held by {lease.holder}, not {holder}"
+            self._leases[gpu] = Lease(gpu, holder, priority, lease.incarnation)
+
+    def release(self, holder: GroupId, gpus: Iterable[GpuId] | None = None) -> None:
+        """Give back what `holder` holds (of `gpus`); giving back what is not held is a bug of ours."""
+        for gpu in self.held_by(holder) if gpus is None else tuple(gpus):
+            lease = self._leases[gpu]
+            assert lease is not None, f"{holder} gives back GPU {gpu}, which nobody holds"
+            assert lease.holder == holder, f"{holder} gives back GPU {gpu}, which {lease.holder} holds"
+            self._leases[gpu] = None
+
+    def fence(self, gpu: GpuId, reason: str) -> None:
+        self._fences[gpu] = reason
+
+    def clear(self, gpu: GpuId) -> None:
+        self._fences.pop(gpu, None)

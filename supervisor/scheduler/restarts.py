@@ -1,0 +1,37 @@
+"""How often a group may come back: 3 times in 10 minutes, after 0 s and then a jittered 1..60 s; then it is retired."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Budget:
+    """Restarts of one group within a sliding window."""
+
+    limit: int
+    window: float
+    failures: deque[float] = field(default_factory=deque)
+
+    def fail(self, now: float, salt: int) -> float | None:
+        """Record a failure. Returns the seconds to wait before the next start, or None when the budget is spent.
+
+        `salt` spreads groups that fail together; the same failure gives the same answer, as everything decided here does.
+        """
+        while self.failures and now - self.failures[0] > self.window:
+            self.failures.popleft()
+        self.failures.append(now)
+        count = len(self.failures)
+        if count > self.limit:
+            return None
+        if count == 1:
+            return 0.0
+        ceiling = min(60.0, 2.0 ** (count - 1))
+        return 1.0 + (ceiling - 1.0) * _fraction(salt * 31 + count)
+
+    def reset(self) -> None:
+        self.failures.clear()
+
+
+def _fraction(number: int) -> float:
+    """A fixed number in [0, 1) for a number (Knuth's multiplicative hash): jitter without randomness."""
+    return (number * 2654435761 % 2**32) / 2**32

@@ -1,0 +1,60 @@
+"""Durable demand: what a pipeline still wants to be generated."""
+
+from dataclasses import dataclass
+
+from engines.gateway.messages import RolloutProgress
+
+
+@dataclass(slots=True)
+class Rollout:
+    """A batch of samples a pipeline wants, open until it is closed, the pipeline ends, or its trainer dies.
+
+    Counts are samples. `before` is what a gateway that has died since had delivered.
+    """
+
+    number: int
+    target: int
+    opened: float
+    implicit: bool = False
+    known: bool = False  # the gateway of today has it
+    asked: bool = False  # the gateway has been told to open it
+    told: bool = False  # the trainer has been told that it is open
+    waiting: int = 0
+    in_flight: int = 0
+    done: int = 0
+    before: int = 0
+    quiet_since: float | None = None
+
+    def __post_init__(self) -> None:
+        self.quiet_since = self.opened
+
+    def absorb(self, progress: RolloutProgress, now: float) -> None:
+        """Take the gateway's figures; the first moment with nothing waiting or running starts the quiet time."""
+        self.waiting, self.in_flight, self.done = progress.waiting, progress.in_flight, progress.done
+        if self.waiting + self.in_flight > 0:
+            self.quiet_since = None
+        elif self.quiet_since is None:
+            self.quiet_since = now
+
+    def gateway_lost(self, now: float) -> None:
+        """The gateway died: what it had delivered counts, what it held comes again."""
+        self.before += self.done
+        self.done = self.waiting = self.in_flight = 0
+        self.known = self.asked = False
+        if self.quiet_since is None:
+            self.quiet_since = now
+
+    def unfinished(self, now: float, quiet_after: float) -> int:
+        """Samples still to be generated: `max(target - done, waiting + in flight)`, so never 0 while a request waits.
+
+        A rollout that has been quiet for `quiet_after` seconds counts as one sample, until its next request.
+        """
+        present = self.waiting + self.in_flight
+        wanted = max(self.target - self.before - self.done, present)
+        if present == 0 and self.quiet_since is not None and now - self.quiet_since >= quiet_after:
+            return min(wanted, 1)
+        return wanted
+
+    def quiet_at(self, quiet_after: float) -> float | None:
+        """When the quiet time will be over, if it runs."""
+        return None if self.quiet_since is None else self.quiet_since + quiet_after

@@ -1,0 +1,329 @@
+"""Everything that is decided is decided in `Scheduler.handle`: one synchronous, deterministic call without I/O."""
+
+from typing import assert_never
+
+from engines.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation
+from engines.state import EngineState, Turn
+
+from . import gateways, groups, trainers
+from .actions import (
+    Action,
+    AdoptSnapshot,
+    CloseAtGateway,
+    Drain,
+    DropSnapshot,
+    ForgetAtGateway,
+    LoadWeights,
+    Lost,
+    Measure,
+    OpenAtGateway,
+    Pause,
+    PrepareModel,
+    RecordCheckpoint,
+    Route,
+    StartGateway,
+    StartGroup,
+    StartTrainer,
+    StopGroup,
+    TellHopeless,
+    TellTrainer,
+    Unroute,
+    Wake,
+)
+from .desk import Desk
+from .events import (
+    ActionFailed,
+    Answer,
+    Event,
+    GatewaySaid,
+    GpuHeld,
+    MemberExited,
+    ModelReady,
+    OperatorAsked,
+    PeerFailed,
+    ProbeFailed,
+    Stop,
+    Tick,
+    TrainerSaid,
+)
+from .fleet import Fleet, Pipeline, TrainerState, TrainerTurn
+from .inflight import InFlight
+from .invariants import check
+from .leases import LeaseBook
+from .planner import plan
+from .reservations import reserve
+from .spec import BoxSpec
+from .view import held_by_trainers, must_leave, view
+
+NOT_MEASURED = "not measured yet"
+
+
+class Scheduler:
+    """Who may hold which GPU, who is told what, who is started and ended.
+
+    The runtime feeds it events and performs its actions; every action is answered by exactly one event.
+    Raises AssertionError when an invariant is broken: a bug of ours.
+    """
+
+    def __init__(self, box: BoxSpec, now: float) -> None:
+        self.desk = Desk(box, Fleet(box), LeaseBook(box.gpus), InFlight(), now)
+        self._fence_op: int | None = None
+        self._fence_looked: float | None = None
+        for gpu in box.gpus:  # nobody gets a GPU that was never seen empty
+            self.desk.leases.fence(gpu, NOT_MEASURED)
+
+    @property
+    def deadline(self) -> float | None:
+        """When it wants a `Tick` at the latest."""
+        times = [time for time in (self.desk.alarm, self.desk.inflight.deadline) if time is not None]
+        return min(times, default=None)
+
+    @property
+    def finished(self) -> bool:
+        """Every pipeline has ended and nothing of it lives."""
+        return all(pipeline.settled for pipeline in self.desk.fleet.pipelines.values())
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Absorb the event, see what is overdue, start what is due. `now` never goes backwards."""
+        desk = self.desk
+        desk.now = max(desk.now, now)
+        desk.alarm = None
+        desk.notes.clear()
+        self._absorb(event)
+        for action in desk.inflight.overdue(desk.now):
+            late = ActionFailed(id=action.id, reason="no answer within its deadline", code="deadline")
+            self._answer(action, late)
+        self._settle()
+        check(desk)
+        return desk.inflight.take()
+
+    # -- what happened
+
+    def _absorb(self, event: Event) -> None:
+        match event:
+            case MemberExited(group=group, incarnation=incarnation):
+                self._member_exited(group, incarnation, event)
+            case (
+                PeerFailed(group=group, incarnation=incarnation, reason=reason)
+                | ProbeFailed(group=group, incarnation=incarnation, reason=reason)
+            ):
+                self._condemn(group, incarnation, reason)
+            case TrainerSaid():
+                pipeline = self.desk.fleet.pipelines[event.pipeline]
+                alive = pipeline.trainer.state in (TrainerState.STARTING, TrainerState.RUNNING)
+                if event.incarnation == pipeline.trainer.incarnation and alive:
+                    trainers.said(self.desk, pipeline, event.rank, event.message)
+            case GatewaySaid():
+                pipeline = self.desk.fleet.pipelines[event.pipeline]
+                if event.incarnation == pipeline.gateway.incarnation and pipeline.gateway.up:
+                    gateways.absorb(self.desk, pipeline, event.progress)
+            case OperatorAsked():
+                self._operator(event)
+            case Stop(level=level):
+                self._stop(level)
+            case Tick():
+                pass
+            case _:
+                action = self.desk.inflight.answered(event.id)
+                if action is not None:
+                    self._answer(action, event)
+
+    def _answer(self, action: Action, answer: Answer) -> None:
+        desk = self.desk
+        match action:
+            case StartGroup() | Pause() | Wake() | LoadWeights():
+                self._engine_answer(action.engine, action, answer)
+            case Route() | Unroute() | Drain() | Lost():
+                self._engine_answer(action.engine, action, answer)
+                if isinstance(answer, ActionFailed):  # a gateway that does not answer an order has failed
+                    gateways.fail(desk, desk.fleet.pipelines[action.engine.pipeline], answer.reason)
+            case OpenAtGateway() | CloseAtGateway() | ForgetAtGateway() | TellHopeless() | StartGateway():
+                gateways.answered(desk, desk.fleet.pipelines[action.pipeline], action, answer)
+            case StopGroup(group=group):
+                self._group_answer(group, action, answer)
+            case Measure(holder=None):
+                self._fences_measured(action, answer)
+            case Measure(holder=group):
+                assert group is not None
+                self._group_answer(group, action, answer)
+            case StartTrainer() | AdoptSnapshot() | RecordCheckpoint():
+                trainers.answered(desk, desk.fleet.pipelines[action.pipeline], action, answer)
+            case PrepareModel():
+                self._model(desk.fleet.pipelines[action.pipeline], answer)
+            case TellTrainer() | DropSnapshot():
+                pass  # a rank that does not read is reported by its descriptor
+            case _:
+                assert_never(action)
+
+    def _engine_answer(self, id: EngineId, action: Action, answer: Answer) -> None:
+        pipeline = self.desk.fleet.pipelines[id.pipeline]
+        groups.answered(self.desk, pipeline, pipeline.engines[id.rank], action, answer)
+
+    def _group_answer(self, group: GroupId, action: Action, answer: Answer) -> None:
+        pipeline = self.desk.fleet.pipelines[group.pipeline]
+        if isinstance(group, EngineId):
+            groups.answered(self.desk, pipeline, pipeline.engines[group.rank], action, answer)
+        elif isinstance(group, GatewayId):
+            gateways.answered(self.desk, pipeline, action, answer)
+        else:
+            trainers.answered(self.desk, pipeline, action, answer)
+
+    def _model(self, pipeline: Pipeline, answer: Answer) -> None:
+        pipeline.model_op = None
+        if isinstance(answer, ModelReady):
+            pipeline.model_ready = True
+            return
+        assert isinstance(answer, ActionFailed)
+        pipeline.failed = f"its model could not be made: {answer.reason}"
+        self.desk.note("error", pipeline.id, pipeline.failed)
+        pipeline.trainer.turn(TrainerTurn.STOP)
+
+    def _fences_measured(self, action: Measure, answer: Answer) -> None:
+        self._fence_op = None
+        note = answer.note if isinstance(answer, GpuHeld) else answer.reason if isinstance(answer, ActionFailed) else ""
+        held = set(answer.gpus) if isinstance(answer, GpuHeld) else set(action.gpus) if isinstance(answer, ActionFailed) else set()
+        for gpu in action.gpus:
+            if gpu not in held:
+                self.desk.leases.clear(gpu)
+            elif self.desk.leases.fenced(gpu) == NOT_MEASURED:
+                self.desk.leases.fence(gpu, f"held by something that is not ours: {note}")
+                self.desk.note("warning", f"gpu/{gpu}", f"fenced: {note}")
+
+    def _member_exited(self, group: GroupId, incarnation: Incarnation, event: MemberExited) -> None:
+        pipeline = self.desk.fleet.pipelines[group.pipeline]
+        if isinstance(group, EngineId):
+            engine = pipeline.engines[group.rank]
+            if engine.incarnation == incarnation:
+                how = f"signal {-event.code}" if event.code < 0 else f"exit code {event.code}"
+                groups.fail(self.desk, engine, f"member {event.member} ended with {how}{': ' + event.note if event.note else ''}")
+        elif isinstance(group, GatewayId):
+            if pipeline.gateway.incarnation == incarnation:
+                gateways.fail(self.desk, pipeline, f"ended with {event.code}{': ' + event.note if event.note else ''}")
+        elif pipeline.trainer.incarnation == incarnation:
+            trainers.exited(self.desk, pipeline, event.member, event.code, event.note)
+
+    def _condemn(self, group: GroupId, incarnation: Incarnation, reason: str) -> None:
+        pipeline = self.desk.fleet.pipelines[group.pipeline]
+        if isinstance(group, EngineId):
+            engine = pipeline.engines[group.rank]
+            if engine.incarnation == incarnation:
+                groups.fail(self.desk, engine, reason)
+        elif isinstance(group, GatewayId):
+            if pipeline.gateway.incarnation == incarnation:
+                gateways.fail(self.desk, pipeline, reason)
+        elif pipeline.trainer.incarnation == incarnation:
+            trainers.fail(self.desk, pipeline, reason)
+
+    def _stop(self, level: int) -> None:
+        desk = self.desk
+        if level > desk.stopping:
+            if not desk.stopping:
+                desk.stop_at = desk.now + desk.box.limits.grace
+            desk.stopping = level
+            for pipeline in desk.fleet.pipelines.values():
+                trainers.stop(desk, pipeline)
+
+    def _operator(self, event: OperatorAsked) -> None:
+        desk = self.desk
+        pipeline = desk.fleet.pipelines[event.pipeline]
+        chosen = [pipeline.engines[event.rank]] if event.rank is not None else list(pipeline.engines.values())
+        desk.note("warning", pipeline.id, f"operator: {event.verb} {event.pipeline}{'' if event.rank is None else f'/engine/{event.rank}'}")
+        match event.verb:
+            case "pause" | "resume":
+                for engine in chosen:
+                    engine.held = event.verb == "pause"
+                pipeline.suspended = event.verb == "pause" and event.rank is None
+            case "restart" if event.rank is None:
+                trainers.fail(desk, pipeline, "restarted by the operator")
+            case "restart":
+                groups.fail(desk, chosen[0], "restarted by the operator")
+            case "reset":
+                for engine in chosen:
+                    engine.budget.reset()
+                    if engine.state is EngineState.RETIRED:
+                        engine.turn(Turn.RESET, desk.now)
+                if event.rank is None and pipeline.trainer.state is TrainerState.RETIRED:
+                    pipeline.trainer.budget.reset()
+                    pipeline.trainer.turn(TrainerTurn.RESET)
+                    pipeline.failed = ""
+            case "stop":
+                trainers.stop(desk, pipeline)
+            case _:
+                desk.note("warning", pipeline.id, f"no such operation: {event.verb}")
+
+    # -- what is due
+
+    def _settle(self) -> None:
+        desk = self.desk
+        self._look_at_fences()
+        for pipeline in desk.fleet.pipelines.values():
+            self._prepare(pipeline)
+            gateways.step(desk, pipeline)
+            trainers.step(desk, pipeline)
+        blocked = self._grant()
+        current = view(desk, blocked)
+        wanted = plan(current)
+        wanted_gpus = {gpu: id for id in sorted(wanted) for gpu in desk.fleet.engine(id).gpus}
+        for pipeline in desk.fleet.pipelines.values():
+            self._settle_engines(pipeline, wanted, wanted_gpus, blocked)
+        for pipeline in desk.fleet.pipelines.values():  # what engines have just given up or taken may be what is waited for
+            trainers.step(desk, pipeline)
+            gateways.step(desk, pipeline)
+            self._drop_snapshots(pipeline)
+
+    def _prepare(self, pipeline: Pipeline) -> None:
+        if not pipeline.model_ready and pipeline.model_op is None and not pipeline.ended and not self.desk.stopping:
+            pipeline.model_op = self.desk.do(lambda id: PrepareModel(id=id, pipeline=pipeline.id), self.desk.box.limits.start)
+
+    def _look_at_fences(self) -> None:
+        """What is fenced is measured again now and then; a GPU that clears is lent again."""
+        desk = self.desk
+        fenced = tuple(sorted(desk.leases.fences))
+        if not fenced or self._fence_op is not None or desk.stopping:
+            return
+        if self._fence_looked is None or desk.due(self._fence_looked + desk.box.limits.remeasure):
+            self._fence_looked = desk.now
+            limit = desk.box.limits.order
+            self._fence_op = desk.do(lambda id: Measure(id=id, holder=None, gpus=fenced, within=0.0), limit)
+
+    def _grant(self) -> frozenset[GpuId]:
+        """Grant every request whose turn it is and whose GPUs are free; returns the GPUs engines must leave."""
+        desk = self.desk
+        pipelines = desk.fleet.pipelines.values()
+        requests = [pipeline.trainer.request for pipeline in pipelines if pipeline.trainer.request is not None]
+        fenced = desk.leases.fences
+        reserved = reserve(requests, held_by_trainers(desk), fenced.__contains__, desk.now, desk.box.limits.ageing)
+        blocked = set(reserved.blocked)
+        for request in reserved.turn:
+            needed = set(request.gpus) - request.keeps
+            if desk.leases.all_free(needed):
+                trainers.grant(desk, desk.fleet.pipelines[request.pipeline], request)
+                blocked -= needed
+        return frozenset(blocked)
+
+    def _settle_engines(
+        self, pipeline: Pipeline, wanted: frozenset[EngineId], wanted_gpus: dict[GpuId, EngineId], blocked: frozenset[GpuId]
+    ) -> None:
+        desk = self.desk
+        for engine in pipeline.engines.values():
+            if pipeline.ended or (desk.stopping and pipeline.trainer.state is TrainerState.STOPPING):
+                groups.stop(desk, engine)
+            leave = must_leave(engine, wanted, wanted_gpus, blocked)
+            eager = pipeline.spec.engine.eager and engine.state is EngineState.COLD and not pipeline.ended and not engine.restarts
+            contested = any(gpu in blocked or wanted_gpus.get(gpu, engine.id) != engine.id for gpu in engine.gpus)
+            awake = engine.id in wanted or (eager and not contested and not desk.stopping)
+            groups.step(desk, pipeline, engine, wanted=awake, leave=leave)
+
+    def _drop_snapshots(self, pipeline: Pipeline) -> None:
+        """A snapshot lives until it is neither published nor being loaded."""
+        loading = {
+            awaited.action.version
+            for awaited in self.desk.inflight.awaited
+            if isinstance(awaited.action, Wake | LoadWeights) and awaited.action.engine.pipeline == pipeline.id
+        }
+        for version in sorted(pipeline.snapshots - loading - {pipeline.published}):
+            pipeline.snapshots.discard(version)
+            self.desk.do(
+                lambda id, version=version: DropSnapshot(id=id, pipeline=pipeline.id, version=version),  # type: ignore[misc]
+                self.desk.box.limits.order,
+            )

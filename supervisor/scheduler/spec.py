@@ -1,0 +1,110 @@
+"""What the scheduler is told about the box before anything happens: facts of the configuration, as plain data."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from engines.ids import GpuId, PipelineId
+
+
+class Priority(IntEnum):
+    """Who wins a GPU; lower wins, and only a rollout can be preempted."""
+
+    INITIALIZATION = 0
+    ACTOR_TRAINING = 1
+    CRITIC_TRAINING = 2
+    OLD_LOG_PROBS = 3
+    REFERENCE_LOG_PROBS = 4
+    VALUE_COMPUTE = 5
+    ROLLOUT = 6
+
+
+ROLE_PRIORITY = {
+    "init": Priority.INITIALIZATION,
+    "train": Priority.ACTOR_TRAINING,
+    "critic": Priority.CRITIC_TRAINING,
+    "old_log_probs": Priority.OLD_LOG_PROBS,
+    "reference": Priority.REFERENCE_LOG_PROBS,
+    "value": Priority.VALUE_COMPUTE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Deadlines of everything that is awaited, in seconds, and the restart budget."""
+
+    start: float = 900.0
+    drain: float = 20.0
+    pause: float = 120.0
+    wake: float = 120.0
+    load: float = 120.0
+    release: float = 120.0
+    grace: float = 10.0
+    order: float = 10.0
+    restarts: int = 3
+    restart_window: float = 600.0
+    quiet_rollout: float = 60.0
+    ageing: float = 60.0
+    remeasure: float = 5.0
+    straggler: float = 60.0
+    gateway_start: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """The pool of engines of one pipeline: dp rank r owns `gpus[r*tp:(r+1)*tp]` and runs `slots` samples at once."""
+
+    gpus: tuple[GpuId, ...]
+    tp: int = 1
+    slots: int = 16
+    eager: bool = False
+
+    def bundle(self, rank: int) -> tuple[GpuId, ...]:
+        return self.gpus[rank * self.tp : (rank + 1) * self.tp]
+
+    @property
+    def ranks(self) -> range:
+        return range(len(self.gpus) // self.tp)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSpec:
+    """The ranks of one pipeline's trainer and the GPUs of each role it may lease ("train" always, "init" = all of them)."""
+
+    roles: dict[str, tuple[GpuId, ...]]
+    world_size: int
+    lease_limit: float = 7200.0
+
+    def gpus(self, roles: tuple[str, ...]) -> tuple[GpuId, ...]:
+        """Every GPU of these roles, sorted, each once."""
+        return tuple(sorted({gpu for role in roles for gpu in self.roles[role]}))
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSpec:
+    """One RL job. `version` and `steps_done` are not 0 when a run is resumed."""
+
+    id: PipelineId
+    engine: EngineSpec
+    trainer: TrainerSpec
+    share: float = 1.0
+    version: int = 0
+    steps_done: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """`[scheduler]`."""
+
+    targets: str = "oldest-first"
+    minimum_hold: float = 2.0
+    max_starting: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BoxSpec:
+    """One host."""
+
+    gpus: tuple[GpuId, ...]
+    pipelines: tuple[PipelineSpec, ...]
+    limits: Limits = field(default_factory=Limits)
+    rules: Rules = field(default_factory=Rules)

@@ -1,0 +1,55 @@
+"""The planner's view of the fleet: what is free to share, and who wants it."""
+
+from engines.ids import EngineId, GpuId
+from engines.state import EngineState
+
+from .desk import Desk
+from .fleet import Engine, Pipeline
+from .planner import Bundle, Share, View
+from .spec import Priority
+
+
+def held_by_trainers(desk: Desk) -> frozenset[GpuId]:
+    return frozenset(lease.gpu for lease in desk.leases.leases if lease.priority is not Priority.ROLLOUT)
+
+
+def view(desk: Desk, blocked: frozenset[GpuId]) -> View:
+    """GPUs that are neither a trainer's, nor reserved for one, nor fenced, nor held by an engine that cannot be asked to leave."""
+    withheld = set(blocked) | held_by_trainers(desk) | set(desk.leases.fences)
+    for engine in desk.fleet.engines:
+        if engine.state in (EngineState.QUARANTINED, EngineState.STOPPING, EngineState.STUCK):
+            withheld |= set(desk.leases.held_by(engine.id))
+    gpus = frozenset(desk.leases.gpus) - withheld
+    shares = tuple(share for pipeline in desk.fleet.pipelines.values() if (share := _share(desk, pipeline)) is not None)
+    return View(gpus, shares, desk.box.rules.targets)
+
+
+def _share(desk: Desk, pipeline: Pipeline) -> Share | None:
+    quiet = desk.box.limits.quiet_rollout
+    for rollout in pipeline.rollouts.values():
+        if (at := rollout.quiet_at(quiet)) is not None:
+            desk.look_again(at)
+    unfinished = pipeline.unfinished(desk.now, quiet)
+    if unfinished == 0 or pipeline.ended or pipeline.suspended or not pipeline.trainer.restored:
+        return None
+    bundles = tuple(_bundle(desk, engine) for engine in pipeline.engines.values() if _available(desk, engine))
+    return Share(pipeline.id, unfinished, pipeline.spec.engine.slots, pipeline.opened, bundles, pipeline.spec.share)
+
+
+def _available(desk: Desk, engine: Engine) -> bool:
+    """Could be awake soon: alive and asked for nothing else, or startable. One on its way down counts again when it is there."""
+    if engine.held or engine.state in (EngineState.QUARANTINED, EngineState.STOPPING, EngineState.STUCK, EngineState.RETIRED):
+        return False
+    return engine.state is not EngineState.COLD or desk.due(engine.not_before)
+
+
+def _bundle(desk: Desk, engine: Engine) -> Bundle:
+    young = engine.state is not EngineState.SERVING or not desk.due(engine.since + desk.box.rules.minimum_hold)
+    return Bundle(engine.id.rank, frozenset(engine.gpus), awake=engine.awake, fresh=engine.awake and young)
+
+
+def must_leave(engine: Engine, wanted: frozenset[EngineId], wanted_gpus: dict[GpuId, EngineId], blocked: frozenset[GpuId]) -> bool:
+    """A pause is paid only when somebody needs the GPU: a trainer, or another engine of the plan."""
+    if engine.held or any(gpu in blocked for gpu in engine.gpus):
+        return True
+    return engine.id not in wanted and any(gpu in wanted_gpus for gpu in engine.gpus)
