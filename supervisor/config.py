@@ -6,7 +6,7 @@ import msgspec
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e7)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}\Z")]
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

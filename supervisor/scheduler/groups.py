@@ -18,7 +18,7 @@ STEPS_OF_AN_ENGINE = (StartGroup, Pause, Wake, LoadWeights, Route, Unroute, Drai
 
 def fail(desk: Desk, engine: Engine, reason: str) -> None:
     """The whole group has failed, whatever the cause: out of the routes, killed, confirmed gone, and only then perhaps started again."""
-    if not engine.can(Turn.FAIL):
+    if not engine.can(Turn.FAIL) or engine.state is EngineState.STOPPING:  # an end that was asked for is no failure
         return
     desk.inflight.forget(engine.op)
     engine.op = engine.routing_to = None

@@ -1,0 +1,101 @@
+"""`python -P -m engines.gateway --pipeline NAME --listen-fd N --seed S --model DIR`, with the supervisor's channel in `TRAINSHED_FD`.
+
+Exit codes: 0 the supervisor is gone or a TERM came; 1 the channel brought what is no order, or a bug of ours; 2 bad arguments or model files.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvloop
+
+from engines.gateway.dispatch import Dispatch
+from engines.gateway.engine_client import EngineClient
+from engines.gateway.exchange import Exchange
+from engines.gateway.orders import Channel
+from engines.gateway.server import application, serve
+from engines.gateway.text import Text
+from trainers.framing import FrameError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _arguments(argv)
+    log = _log(arguments.pipeline)
+    try:
+        text = Text(arguments.model)
+        control = socket.socket(fileno=int(os.environ["TRAINSHED_FD"]))
+        listener = socket.socket(fileno=arguments.listen_fd)
+    except Exception as error:  # tokenizers raises a bare Exception for a bad file
+        log.error("cannot start", error=f"{type(error).__name__}: {error}", model=str(arguments.model))
+        return 2
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(arguments, text, control, listener, log))
+
+
+async def _run(arguments: argparse.Namespace, text: Text, control: socket.socket, listener: socket.socket, log: Any) -> int:
+    dispatch = Dispatch(seed=arguments.seed, eos=text.eos, decode=text.decode_all if text.known else None)
+    exchange = Exchange(dispatch, EngineClient(), log.info)
+    app = application(exchange, text, pipeline=arguments.pipeline, model=str(arguments.model), log=log.error)
+    runner = await serve(app, listener)
+    channel = await Channel.over(control)
+    exchange.on_done, exchange.on_change = channel.done, channel.changed
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    waits: set[asyncio.Future[Any]] = {
+        asyncio.create_task(stopped.wait()),
+        asyncio.create_task(channel.run(exchange.order, exchange.progress)),
+        exchange.failed,
+    }
+    code = 0
+    try:
+        done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for ended in done:
+            ended.result()
+        log.info("ends", cause="signal" if stopped.is_set() else "the supervisor is gone")
+    except FrameError as error:
+        log.error("ends", cause="bad frame", error=str(error))
+        code = 1
+    except Exception as error:
+        log.error("ends", cause="bug", error=f"{type(error).__name__}: {error}", exc_info=True)
+        code = 1
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await exchange.close()
+        await runner.cleanup()
+    return code
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="engines.gateway", description="The HTTP front of one pipeline.")
+    parser.add_argument("--pipeline", required=True, help="the pipeline's name")
+    parser.add_argument("--listen-fd", required=True, type=int, help="descriptor of the inherited listening socket")
+    parser.add_argument("--seed", type=int, default=0, help="the pipeline's seed, from which samples without a seed get one")
+    parser.add_argument("--model", required=True, type=Path, help="model directory: tokenizer and chat template")
+    return parser.parse_args(argv)
+
+
+def _log(pipeline: str) -> Any:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    return structlog.get_logger().bind(pipeline=pipeline, source="gateway")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

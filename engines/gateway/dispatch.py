@@ -1,0 +1,365 @@
+"""Samples in, assignments out: which request goes to which engine, and what becomes of it when the engine goes. PURE.
+
+`handle(event, now) -> list[events.Effect]`: nothing else decides anything in the gateway. What holds after every call:
+an engine never has more than `slots` attempts of ours; an attempt starts only on a routed engine with the newest version;
+each asker gets exactly one outcome; tokens that have reached us are never generated again (but for `whole` requests, see `seams`).
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from engines.gateway import events, messages, seams
+from engines.gateway.attempts import Attempts
+from engines.gateway.fleet import Engine, Fleet
+from engines.gateway.queue import Queue
+from engines.gateway.records import Attempt, Phase, Rollout, Sample
+from engines.gateway.rollouts import Rollouts
+from engines.gateway.samples import Failure, Outcome, SampleKey, State
+from engines.gateway.seeds import sample_seed
+
+MAX_LOSSES: Final = 8
+"""Attempts in a row that an engine accepted and was lost with, without one new token: then it is the request that kills engines."""
+MAX_WAITING: Final = 100_000
+HELD_PER_WAITING: Final = 10
+
+_CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
+
+
+class Dispatch:
+    """`seed`: the pipeline's. `eos`: token ids at which the model ends. `decode`: tokens to text, for stop strings at a seam (None: no tokenizer)."""
+
+    def __init__(
+        self, *, seed: int = 0, eos: frozenset[int] = frozenset(), decode: seams.Decode | None = None, max_waiting: int = MAX_WAITING
+    ) -> None:
+        self.fleet = Fleet()
+        self.rollouts = Rollouts()
+        self._seed, self._eos, self._decode, self._max_waiting = seed, eos, decode, max_waiting
+        self._attempts = Attempts()
+        self._askers: dict[int, Sample] = {}
+        self._queue = Queue()
+        self._waiting = 0
+        self._hopeless = ""
+        self._counter = 0
+        self._effects: list[events.Effect] = []
+        self._now = 0.0
+
+    @property
+    def deadline(self) -> float | None:
+        """When it next wants a `Tick`, on the clock of `now`; None: only when something happens."""
+        rested = self.fleet.next_rested() if self._queue else None
+        dues = [due for due in (self._attempts.deadline, self.rollouts.deadline(), rested) if due is not None]
+        return min(dues, default=None)
+
+    def progress(self) -> messages.Progress:
+        return messages.Progress(self.rollouts.progress(), self.fleet.loads())
+
+    def handle(self, event: events.Event, now: float) -> list[events.Effect]:
+        """Take one event at `now` (seconds of a clock that never goes back); returns what is to be done, in order."""
+        self._now, self._effects = now, []
+        match event:
+            case events.Tokens():
+                self._tokens(event)
+                return self._effects
+            case events.Ended():
+                self._ended(event)
+            case events.Ask():
+                self._ask(event)
+            case events.Leave():
+                self._leave(event.asker)
+            case events.Tick():
+                pass
+            case _:
+                self._order(event)
+        self._overdue()
+        self._dispatch()
+        return self._effects
+
+    # ---- orders of the supervisor
+
+    def _order(self, order: messages.Order) -> None:
+        attempts: list[Attempt] = []
+        match order:
+            case messages.Route():
+                if (replaced := self.fleet.route(order)) is not None:
+                    self._lose(replaced)
+            case messages.Unroute():
+                self.fleet.unroute(order.engine, order.incarnation)
+            case messages.Drain():
+                if (engine := self.fleet.unroute(order.engine, order.incarnation)) is not None:
+                    attempts = self._attempts.on(engine)
+            case messages.Lost():
+                if (engine := self.fleet.unroute(order.engine, order.incarnation)) is not None:
+                    self._lose(engine)
+            case messages.OpenRollout():
+                self._open(order)
+            case messages.CloseRollout():
+                attempts = self._close(order.rollout)
+            case messages.Forget():
+                self._forget()
+            case messages.Hopeless():
+                self._set_hopeless(order.reason)
+        for attempt in attempts:
+            self._abort(attempt)
+        self._effects += self._attempts.promise(order.order, attempts)
+
+    def _open(self, order: messages.OpenRollout) -> None:
+        rollout = self.rollouts.open(order.rollout, order.target, self._now)
+        for sample in rollout.samples.values():
+            if sample.state is State.WAITING:
+                self._queue.push(sample, self._waiting)
+
+    def _close(self, number: int) -> list[Attempt]:
+        rollout = self.rollouts.get(number)
+        if rollout is None or rollout.phase is Phase.CLOSED:
+            return []
+        if rollout.phase is Phase.EXPECTED:
+            self._end_expected(rollout, Failure(404, "rollout_closed", f"rollout {number} is closed"))
+            return []
+        self.rollouts.close(rollout)
+        attempts = []
+        for sample in list(rollout.samples.values()):
+            sample.closing = True
+            if sample.state is State.WAITING:
+                self._complete(sample, _CLOSED)
+            elif sample.attempt is not None:
+                attempts.append(sample.attempt)
+        return attempts
+
+    def _forget(self) -> None:
+        gone = Failure(404, "rollout_closed", "the trainer has ended, and its rollouts with it")
+        for rollout in self.rollouts.forget():
+            for sample in list(rollout.samples.values()):
+                if sample.state is not State.DONE:
+                    self._discard(sample, gone)
+
+    def _set_hopeless(self, reason: str) -> None:
+        self._hopeless = reason
+        if reason:
+            failure = Failure(503, "no_engine", reason)
+            for rollout in list(self.rollouts):
+                for sample in [sample for sample in rollout.samples.values() if sample.state is State.WAITING]:
+                    self._discard(sample, failure)
+
+    # ---- those who ask
+
+    def _ask(self, ask: events.Ask) -> None:
+        rollout = self.rollouts.place(ask.rollout, self._now)
+        if rollout is None:
+            failure = Failure(404, "rollout_closed", f"rollout {ask.rollout} is closed")
+            self._effects.append(events.Deliver(ask.asker, failure))
+            return
+        key = SampleKey(rollout.number, ask.token) if ask.token is not None else SampleKey(rollout.number, "", self._next())
+        sample = rollout.samples.get(key)
+        if sample is None:
+            if (refusal := self._no_room(rollout)) is not None:
+                self._effects.append(events.Deliver(ask.asker, refusal))
+                return
+            sample = self._new_sample(rollout, key, ask)
+        elif sample.request.fingerprint != ask.request.fingerprint:
+            text = f"sample {ask.token!r} of rollout {rollout.number} was first asked with another prompt or other parameters"
+            self._effects.append(events.Deliver(ask.asker, Failure(409, "sample_mismatch", text)))
+            return
+        if ask.streams and sample.ids and not sample.request.whole:
+            self._effects.append(events.Grew(ask.asker, sample.ids.tolist(), sample.logprobs.tolist()))
+        if sample.outcome is not None:
+            self._effects.append(events.Deliver(ask.asker, sample.outcome))
+        else:
+            sample.askers[ask.asker] = ask.streams
+            self._askers[ask.asker] = sample
+
+    def _no_room(self, rollout: Rollout) -> Failure | None:
+        if rollout.phase is Phase.CLOSED:
+            return Failure(404, "rollout_closed", f"rollout {rollout.number} is closed")
+        if self._hopeless:
+            return Failure(503, "no_engine", self._hopeless)
+        if self._waiting >= self._max_waiting or len(rollout.samples) >= HELD_PER_WAITING * self._max_waiting:
+            return Failure(503, "full", f"{self._waiting} samples wait already; ask again when some are done")
+        return None
+
+    def _new_sample(self, rollout: Rollout, key: SampleKey, ask: events.Ask) -> Sample:
+        sample = rollout.samples[key] = Sample(key, ask.request, rollout, self._next(), self._seed_of(key))
+        rollout.move(None, State.WAITING, self._now)
+        self._waiting += 1
+        if rollout.phase is Phase.OPEN:
+            self._queue.push(sample, self._waiting)
+        return sample
+
+    def _seed_of(self, key: SampleKey) -> int | None:
+        """The sampling seed for a request that brings none: known where rollout and index are (an implicit number says nothing)."""
+        index = key.index
+        return None if index is None or key.rollout < 0 else sample_seed(self._seed, key.rollout, index)
+
+    def _leave(self, asker: int) -> None:
+        sample = self._askers.pop(asker, None)
+        if sample is None:
+            return
+        del sample.askers[asker]
+        if not sample.askers:
+            self._discard(sample, None)
+
+    # ---- what engines say
+
+    def _tokens(self, event: events.Tokens) -> None:
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None or (sample := attempt.sample) is None:
+            return
+        attempt.marks = event.marks
+        request, known = sample.request, len(sample.ids)
+        room = len(event.ids) if request.limit is None else max(0, request.limit - known)
+        ids, logprobs = event.ids[:room], event.logprobs[:room]
+        sample.ids.extend(ids)
+        sample.logprobs.extend(logprobs)
+        sample.losses = 0
+        cut = None
+        if request.stops and self._decode and attempt.start > 0:
+            cut = seams.straddling(request, sample.ids, attempt.start, known, self._decode)
+            if cut is not None:
+                ids, logprobs = ids[: max(0, cut[0] - known)], logprobs[: max(0, cut[0] - known)]
+        if not request.whole and ids:
+            self._effects.extend(events.Grew(asker, ids, logprobs) for asker, streams in sample.askers.items() if streams)
+        if cut is not None:
+            self._stop_at(attempt, sample, *cut)
+
+    def _stop_at(self, attempt: Attempt, sample: Sample, count: int, matched: str) -> None:
+        """The sample is complete although its engine does not see it."""
+        sample.spans += attempt.spans(len(sample.ids))
+        sample.keep(count)
+        attempt.sample = sample.attempt = None
+        self._abort(attempt)
+        self._complete(sample, {"type": "stop", "matched": matched})
+
+    def _ended(self, event: events.Ended) -> None:
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None:
+            return  # cut before this came: an answer of the dead
+        self._effects += self._attempts.release(attempt)
+        engine, end, sample = attempt.engine, event.end, attempt.sample
+        aborted = isinstance(end, events.Finished) and end.reason.get("type") == "abort"
+        match end:
+            case events.Finished() if not aborted:
+                engine.succeeded()
+            case events.Broken():
+                engine.failures += 1
+                engine.rest(self._now)
+            case _ if aborted and not attempt.aborting:
+                engine.rest(self._now)  # somebody else has aborted it, as a pause does
+        if sample is None:
+            return
+        match end:
+            case events.Finished(reason, meta) if not aborted:
+                self._complete(sample, reason, meta)
+            case events.Finished(reason, _) if not attempt.aborting and (status := reason.get("status_code")) in (400, 413, 422):
+                self._settle(sample, Failure(int(status), "bad_request", str(reason.get("message", "the engine refused the request"))))
+            case events.Refused(status, message):
+                self._settle(sample, Failure(status, "bad_request", message))
+            case events.Broken(cause, accepted) if accepted and not sample.closing and not attempt.aborting:
+                sample.losses += 1
+                if sample.losses >= MAX_LOSSES:
+                    text = f"{MAX_LOSSES} engines in a row were lost with this request before one token came; the last: {cause}"
+                    self._settle(sample, Failure(500, "request_failed", text))
+                else:
+                    self._again(sample)
+            case _:
+                self._again(sample)
+
+    def _again(self, sample: Sample) -> None:
+        """Its engine is gone; the rest is to be made elsewhere, if there is a rest."""
+        if sample.request.whole:
+            if sample.closing:
+                self._complete(sample, _CLOSED)
+                return
+            sample.restart()
+        elif reason := seams.ended(sample.request, sample.ids, self._eos, self._decode):
+            self._complete(sample, reason)
+            return
+        if sample.closing:
+            self._complete(sample, _CLOSED)
+            return
+        self._move(sample, State.WAITING)
+        if self._hopeless:
+            self._discard(sample, Failure(503, "no_engine", self._hopeless))
+        else:
+            self._queue.push(sample, self._waiting)
+
+    def _move(self, sample: Sample, state: State) -> None:
+        if sample.state is not state:
+            self._waiting += (state is State.WAITING) - (sample.state is State.WAITING)
+            sample.rollout.move(sample.state, state, self._now)
+            sample.state = state
+
+    def _complete(self, sample: Sample, reason: Mapping[str, Any], meta: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self._settle(sample, sample.answer(reason, meta))
+
+    def _settle(self, sample: Sample, outcome: Outcome) -> None:
+        """The sample is done: everybody who asked gets the outcome, and whoever asks later, if it has a name."""
+        self._move(sample, State.DONE)
+        sample.outcome = outcome
+        self._deliver(sample, outcome)
+        if sample.key.anonymous:
+            sample.rollout.samples.pop(sample.key, None)
+
+    def _discard(self, sample: Sample, failure: Failure | None) -> None:
+        """The sample never was: nobody wants it (no failure), or nobody can make it."""
+        self._waiting -= sample.state is State.WAITING
+        sample.rollout.move(sample.state, None, self._now)
+        sample.state = State.DONE
+        sample.rollout.samples.pop(sample.key, None)
+        if failure is not None:
+            self._deliver(sample, failure)
+        if (attempt := sample.attempt) is not None:
+            attempt.sample = sample.attempt = None
+            self._abort(attempt)
+
+    def _deliver(self, sample: Sample, outcome: Outcome) -> None:
+        for asker in sample.askers:
+            del self._askers[asker]
+            self._effects.append(events.Deliver(asker, outcome))
+        sample.askers.clear()
+
+    # ---- attempts
+
+    def _dispatch(self) -> None:
+        self.fleet.wake(self._now)
+        while self._queue and (engine := self.fleet.pick(self._now)) is not None:
+            sample = self._queue.pop()
+            self._move(sample, State.IN_FLIGHT)
+            self._effects.append(self._attempts.begin(self._next(), sample, engine))
+
+    def _lose(self, engine: Engine) -> None:
+        """Everything on it goes on elsewhere, at once."""
+        engine.routed = False
+        for attempt in self._attempts.on(engine):
+            self._cut(attempt)
+
+    def _abort(self, attempt: Attempt) -> None:
+        self._effects += self._attempts.abort(attempt, self._now)
+
+    def _cut(self, attempt: Attempt) -> None:
+        self._effects.append(events.Cut(attempt.number))
+        self._effects += self._attempts.release(attempt)
+        if attempt.sample is not None:
+            self._again(attempt.sample)
+
+    # ---- time
+
+    def _overdue(self) -> None:
+        for attempt in self._attempts.impatient(self._now):
+            attempt.engine.failures += 1
+            attempt.engine.rest(self._now)
+            self._cut(attempt)
+        for rollout in self.rollouts.overdue(self._now):
+            if rollout.phase is Phase.EXPECTED:
+                text = f"rollout {rollout.number} has not been opened"
+                self._end_expected(rollout, Failure(404, "rollout_unknown", text))
+            else:
+                self.rollouts.close(rollout)
+
+    def _end_expected(self, rollout: Rollout, failure: Failure) -> None:
+        self.rollouts.drop(rollout)
+        for sample in list(rollout.samples.values()):
+            self._discard(sample, failure)
+
+    def _next(self) -> int:
+        self._counter += 1
+        return self._counter

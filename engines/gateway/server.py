@@ -1,0 +1,68 @@
+"""The gateway's HTTP face: routes, typed errors, limits. It serves on a listening socket that it was given."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from engines.gateway.errors import RequestError
+from engines.gateway.exchange import Exchange
+from engines.gateway.native import Native, json_response
+from engines.gateway.openai_routes import OpenAI
+from engines.gateway.text import Text
+
+MAX_BODY: Final = 64 << 20
+_SHUTDOWN_S: Final = 1.0
+
+
+def application(exchange: Exchange, text: Text, *, pipeline: str, model: str, log: Callable[..., Any]) -> web.Application:
+    """The whole of it, over one exchange. `model` is the model path, which SGLang's `/model_info` tells."""
+    native, openai = Native(exchange, text), OpenAI(exchange, text, pipeline)
+
+    async def health(request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def model_info(request: web.Request) -> web.Response:
+        version = str(exchange.version)
+        return json_response({"model_path": model, "served_model_name": pipeline, "is_generation": True, "weight_version": version})
+
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors(log)])
+    app.router.add_get("/health", health)
+    app.router.add_get("/model_info", model_info)
+    app.router.add_get("/v1/models", openai.models)
+    app.router.add_post("/generate", native.generate)
+    app.router.add_post("/rollouts/{rollout}/samples", native.samples)
+    app.router.add_post("/v1/completions", openai.completions)
+    app.router.add_post("/v1/chat/completions", openai.chat)
+    return app
+
+
+async def serve(app: web.Application, listener: socket.socket) -> web.AppRunner:
+    """Serve on `listener` (bound and listening already) until the runner's `cleanup`. A client that hangs up cancels its handler."""
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+    await runner.setup()
+    listener.setblocking(False)
+    await web.SockSite(runner, listener, backlog=1024).start()
+    return runner
+
+
+def _errors(log: Callable[..., Any]) -> Middleware:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except RequestError as error:
+            return json_response(error.body(), error.status)
+        except web.HTTPException as error:
+            code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status, "bad_request")
+            return json_response(RequestError(error.status, code, error.reason).body(), error.status)
+        except (ConnectionResetError, asyncio.CancelledError):
+            raise  # the client has gone
+        except Exception as error:
+            log("handler failed", path=request.path, error=f"{type(error).__name__}: {error}", exc_info=True)
+            return json_response(RequestError(500, "internal", f"{type(error).__name__}: {error}").body(), 500)
+
+    return middleware

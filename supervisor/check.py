@@ -1,0 +1,183 @@
+"""The resolved picture of a configuration: who may hold which GPU, and whether it fits. PURE; `supervisor.views.check` prints it.
+
+Numbers are lower bounds from what is known without starting anything. What is not known is None and shown as `unmeasured`,
+never guessed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from engines.ids import EngineId, GpuId, PipelineId
+from supervisor.config import Config, Pipeline
+from supervisor.configuration.facts import GpuFact
+from supervisor.configuration.sizes import ModelSize
+from supervisor.environment import choose
+from supervisor.scheduler.spec import ROLE_PRIORITY, Priority
+
+MIB = 1 << 20
+SNAPSHOTS = 3
+"""Of one pipeline's weights in shared memory at most: one being written, one published, one being loaded."""
+TRAINING_BYTES = 4
+"""Float32 weights, gradients and two moments of Adam: this many times the weights' float32 bytes, shared by the ranks."""
+
+Verdict = Literal["fits", "does not fit", "unmeasured"]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the box has. None where it could not be found out."""
+
+    gpus: tuple[GpuFact, ...]
+    memory_free: int | None
+    shm_free: int | None
+    environ: Mapping[str, str]
+    ephemeral: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One who may hold a GPU. `needs` is a lower bound of device bytes on that GPU while it is held."""
+
+    pipeline: PipelineId
+    holder: str
+    role: str
+    priority: Priority
+    needs: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPlan:
+    """One GPU. `needs` is its largest claim plus what the sleepers leave behind; None when no claim is known."""
+
+    gpu: GpuFact
+    claims: tuple[Claim, ...]
+    needs: int | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """One resource of the host."""
+
+    what: str
+    needs: int | None
+    has: int | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Variables:
+    """What these children (all alike) see of our environment, by name."""
+
+    children: tuple[str, ...]
+    kept: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    gpus: tuple[GpuPlan, ...]
+    rooms: tuple[Room, ...]
+    ports: tuple[int, int]
+    variables: tuple[Variables, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """False only where it is known not to fit."""
+        verdicts = [gpu.verdict for gpu in self.gpus] + [room.verdict for room in self.rooms]
+        return "does not fit" not in verdicts
+
+
+def picture(config: Config, machine: Machine, sizes: Mapping[str, ModelSize | None]) -> Picture:
+    """`sizes` gives the model of each pipeline by the pipeline's name, None where it is not known."""
+    gpus = tuple(_gpu(gpu, config, sizes) for gpu in machine.gpus)
+    variables = tuple(_variables(config, machine.environ))
+    return Picture(gpus, tuple(_rooms(config, machine, sizes)), config.host.ports, variables, tuple(_notes(config, machine)))
+
+
+def verdict(needs: int | None, has: int | None) -> Verdict:
+    if needs is None or has is None:
+        return "unmeasured"
+    return "fits" if needs <= has else "does not fit"
+
+
+def _gpu(gpu: GpuFact, config: Config, sizes: Mapping[str, ModelSize | None]) -> GpuPlan:
+    claims = tuple(claim for pipeline in config.pipeline for claim in _claims(pipeline, gpu.id, sizes.get(pipeline.name)))
+    known = [claim.needs for claim in claims if claim.needs is not None]
+    sleepers = sum(1 for claim in claims if claim.priority is Priority.ROLLOUT)
+    needs = max(known) + max(0, sleepers - 1) * config.host.residual_mib * MIB if known and len(known) == len(claims) else None
+    return GpuPlan(gpu, claims, needs, verdict(needs, gpu.total_bytes) if claims else "fits")
+
+
+def _claims(pipeline: Pipeline, gpu: GpuId, size: ModelSize | None) -> Iterator[Claim]:
+    """Who of this pipeline may hold the GPU, highest priority first."""
+    name = PipelineId(pipeline.name)
+    trainer, engine = pipeline.trainer, pipeline.engine
+    share = size.weights * TRAINING_BYTES // len(trainer.gpus) if size is not None and trainer.entry is not None else None
+    roles = {"train": trainer.gpus, **trainer.roles}
+    for role, gpus in sorted(roles.items(), key=lambda item: ROLE_PRIORITY[item[0]]):
+        if gpu in gpus:
+            yield Claim(name, f"{name}/trainer", role, ROLE_PRIORITY[role], share if role == "train" else None)
+    if gpu in engine.gpus:
+        rank = engine.gpus.index(gpu) // engine.tp
+        yield Claim(name, str(EngineId(name, rank)), "rollout", Priority.ROLLOUT, _engine_needs(pipeline, size))
+
+
+def _engine_needs(pipeline: Pipeline, size: ModelSize | None) -> int | None:
+    engine = pipeline.engine
+    if size is None:
+        return None
+    if engine.kind == "embedded":
+        return None if size.kv_token is None else size.weights + size.kv_token * engine.context * engine.slots
+    return size.weights // engine.tp
+
+
+def _rooms(config: Config, machine: Machine, sizes: Mapping[str, ModelSize | None]) -> Iterator[Room]:
+    known = [sizes.get(pipeline.name) for pipeline in config.pipeline]
+    weights = None if any(size is None for size in known) else [size.weights for size in known if size is not None]
+    shm = None if weights is None else SNAPSHOTS * sum(weights)
+    yield Room(f"shared memory ({config.host.shm})", shm, machine.shm_free, verdict(shm, machine.shm_free))
+    host = None
+    if weights is not None:
+        engines = [len(pipeline.engine.gpus) // pipeline.engine.tp for pipeline in config.pipeline]
+        asleep = sum(size * count for size, count in zip(weights, engines, strict=True))
+        host = asleep + TRAINING_BYTES * sum(weights) + (shm or 0)
+    yield Room("host memory", host, machine.memory_free, verdict(host, machine.memory_free))
+
+
+def _variables(config: Config, environ: Mapping[str, str]) -> Iterator[Variables]:
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for pipeline in config.pipeline:
+        engine, trainer = pipeline.engine, pipeline.trainer
+        for child, chosen in (
+            (f"{pipeline.name}/engine", choose("engine", environ, engine.pass_env, engine.env)),
+            (f"{pipeline.name}/trainer", choose("trainer", environ, trainer.pass_env, trainer.env)),
+        ):
+            alike.setdefault((tuple(sorted(chosen.kept)), chosen.dropped), []).append(child)
+    for (kept, dropped), children in alike.items():
+        yield Variables(tuple(children), kept, dropped)
+
+
+def _notes(config: Config, machine: Machine) -> Iterator[str]:
+    for pipeline in config.pipeline:
+        if not isinstance(pipeline.engine.model, str):
+            yield f"{pipeline.name}: its model is made when the run starts, so its size is not known yet."
+        if config.host.virtual is not None and pipeline.engine.kind != "embedded":
+            yield f"{pipeline.name}: engines of kind {pipeline.engine.kind} are unmeasured on virtual GPUs; no promise about their memory is made."
+        if config.host.virtual is not None and pipeline.trainer.command is not None:
+            yield f"{pipeline.name}: memory of the trainer's command is unmeasured on virtual GPUs, unless it uses trainers.device."
+        if len({*pipeline.trainer.gpus} & {*pipeline.engine.gpus}) == len({*pipeline.engine.gpus}):
+            yield f"{pipeline.name}: trains on every GPU that its engines have, so it never rolls out while it trains."
+    unused = [gpu.id for gpu in machine.gpus if not any(gpu.id in _wanted(pipeline) for pipeline in config.pipeline)]
+    if unused:
+        yield f"GPUs that nobody may hold: {', '.join(map(str, unused))}."
+    low, high = config.host.ports
+    if machine.ephemeral is not None and low <= machine.ephemeral[1] and machine.ephemeral[0] <= high:
+        first, last = machine.ephemeral
+        yield f"The window of ports {low} to {high} overlaps the kernel's own ({first} to {last}): set [host] ports if a port is found taken."
+
+
+def _wanted(pipeline: Pipeline) -> Sequence[int]:
+    return [*pipeline.engine.gpus, *pipeline.trainer.gpus, *(gpu for gpus in pipeline.trainer.roles.values() for gpu in gpus)]

@@ -1,0 +1,329 @@
+"""The command line. Every command imports what it needs when it runs, so that `status` does not pay for `run`."""
+
+import difflib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from cyclopts import App, CycloptsError, Parameter
+
+from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
+
+if TYPE_CHECKING:
+    from supervisor.load import Inventory, Loaded
+    from supervisor.runtime.directory import RunDirectory
+    from supervisor.runtime.operator import Reply, Request, Verb
+
+VERSION: Final = "0.1.0"
+_COMMANDS: Final = ("run", "check", "status", "logs", "stop", "restart", "pause", "resume", "reset")
+_GLOBAL: Final = frozenset(["--help", "-h", "--version"])
+_POLL_S: Final = 0.1
+
+app = App(
+    name="supervise",
+    help="Several RL post-training runs share the GPUs of one box. Short form of `run FILE`: just FILE.",
+    version=f"trainshed {VERSION}",
+    result_action="return_value",
+)
+
+Json = Annotated[bool, Parameter("--json", negative="", help="For programs: JSON on standard output.")]
+Run = Annotated[str | None, Parameter("--run", help="A run's directory, its name, or name/attempt_N. Default: the latest here.")]
+
+
+@app.command
+def run(
+    file: Path | None = None,
+    /,
+    *,
+    resume: Annotated[bool, Parameter("--resume", negative="", help="Go on from the newest checkpoints: of FILE's newest attempt, or --resume DIR.")] = False,
+    resume_from: Annotated[str | None, Parameter("--resume-from", show=False)] = None,
+    json: Json = False,
+    detach: Annotated[bool, Parameter("--detach", negative="", help="Return when everything has started; the run goes on without this terminal.")] = False,
+) -> int:
+    """Run a configuration file to its end. Ctrl-C stops gracefully, a second one at once, a third one kills."""
+    from supervisor.runtime.options import Options
+    from supervisor.views.progress import Progress
+
+    loaded = _loaded(file, resume_from)
+    attempt = _attempt(loaded, resume, resume_from)
+    try:
+        if file is not None:
+            attempt.write_config(loaded.source, loaded.config)
+        if not json:
+            _say(f"run directory {attempt.path}" + ("; see it with `supervise logs -f`, `status`, `stop`" if detach else ""))
+        options = Options("none" if detach else "json" if json else "readable", attempt.resumed, loaded.source, Progress())
+        from supervisor.runtime.run import run as run_it
+
+        code = run_it(loaded.config, attempt, options)
+    finally:
+        attempt.close()
+    if options.console == "readable":
+        _show_summary(attempt.path)
+    return int(code)
+
+
+def _attempt(loaded: "Loaded", resume: bool, resume_from: str | None) -> "RunDirectory":
+    """The attempt to run in, locked: the one to resume, or a new one."""
+    from supervisor.runtime import directory
+
+    runs = directory.runs_directory(loaded.config)
+    if resume_from is not None:
+        return directory.open_attempt(directory.find_run(resume_from, runs))
+    if not resume:
+        return directory.new_attempt(runs, loaded.name)
+    newest = directory.newest_attempt(runs / loaded.name)
+    if newest is None:
+        raise UsageError(f"{loaded.name} has no attempt in {runs} that could be resumed.")
+    return directory.open_attempt(newest)
+
+
+def _loaded(file: Path | None, resume_from: str | None) -> "Loaded":
+    """The configuration: of the file, or the one that the attempt to resume was started with."""
+    from supervisor.load import load
+    from supervisor.runtime.directory import find_run
+
+    if file is not None:
+        return load(file, _inventory())
+    if resume_from is None:
+        raise UsageError("Which configuration? supervise run FILE, for example examples/quickstart.toml.")
+    return load(find_run(resume_from) / "config.resolved.json", _inventory())
+
+
+def _inventory() -> "Inventory | None":
+    """How GPUs are looked up; None leaves the positions of `gpus = "auto"` unchecked."""
+    return None
+
+
+@app.command
+def check(file: Path, /, *, json: Json = False) -> int:
+    """Say what a configuration file means on this machine, and start nothing."""
+    from supervisor.load import load
+    from supervisor.views import check as view
+
+    loaded = load(file, _inventory())
+    picture = view.look(loaded)
+    if json:
+        _print_json(picture)
+    else:
+        view.show(loaded, picture)
+    return int(ExitCode.DONE if picture.fits else ExitCode.CONFIGURATION)
+
+
+@app.command
+def status(run: str | None = None, /, *, json: Json = False) -> int:
+    """Show a run: its pipelines, processes and GPUs, and what waits for what."""
+    from supervisor.runtime import operator, summary
+    from supervisor.views import status as view
+
+    attempt = _find(run)
+    try:
+        reply = operator.ask(attempt / "control.sock", operator.StatusRequest())
+    except operator.NotRunning:
+        ended = summary.read(attempt)
+        if ended is None:
+            raise
+        if json:
+            _print_json(ended)
+        else:
+            _show_summary(attempt)
+        return int(ExitCode.DONE)
+    if not isinstance(reply, operator.StatusReply):
+        return _tell(reply)
+    if json:
+        _print_json(reply.snapshot)
+    else:
+        view.show(reply.snapshot)
+    return int(ExitCode.DONE)
+
+
+@app.command
+def logs(
+    *names: str,
+    follow: Annotated[bool, Parameter(["--follow", "-f"], negative="", help="Go on until the run ends.")] = False,
+    lines: Annotated[int | None, Parameter(["--lines", "-n"], help="Of each log at most the last so many lines (with -f: 10).")] = None,
+) -> int:
+    """Show the logs of a run as one stream: logs [RUN] [p1 | p1/engine/0 | p1/trainer | p1/gateway | supervisor]."""
+    from supervisor.runtime.directory import is_running
+    from supervisor.views import follow as view
+
+    attempt, target = _run_and_target(names)
+    if lines is not None and lines < 0:
+        raise UsageError("--lines counts from 0.")
+    merge = view.Merge(attempt, view.parse_target(target), _colour())
+    try:
+        for line in merge.history(10 if follow and lines is None else lines):
+            _say(line)
+        if follow:
+            view.follow(merge, _say, lambda: time.sleep(_POLL_S), lambda: is_running(attempt))
+    finally:
+        merge.close()
+    return int(ExitCode.DONE)
+
+
+def _run_and_target(names: Sequence[str]) -> tuple[Path, str | None]:
+    """`RUN TARGET`, or one of them: what is a directory (here or in `runs`) is a run."""
+    if len(names) > 2:
+        raise UsageError("logs takes a run and a target at most: logs [RUN] [p1/engine/0].")
+    if len(names) == 2:
+        return _find(names[0]), names[1]
+    if names and (os.path.isdir(names[0]) or os.path.isdir(Path("runs") / names[0])):
+        return _find(names[0]), None
+    return _find(None), names[0] if names else None
+
+
+@app.command
+def stop(
+    target: str | None = None,
+    /,
+    *,
+    run: Run = None,
+    now: Annotated[bool, Parameter("--now", negative="", help="Do not wait for running samples.")] = False,
+    kill: Annotated[bool, Parameter("--kill", negative="", help="Kill everything of the run.")] = False,
+) -> int:
+    """Stop a run gracefully, or one pipeline of it (stop p1)."""
+    from supervisor.runtime.operator import StopRequest
+
+    if target is not None:
+        if now or kill:
+            raise UsageError("--now and --kill are for a whole run; without a target.")
+        return _act("stop", target, run)
+    return _ask(run, StopRequest(3 if kill else 2 if now else 1))
+
+
+@app.command
+def restart(target: str, /, *, run: Run = None) -> int:
+    """Restart a pipeline's group: restart p1/engine/0, p1/trainer, p1/gateway or p1."""
+    return _act("restart", target, run)
+
+
+@app.command
+def pause(target: str, /, *, run: Run = None) -> int:
+    """Take an engine or a pipeline off the GPUs until `resume`."""
+    return _act("pause", target, run)
+
+
+@app.command
+def resume(target: str, /, *, run: Run = None) -> int:
+    """Undo `pause`. (To go on with a stopped run: run FILE --resume.)"""
+    return _act("resume", target, run)
+
+
+@app.command
+def reset(target: str, /, *, run: Run = None) -> int:
+    """Give a retired engine or a failed pipeline a new restart budget."""
+    return _act("reset", target, run)
+
+
+def _act(verb: "Verb", target: str, run: str | None) -> int:
+    from supervisor.runtime.operator import ActRequest
+    from supervisor.target import parse
+
+    return _ask(run, ActRequest(verb, parse(target)))
+
+
+def _ask(run: str | None, request: "Request") -> int:
+    from supervisor.runtime.operator import ask
+
+    return _tell(ask(_find(run) / "control.sock", request))
+
+
+def _tell(reply: "Reply") -> int:
+    from supervisor.runtime.operator import Declined, Done
+    from supervisor.runtime.plain import one_line
+
+    if isinstance(reply, Declined):
+        raise UsageError(one_line(reply.text))
+    if isinstance(reply, Done):
+        _say(one_line(reply.text) or "Done.")
+    return int(ExitCode.DONE)
+
+
+def _find(run: str | None) -> Path:
+    from supervisor.runtime.directory import find_run
+
+    return find_run(run)
+
+
+def _show_summary(attempt: Path) -> None:
+    from supervisor.runtime import summary
+    from supervisor.views.summary import show
+
+    if (ended := summary.read(attempt)) is not None:
+        show(ended, str(attempt))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _print_json(value: Any) -> None:
+    import msgspec
+
+    _say(msgspec.json.encode(value).decode())
+
+
+def _colour() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def arranged(arguments: Sequence[str]) -> list[str]:
+    """The arguments as cyclopts can read them: the bare form becomes `run`, and `--resume DIR` (whose DIR may be left out) `--resume-from DIR`."""
+    words = list(arguments)
+    if words and words[0] not in _COMMANDS and words[0] not in _GLOBAL:
+        if not words[0].startswith("-") and not words[0].endswith(".toml") and not os.path.exists(words[0]):
+            close = difflib.get_close_matches(words[0], _COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see `supervise --help`."
+            raise UsageError(f"{words[0]!r} is neither a command nor a file; {hint}")
+        words.insert(0, "run")
+    if words[:1] != ["run"]:
+        return words
+    done: list[str] = []
+    for word in words:
+        if done and done[-1] == "--resume" and not word.startswith("-") and not word.endswith(".toml"):
+            done[-1:] = ["--resume-from", word]
+        elif word.startswith("--resume="):
+            done += ["--resume-from", word.partition("=")[2]]
+        else:
+            done.append(word)
+    return done
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command; the exit code. Any mistake of the operator is one clear line (a configuration file's: one line each)."""
+    try:
+        result = app(arranged(arguments) or ["--help"], exit_on_error=False, print_error=False)
+        return result if isinstance(result, int) else int(ExitCode.DONE)
+    except ConfigError as error:
+        from supervisor.views.check import show_mistakes
+
+        show_mistakes(error.mistakes)
+        return int(error.exit_code)
+    except CycloptsError as error:
+        return _fail(f"{_one_sentence(error)} See `supervise --help`.", ExitCode.CONFIGURATION)
+    except SupervisorError as error:
+        if error.exit_code is ExitCode.BUG:
+            traceback.print_exc()
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # `logs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return int(ExitCode.DONE)
+    except KeyboardInterrupt:  # a run under way has its own signals; here it has not begun, or somebody has seen enough of a log
+        return int(ExitCode.STOPPED if arranged(arguments)[:1] == ["run"] else ExitCode.DONE)
+    except Exception:
+        traceback.print_exc()
+        return _fail("this is a bug of ours; the lines above say where.", ExitCode.BUG)
+
+
+def _one_sentence(error: CycloptsError) -> str:
+    text = " ".join(str(error).split())
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def _fail(text: str, code: ExitCode) -> int:
+    sys.stderr.write(f"supervise: {text}\n")
+    return int(code)

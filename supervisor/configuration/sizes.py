@@ -1,0 +1,49 @@
+"""How large a model on disk is, as far as its files say so. Reads headers and sizes only; never raises for a broken model."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+_CONFIG_LIMIT: Final = 1 << 20
+
+
+class _ModelConfig(msgspec.Struct, frozen=True):
+    """The part of a Hugging Face config.json that tells the size of a KV cache."""
+
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_size: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """`weights` is the bytes of its safetensors files; `kv_token` the bytes that one token takes in a float32 KV cache, None if unknown."""
+
+    weights: int
+    kv_token: int | None
+
+
+def model_size(folder: Path) -> ModelSize | None:
+    """None when the folder has no readable safetensors file."""
+    try:
+        weights = sum(entry.stat().st_size for entry in os.scandir(folder) if entry.name.endswith(".safetensors"))
+    except OSError:
+        return None
+    return ModelSize(weights, _kv_token(folder / "config.json")) if weights else None
+
+
+def _kv_token(path: Path) -> int | None:
+    try:
+        with path.open("rb") as file:
+            config = msgspec.json.decode(file.read(_CONFIG_LIMIT), type=_ModelConfig)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if min(config.num_hidden_layers, config.num_attention_heads, config.hidden_size) < 1:
+        return None
+    head = config.head_dim or config.hidden_size // config.num_attention_heads
+    return 2 * 4 * config.num_hidden_layers * (config.num_key_value_heads or config.num_attention_heads) * head

@@ -1,0 +1,147 @@
+"""The gateway processes: started on a listening socket that is ours and outlives them, ordered about, listened to."""
+
+import socket
+from dataclasses import dataclass
+
+import anyio
+
+from engines.gateway.messages import CloseRollout, Done, Drain, Forget, Hopeless, Lost, OpenRollout, Order, Progress, Ready, Report, Route, Unroute
+from engines.ids import GatewayId, Incarnation, PipelineId
+from supervisor.environment import choose
+from supervisor.runtime.channels import Channel
+from supervisor.runtime.channels import PeerFailed as ChannelFailed
+from supervisor.runtime.fronts import Fronts
+from supervisor.runtime.life import Life
+from supervisor.runtime.processes import Command, Group
+from supervisor.runtime.site import CHECKOUT, Site
+from supervisor.scheduler import actions as do
+from supervisor.scheduler.events import ActionFailed, GatewayReady, GatewaySaid, Ordered, PeerFailed
+
+
+@dataclass(slots=True)
+class _Gateway:
+    incarnation: Incarnation
+    channel: "Channel[Report]"
+    ready: anyio.Event
+
+
+class Gateways:
+    """Every pipeline's gateway. `fronts` knows where an engine of this life listens."""
+
+    def __init__(self, site: Site, life: Life, fronts: Fronts) -> None:
+        self._site = site
+        self._life = life
+        self._fronts = fronts
+        self._gateways: dict[PipelineId, _Gateway] = {}
+        self._listeners: dict[PipelineId, socket.socket] = {}
+
+    def open_listeners(self) -> None:
+        """One listening socket a pipeline, for the whole run: a URL that never changes. Raises OSError, NoPortFree."""
+        for pipeline in self._site.config.pipeline:
+            id = PipelineId(pipeline.name)
+            port = self._site.ports.reserve(GatewayId(id), count=1).first
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            listener.listen(1024)
+            self._listeners[id] = listener
+            self._site.urls[id] = f"http://127.0.0.1:{port}"
+
+    def close(self) -> None:
+        for listener in self._listeners.values():
+            listener.close()
+
+    async def start(self, action: do.StartGateway) -> GatewayReady | ActionFailed:
+        """Raises SpawnFailed."""
+        id, incarnation = action.pipeline, action.incarnation
+        ours, theirs = socket.socketpair()
+        ready = anyio.Event()
+        channel: Channel[Report] = Channel(
+            ours, Report, lambda report: self._heard(id, incarnation, report), lambda failure: self._failed(id, incarnation, failure)
+        )
+        self._gateways[id] = _Gateway(incarnation, channel, ready)
+        self._site.spawn_task(channel.run, name=f"channel {id}/gateway")
+
+        async def is_ready(_group: Group) -> None:
+            await ready.wait()
+
+        try:
+            group = await self._life.begin(GatewayId(id), incarnation, [self._command(action, theirs.fileno())], is_ready)
+        finally:
+            theirs.close()
+        if group is None:
+            return ActionFailed(id=action.id, reason="stopped while it was started")
+        return GatewayReady(id=action.id, pids=tuple(member.pid for member in group.members))
+
+    def _command(self, action: do.StartGateway, descriptor: int) -> Command:
+        site, id = self._site, action.pipeline
+        listener = self._listeners[id].fileno()
+        env = {
+            **choose("gateway", site.environ).kept,
+            "PYTHONPATH": str(CHECKOUT),
+            "PYTHONUNBUFFERED": "1",
+            "TRAINSHED_FD": str(descriptor),
+            "TRAINSHED_RUN": str(site.directory.path),
+            "TRAINSHED_TAG": site.tag(GatewayId(id), action.incarnation),
+        }
+        seed = site.pipeline(id).seed
+        arguments = ["--pipeline", id, "--listen-fd", str(listener), "--seed", str(seed), "--model", str(site.model(id))]
+        return Command(
+            argv=arguments,
+            module="engines.gateway",
+            env=env,
+            cwd=site.directory.path,
+            log=site.directory.log_of(GatewayId(id)),
+            pass_fds=(descriptor, listener),
+        )
+
+    def order(self, action: do.GatewayOrder) -> Ordered | None:
+        """Queue the order, in the order of the calls. None: its `Done` will come. An answer at once: there is no gateway to ask."""
+        pipeline = action.engine.pipeline if isinstance(action, do.Route | do.Unroute | do.Drain | do.Lost) else action.pipeline
+        gateway = self._gateways.get(pipeline)
+        if gateway is None:
+            return Ordered(id=action.id, error="there is no gateway")
+        gateway.channel.send(self._order(action))
+        return None
+
+    def _order(self, action: do.GatewayOrder) -> Order:
+        match action:
+            case do.Route(engine=engine, incarnation=incarnation, version=version):
+                front = self._fronts.of(engine)
+                slots = self._site.pipeline(engine.pipeline).engine.slots
+                return Route(action.id, engine.rank, incarnation, front.url, front.key, slots, version)
+            case do.Unroute(engine=engine, incarnation=incarnation):
+                return Unroute(action.id, engine.rank, incarnation)
+            case do.Drain(engine=engine, incarnation=incarnation):
+                return Drain(action.id, engine.rank, incarnation)
+            case do.Lost(engine=engine, incarnation=incarnation):
+                return Lost(action.id, engine.rank, incarnation)
+            case do.OpenAtGateway(rollout=rollout, target=target):
+                return OpenRollout(action.id, rollout, target)
+            case do.CloseAtGateway(rollout=rollout):
+                return CloseRollout(action.id, rollout)
+            case do.ForgetAtGateway():
+                return Forget(action.id)
+            case do.TellHopeless(reason=reason):
+                return Hopeless(action.id, reason)
+
+    def _heard(self, id: PipelineId, incarnation: Incarnation, report: Report) -> None:
+        match report:
+            case Ready():
+                self._gateways[id].ready.set()
+            case Done(order=order, error=error):
+                self._site.feed(Ordered(id=order, error=error))
+            case Progress():
+                self._site.feed(GatewaySaid(pipeline=id, incarnation=incarnation, progress=report))
+
+    def _failed(self, id: PipelineId, incarnation: Incarnation, failure: ChannelFailed) -> None:
+        living = self._site.living.get(GatewayId(id))
+        if living is None or not living.stopping:
+            self._site.feed(PeerFailed(group=GatewayId(id), incarnation=incarnation, reason=str(failure)))
+
+    def gone(self, gateway: GatewayId) -> None:
+        """Nothing of this incarnation lives; the listening socket stays."""
+        if (record := self._gateways.pop(gateway.pipeline, None)) is not None:
+            record.channel.close()
+
+

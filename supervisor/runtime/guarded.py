@@ -1,0 +1,54 @@
+"""What the supervisor does to be guarded: the other end of `guardian.py`."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Final
+
+from supervisor.runtime import boot
+
+SWEPT_PREFIX: Final = "trainshed-"
+
+
+class Guard:
+    """The guardian above us. Without one (a test, a debugger) registrations go nowhere."""
+
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptor = descriptor
+
+    def sweep(self, path: Path) -> None:
+        """Have `path` removed (recursively) when we end, however we end. Raises ValueError for a path that is not ours to remove."""
+        if not path.is_absolute() or not path.name.startswith(SWEPT_PREFIX):
+            raise ValueError(f"only an absolute path whose last part starts with {SWEPT_PREFIX!r} can be swept, not {path}")
+        self._say(f"sweep {path}")
+
+    def keep(self, path: Path) -> None:
+        """Take back `sweep`."""
+        self._say(f"keep {path}")
+
+    def ready(self) -> None:
+        """Lets the command of `run --detach` return with 0."""
+        self._say("ready")
+
+    def _say(self, line: str) -> None:
+        if self._descriptor is None:
+            return
+        try:
+            os.write(self._descriptor, os.fsencode(line) + b"\n")
+        except BrokenPipeError:  # the guardian was killed; its signal is on the way and says so
+            self._descriptor = None
+
+
+def enter() -> Guard:
+    """Called once, first, by the supervisor's main thread: arms "SIGTERM when the guardian dies" and makes us a subreaper.
+
+    Raises SystemExit when the guardian is gone already: nobody would clean up after us.
+    """
+    boot.become_subreaper()
+    guardian, descriptor = os.environ.pop("TRAINSHED_GUARDIAN", None), os.environ.pop("TRAINSHED_GUARDIAN_FD", None)
+    if guardian is None or descriptor is None:
+        return Guard(None)
+    if not boot.die_with_parent(signal.SIGTERM, int(guardian)):
+        raise SystemExit("the guardian ended before the supervisor began")
+    os.set_inheritable(int(descriptor), False)
+    return Guard(int(descriptor))

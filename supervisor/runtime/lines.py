@@ -1,0 +1,56 @@
+"""One log record as one readable line, for the console and for `logs -f`."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from supervisor.runtime.plain import one_line
+
+COLOURS: Final = ("36", "35", "33", "32", "34", "96", "95", "93", "92", "94")
+_LEVELS: Final = {"debug": "2", "info": "0", "warning": "33", "error": "31", "critical": "1;31"}
+_SHOWN_FIRST: Final = ("pipeline", "engine", "incarnation")
+_HIDDEN: Final = frozenset(["timestamp", "level", "event", "run", *_SHOWN_FIRST])
+
+
+def paint(text: str, code: str, colour: bool) -> str:
+    return f"\x1b[{code}m{text}\x1b[0m" if colour else text
+
+
+def source_of(record: Mapping[str, Any]) -> str:
+    """What a record is about: `p1/engine/0`, `p1`, or nothing."""
+    pipeline, engine = record.get("pipeline"), record.get("engine")
+    if pipeline is None:
+        return ""
+    return one_line(f"{pipeline}/engine/{engine}" if engine is not None else str(pipeline), 64)
+
+
+def readable(record: Mapping[str, Any], colour: bool) -> str:
+    """`12:03:04.123 info    p1/engine/0  ready  incarnation=1 port=20001`, always one line."""
+    level = one_line(str(record.get("level", "info")), 10)
+    time = one_line(str(record.get("timestamp", "")), 40)
+    clock = time[11:23] if len(time) >= 23 else time
+    parts = [paint(clock, "2", colour), paint(f"{level:7}", _LEVELS.get(level, "0"), colour)]
+    if source := source_of(record):
+        parts.append(paint(source, colour_of(source), colour))
+    parts.append(paint(one_line(str(record.get("event", ""))), "1" if level != "debug" else "0", colour))
+    if record.get("incarnation") is not None:
+        parts.append(paint(f"incarnation={one_line(str(record['incarnation']), 20)}", "2", colour))
+    for key, value in record.items():
+        if key not in _HIDDEN:
+            parts.append(paint(f"{one_line(str(key), 64)}=", "2", colour) + _value(value))
+    return " ".join(parts)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        text = one_line(value)
+        return text if text and " " not in text else f'"{text}"'
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return one_line(msgspec.json.encode(value).decode())
+
+
+def colour_of(source: str) -> str:
+    """Always the same colour for the same source."""
+    return COLOURS[sum(source.encode()) % len(COLOURS)]

@@ -1,0 +1,80 @@
+"""Is a GPU empty? Asked when a holder leaves it, answered by measurement, in words that name who still holds what."""
+
+from collections.abc import Mapping
+
+import anyio
+
+from engines.ids import EngineId, GpuId, GroupId, Incarnation
+from supervisor.runtime.emptiness import MIB, Usage, Verdict, judge
+from supervisor.runtime.gpus import MeasureFailed
+from supervisor.runtime.site import Site
+from supervisor.scheduler.actions import Measure
+from supervisor.scheduler.events import GpuFree, GpuHeld
+
+FIRST_LOOK_S, LONGEST_WAIT_S = 0.02, 0.25
+"""Memory goes by itself after a release; there is nothing to wait on but another look. Each look costs a scan of the processes."""
+
+
+class Memory:
+    """Measures. `residuals` (bytes) are what each sleeping engine kept at its first pause of this life."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.residuals: dict[GpuId, dict[EngineId, tuple[Incarnation, int]]] = {}
+        self.last: Usage | None = None
+
+    @property
+    def allowance(self) -> int:
+        """Bytes that a process may keep on a real GPU without being a holder; a virtual GPU is exact."""
+        return self._site.config.host.residual_mib * MIB if self._site.meter.measures_others else 0
+
+    async def measure(self, action: Measure) -> GpuFree | GpuHeld:
+        """Look until every GPU is empty, or until the time is over. What cannot be measured is not free."""
+        wait = FIRST_LOOK_S
+        began = anyio.current_time()
+        while True:
+            note, held = await self._look(action)
+            if not held:
+                return GpuFree(id=action.id)
+            left = began + action.within - anyio.current_time()
+            if left <= 0:
+                return GpuHeld(id=action.id, gpus=held, note=note)
+            await anyio.sleep(min(wait, left))
+            wait = min(2 * wait, LONGEST_WAIT_S)
+
+    async def _look(self, action: Measure) -> tuple[str, tuple[GpuId, ...]]:
+        try:
+            usage = await self._site.meter.measure(action.gpus, await self._pids())
+        except MeasureFailed as error:
+            return f"cannot be measured: {error}", action.gpus
+        self.last = usage
+        verdicts = [self._judge(gpu, usage, action.holder) for gpu in action.gpus]
+        held = tuple(verdict.gpu for verdict in verdicts if not verdict.empty)
+        if not held and isinstance(action.holder, EngineId):
+            self._learn(action.holder, action.gpus, usage)
+        return "; ".join(str(verdict) for verdict in verdicts if not verdict.empty), held
+
+    def _judge(self, gpu: GpuId, usage: Usage, holder: GroupId | None) -> Verdict:
+        sleepers: dict[GroupId, int] = {}
+        for engine, (incarnation, kept) in self.residuals.get(gpu, {}).items():
+            living = self._site.living.get(engine)
+            if living is not None and living.incarnation == incarnation:
+                sleepers[engine] = kept
+        return judge(gpu, usage, sleepers, self.allowance)
+
+    def _learn(self, engine: EngineId, gpus: tuple[GpuId, ...], usage: Usage) -> None:
+        """At its first pause: what stays is its residual, and drift from it is worth an alarm."""
+        living = self._site.living.get(engine)
+        if living is None:
+            return
+        for gpu in gpus:
+            kept = usage.by_group.get(gpu, {}).get(engine, 0)
+            known = self.residuals.setdefault(gpu, {}).get(engine)
+            if known is None or known[0] != living.incarnation:
+                self.residuals[gpu][engine] = (living.incarnation, kept)
+            elif kept > known[1] + self.allowance // 4 and kept > known[1]:
+                log = self._site.group_log(engine, living.incarnation)
+                log.warning("residual memory has grown", gpu=gpu, first_mib=known[1] / MIB, now_mib=kept / MIB)
+
+    async def _pids(self) -> Mapping[GroupId, frozenset[int]]:
+        return {group: await living.group.pids() for group, living in tuple(self._site.living.items())}

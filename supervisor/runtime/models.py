@@ -1,0 +1,48 @@
+"""The model of a pipeline: a path that is there, or a recipe that a child of ours carries out once a run."""
+
+import msgspec
+
+from engines.ids import Incarnation, PipelineId, TrainerId
+from supervisor.config import ModelRecipe
+from supervisor.environment import choose
+from supervisor.runtime.processes import Command
+from supervisor.runtime.site import CHECKOUT, Site
+from supervisor.scheduler.actions import PrepareModel
+from supervisor.scheduler.events import ActionFailed, ModelReady
+
+
+async def prepare(site: Site, action: PrepareModel) -> ModelReady | ActionFailed:
+    """Raises SpawnFailed."""
+    id = action.pipeline
+    model = site.pipeline(id).engine.model
+    path = site.model(id)
+    if isinstance(model, ModelRecipe) and not path.exists():
+        if (failure := await _make(site, id, model)) is not None:
+            return ActionFailed(id=action.id, reason=failure)
+    if not (path / "config.json").is_file():
+        return ActionFailed(id=action.id, reason=f"{path} is not a model in Hugging Face layout: it has no config.json")
+    return ModelReady(id=action.id)
+
+
+async def _make(site: Site, id: PipelineId, recipe: ModelRecipe) -> str | None:
+    """Why it could not be made."""
+    log = site.directory.path / "logs" / f"{id}.model.log"
+    tag = site.tag(TrainerId(id), Incarnation(0))
+    env = {
+        **choose("trainer", site.environ).kept,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(CHECKOUT),
+        "PYTHONUNBUFFERED": "1",
+        "TRAINSHED_TAG": tag,
+    }
+    arguments = ["--make", recipe.make, str(site.model(id)), msgspec.json.encode(recipe.options).decode()]
+    command = Command(argv=arguments, module="trainers.launch", env=env, cwd=site.directory.path, log=log)
+    group = await site.processes.spawn([command], tag=tag, record=site.journal.spawned)
+    try:
+        exit_ = await group.exited()
+    finally:
+        if not await group.kill():
+            site.processes.discard(group)
+            site.journal.gone(tag)
+    return None if exit_.status.code == 0 else f"{recipe.make} ended with {exit_.status}; see {log}"

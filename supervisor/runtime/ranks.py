@@ -1,0 +1,149 @@
+"""The trainer's rank processes: started with torchrun's variables and a descriptor each, welcomed, told, listened to."""
+
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from engines.ids import Incarnation, PipelineId, TrainerId
+from supervisor.environment import choose
+from supervisor.runtime.channels import Channel
+from supervisor.runtime.channels import PeerFailed as ChannelFailed
+from supervisor.runtime.gpus import visible
+from supervisor.runtime.life import Life
+from supervisor.runtime.processes import Command, Group
+from supervisor.runtime.site import CHECKOUT, Site
+from supervisor.scheduler.actions import StartTrainer, TellTrainer
+from supervisor.scheduler.events import ActionFailed, PeerFailed, Told, TrainerSaid, TrainerStarted
+from trainers.launch import environment
+from trainers.messages import Hello, TrainerMessage, Welcome
+
+
+@dataclass(slots=True)
+class _Rank:
+    channel: "Channel[TrainerMessage]"
+    welcome: Welcome
+
+
+class Ranks:
+    """Every trainer's ranks."""
+
+    def __init__(self, site: Site, life: Life) -> None:
+        self._site = site
+        self._life = life
+        self._ranks: dict[PipelineId, list[_Rank]] = {}
+
+    async def start(self, action: StartTrainer) -> TrainerStarted | ActionFailed:
+        """Spawn all ranks. Raises SpawnFailed, NoPortFree."""
+        pipeline, incarnation = action.pipeline, action.incarnation
+        trainer = self._site.pipeline(pipeline).trainer
+        window = self._site.ports.reserve(TrainerId(pipeline))
+        commands: list[Command] = []
+        theirs: list[socket.socket] = []
+        try:
+            ranks: list[_Rank] = []
+            for rank in range(len(trainer.gpus)):
+                ours, their = socket.socketpair()
+                theirs.append(their)
+                ranks.append(self._rank(action, rank, ours))
+                commands.append(self._command(action, rank, their.fileno(), window.first))
+            self._ranks[pipeline] = ranks
+            for rank, record in enumerate(ranks):
+                self._site.spawn_task(record.channel.run, name=f"channel {pipeline}.{rank}")
+            group = await self._life.begin(TrainerId(pipeline), incarnation, commands, _at_once)
+        finally:
+            for their in theirs:
+                their.close()
+        if group is None:
+            return ActionFailed(id=action.id, reason="stopped while it was started")
+        return TrainerStarted(id=action.id, pids=tuple(member.pid for member in group.members))
+
+    def _rank(self, action: StartTrainer, rank: int, ours: socket.socket) -> _Rank:
+        pipeline, incarnation = action.pipeline, action.incarnation
+        feed = self._site.feed
+
+        def heard(message: TrainerMessage) -> None:
+            if isinstance(message, Hello):
+                record.channel.send(record.welcome)
+            feed(TrainerSaid(pipeline=pipeline, incarnation=incarnation, rank=rank, message=message))
+
+        def failed(failure: ChannelFailed) -> None:
+            living = self._site.living.get(TrainerId(pipeline))
+            if failure.kind.name == "CLOSED" or (living is not None and living.stopping):
+                return  # its exit, watched by pidfd, says more
+            feed(PeerFailed(group=TrainerId(pipeline), incarnation=incarnation, reason=f"rank {rank}: {failure}"))
+
+        record = _Rank(Channel(ours, TrainerMessage, heard, failed), self._welcome(action, rank))
+        return record
+
+    def _welcome(self, action: StartTrainer, rank: int) -> Welcome:
+        site, id = self._site, action.pipeline
+        pipeline = site.pipeline(id)
+        return Welcome(
+            pipeline=id,
+            rank=rank,
+            world_size=len(pipeline.trainer.gpus),
+            seed=pipeline.seed,
+            steps=pipeline.trainer.steps,
+            steps_done=action.steps_done,
+            model=str(site.model(id)),
+            url=site.urls[id],
+            weights=str(site.weights(id)),
+            directory=str(site.directory.checkpoints(id)),
+            gpus=visible(site.gpus([pipeline.trainer.gpus[rank]])).devices,
+            checkpoint_path=site.checkpoints[id].known.newest,
+            version=site.published.get(id, 0) if action.restore else 0,
+            options={name: msgspec.Raw(msgspec.json.encode(value)) for name, value in pipeline.trainer.options.items()},
+        )
+
+    def _command(self, action: StartTrainer, rank: int, descriptor: int, port: int) -> Command:
+        site, id = self._site, action.pipeline
+        trainer = site.pipeline(id).trainer
+        seen = visible(site.gpus([trainer.gpus[rank]]))
+        chosen = choose("trainer", site.environ, trainer.pass_env, trainer.env)
+        env = {
+            **chosen.kept,
+            **seen.env,
+            **environment(rank, len(trainer.gpus), port),
+            "LOCAL_RANK": "0",  # each rank sees its own GPU only
+            "PATH": os.path.dirname(sys.executable) + os.pathsep + chosen.kept.get("PATH", os.defpath),
+            "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.getcwd()]),
+            "PYTHONUNBUFFERED": "1",
+            "TRAINSHED_FD": str(descriptor),
+            "TRAINSHED_GPUS": ",".join(seen.devices),
+            "TRAINSHED_RUN": str(site.directory.path),
+            "TRAINSHED_TAG": site.tag(TrainerId(id), action.incarnation),
+            "TRAINSHED_URL": site.urls[id],
+        }
+        if rank == 0 and action.incarnation == 1 and chosen.dropped:
+            site.log.info("environment not passed on", pipeline=id, part="trainer", names=list(chosen.dropped))
+        entry = trainer.entry
+        return Command(
+            argv=[entry] if entry is not None else list(trainer.command or ()),
+            module="trainers.launch" if entry is not None else None,
+            env=env,
+            cwd=site.directory.checkpoints(id) if entry is not None else Path.cwd(),
+            log=site.directory.log_of(TrainerId(id), rank),
+            pass_fds=(descriptor,),
+        )
+
+    def tell(self, action: TellTrainer) -> Told:
+        """Queue the message for every rank; one that does not read fails by itself."""
+        living = self._site.living.get(TrainerId(action.pipeline))
+        if living is not None and living.incarnation == action.incarnation:
+            for rank in self._ranks.get(action.pipeline, ()):
+                rank.channel.send(action.message)
+        return Told(id=action.id)
+
+    def gone(self, trainer: TrainerId) -> None:
+        """Nothing of this trainer's incarnation lives."""
+        self._site.ports.release(trainer)
+        for rank in self._ranks.pop(trainer.pipeline, ()):
+            rank.channel.close()
+
+
+async def _at_once(_group: Group) -> None:
+    """A trainer has no readiness of its own: it speaks when it has something to say."""

@@ -1,0 +1,231 @@
+"""A run from its start to its end: everything is put together here, and taken apart again whatever happens."""
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import anyio
+import anyio.abc
+
+from engines.ids import EngineId, PipelineId
+from engines.state import EngineState
+from supervisor.config import Config
+from supervisor.environment import choose
+from supervisor.environment import secrets as secret_values
+from supervisor.errors import ExitCode, SetUpError, UsageError
+from supervisor.runtime import guarded, operator
+from supervisor.runtime.checkpoints import Checkpoints
+from supervisor.runtime.directory import RunDirectory
+from supervisor.runtime.driver import Driver
+from supervisor.runtime.gpus import GpuMeter, GpusUnusable
+from supervisor.runtime.inventory import inventory
+from supervisor.runtime.journal import Journal
+from supervisor.runtime.logs import Logs
+from supervisor.runtime.narrate import Narrator
+from supervisor.runtime.observe import pipeline_summary, snapshot
+from supervisor.runtime.options import Options
+from supervisor.runtime.perform import Performer
+from supervisor.runtime.ports import NoPortFree, Ports, PortsUnusable
+from supervisor.runtime.prewarm import Prewarm
+from supervisor.runtime.processes import Processes
+from supervisor.runtime.site import CHECKOUT, Site
+from supervisor.runtime.specs import box_spec
+from supervisor.runtime.snapshot import Snapshot
+from supervisor.runtime.summary import Summary, write
+from supervisor.runtime.sweep import sweep
+from supervisor.scheduler import Scheduler
+from supervisor.scheduler.actions import Action
+from supervisor.scheduler.events import Event, GatewaySaid, OperatorAsked, Stop, Tick
+
+PROGRESS_S = 0.5
+
+
+def run(config: Config, directory: RunDirectory, options: Options) -> ExitCode:
+    """Until every pipeline has ended or the operator stops it; nothing of it lives afterwards. Raises SetUpError, UsageError."""
+    guard = guarded.enter()
+    return anyio.run(_run, config, directory, options, guard, backend="asyncio", backend_options={"use_uvloop": True})
+
+
+async def _run(config: Config, directory: RunDirectory, options: Options, guard: guarded.Guard) -> ExitCode:
+    swept = sweep(directory.path.parent)
+    with contextlib.ExitStack() as stack:
+        logs = stack.enter_context(Logs(directory.supervisor_log, run=directory.run_id, level=config.logging.level, console=options.console))
+        for value in secret_values(os.environ):
+            logs.secrets.register(value)
+        if swept.killed or swept.removed:
+            logs.log.warning("swept what an earlier run left", killed=swept.killed, removed=swept.removed)
+        journal = Journal(directory.journal, time.time)
+        stack.callback(journal.close)
+        shm = directory.shared_memory(config.host.shm)
+        guard.sweep(shm)
+        journal.shared(shm)
+        stack.callback(shutil.rmtree, shm, ignore_errors=True)
+        _make_shared_memory(shm, config)
+        try:
+            meter = inventory(config.host)
+            ports = Ports(*config.host.ports)
+        except (GpusUnusable, PortsUnusable) as error:
+            raise SetUpError(str(error)) from error
+        stack.callback(meter.close)
+        stack.callback(ports.close)
+        the_run = _Run(config, directory, options, logs, journal, guard)
+        code = await the_run.go(meter, ports, shm)
+        journal.end()
+        return code
+
+
+def _make_shared_memory(shm: Path, config: Config) -> None:
+    """Clean at every start: snapshots are worth nothing after the run that made them."""
+    try:
+        shutil.rmtree(shm, ignore_errors=True)
+        for pipeline in config.pipeline:
+            (shm / pipeline.name).mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        raise SetUpError(f"host.shm = {config.host.shm!r}: {shm} cannot be made there: {error.strerror}") from error
+
+
+class _Run:
+    """One run's parts while it goes on."""
+
+    def __init__(
+        self, config: Config, directory: RunDirectory, options: Options, logs: Logs, journal: Journal, guard: guarded.Guard
+    ) -> None:
+        self._config, self._directory, self._options = config, directory, options
+        self._logs, self._journal, self._guard = logs, journal, guard
+        self._began, self._began_at = time.monotonic(), time.time()
+        self._stops = 0
+
+    async def go(self, meter: GpuMeter, ports: Ports, shm: Path) -> ExitCode:
+        config = self._config
+        checkpoints = {
+            PipelineId(p.name): Checkpoints.open(self._directory.checkpoints(p.name), p.trainer.keep_checkpoints) for p in config.pipeline
+        }
+        remembered = {name: record.known for name, record in checkpoints.items()} if self._options.resume else {}
+        spec = box_spec(config, tuple(gpu.id for gpu in meter.gpus), remembered)
+        scheduler = Scheduler(spec, time.monotonic())
+        driver = Driver(scheduler, time.monotonic, self._heard)
+        self._scheduler, self._driver = scheduler, driver
+        processes = Processes(self._prewarm() if config.host.prewarm else None)
+        async with processes.running(), anyio.create_task_group() as tasks:
+            site = Site(
+                config=config,
+                directory=self._directory,
+                shm=shm,
+                processes=processes,
+                ports=ports,
+                meter=meter,
+                journal=self._journal,
+                log=self._logs.log,
+                environ=dict(os.environ),
+                feed=driver.feed,
+                spawn_task=tasks.start_soon,
+                checkpoints=checkpoints,
+                published={PipelineId(p.name): remembered[PipelineId(p.name)].version if remembered else 0 for p in config.pipeline},
+            )
+            self._site = site
+            self._narrator = Narrator(site, scheduler)
+            performer = Performer(site)
+            self._memory = performer.memory
+            try:
+                performer.gateways.open_listeners()
+            except (OSError, NoPortFree) as error:
+                raise SetUpError(f"host.ports = {list(config.host.ports)}: {error}") from error
+            if not meter.measures_others:
+                self._logs.log.info("virtual GPUs: memory of our own engines and trainers is measured, other programs' is unmeasured")
+            async with performer.engines:
+                await self._conduct(driver, performer, processes, tasks)
+            performer.gateways.close()
+            tasks.cancel_scope.cancel()
+        return self._conclude()
+
+    async def _conduct(self, driver: Driver, performer: Performer, processes: Processes, tasks: anyio.abc.TaskGroup) -> None:
+        await tasks.start(operator.serve, self._directory.control_socket, self._operator)
+        await tasks.start(self._signals)
+        tasks.start_soon(processes.reap_forever, name="reap orphans")
+        if self._options.progress is not None:
+            tasks.start_soon(self._show_progress, name="progress")
+        self._guard.ready()
+        self._logs.log.info("run starts", directory=str(self._directory.path), resumed=self._options.resume, pid=os.getpid())
+        for pipeline, url in self._site.urls.items():
+            self._logs.log.info("gateway", pipeline=pipeline, url=url)
+        await driver.run(performer, tasks)
+
+    def _prewarm(self) -> Prewarm:
+        env = {**choose("trainer", os.environ).kept, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
+        tag = f"{self._directory.run_id}:prewarm:1"
+        return Prewarm(env=env, tag=tag, directory=self._directory.path, log=self._directory.path / "logs" / "prewarm.log")
+
+    # -- what is heard
+
+    def _heard(self, event: Event, actions: list[Action], now: float) -> None:
+        if not isinstance(event, Tick | GatewaySaid) or actions:
+            self._journal.note("event", {"at": now, "event": event, "actions": actions})
+        self._narrator.tell(event, actions, now)
+
+    async def _signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            task_status.started()
+            async for number in received:
+                self._stop(self._stops + 1, signal.Signals(number).name)
+
+    def _stop(self, level: int, why: str) -> None:
+        self._stops = min(max(level, self._stops + (level > self._stops)), 3)
+        how = {1: "gracefully", 2: "without waiting", 3: "by killing"}[self._stops]
+        self._logs.log.warning(f"stopping {how}", why=why)
+        self._driver.feed(Stop(level=self._stops))
+
+    async def _operator(self, request: operator.Request) -> operator.Reply:
+        match request:
+            case operator.StatusRequest():
+                return operator.StatusReply(self._snapshot())
+            case operator.StopRequest(level=level):
+                self._stop(level, "operator")
+                return operator.Done("stopping")
+            case operator.ActRequest(verb=verb, target=target):
+                if target.pipeline not in self._scheduler.desk.fleet.pipelines:
+                    raise UsageError(f"there is no pipeline {target.pipeline}")
+                rank = target.rank if isinstance(target, EngineId) else None
+                if rank is not None and rank not in self._scheduler.desk.fleet.pipelines[target.pipeline].engines:
+                    raise UsageError(f"{target.pipeline} has no engine {rank}")
+                self._driver.feed(OperatorAsked(verb=verb, pipeline=target.pipeline, rank=rank))
+                return operator.Done(f"{verb} {target}")
+
+    def _snapshot(self) -> Snapshot:
+        return snapshot(
+            self._site, self._scheduler, self._memory, started_at=self._began_at, uptime_s=time.monotonic() - self._began
+        )
+
+    async def _show_progress(self) -> None:
+        assert self._options.progress is not None
+        while True:
+            await anyio.sleep(PROGRESS_S)
+            for line in self._options.progress(self._snapshot(), time.monotonic()):
+                self._logs.say(line)
+
+    # -- the end
+
+    def _conclude(self) -> ExitCode:
+        desk = self._scheduler.desk
+        pipelines = desk.fleet.pipelines.values()
+        code = ExitCode.DONE
+        if desk.stopping:
+            code = ExitCode.STOPPED
+        if any(pipeline.failed for pipeline in pipelines):
+            code = ExitCode.PIPELINE_FAILED
+        if any(engine.state is EngineState.STUCK for engine in desk.fleet.engines):
+            code = ExitCode.NOT_CLEAN
+        summary = Summary(
+            run=self._directory.run_id,
+            exit=int(code),
+            wall_s=round(time.monotonic() - self._began, 3),
+            pipelines={pipeline.id: pipeline_summary(pipeline) for pipeline in pipelines},
+            lost_log_lines=self._logs.lost,
+        )
+        write(self._directory.path, summary)
+        self._logs.log.info("run ends", exit=int(code), meaning=code.meaning, wall_s=summary.wall_s)
+        return code
+
+

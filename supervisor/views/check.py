@@ -1,0 +1,131 @@
+"""`bin/supervise check FILE`: the picture of `supervisor.check` as tables, and what the machine says for it."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from engines.ids import GpuId
+from supervisor.check import Claim, GpuPlan, Machine, Picture, Verdict, picture
+from supervisor.config import Config
+from supervisor.configuration.facts import GpuFact
+from supervisor.configuration.premises import ephemeral_ports
+from supervisor.configuration.sizes import model_size
+from supervisor.errors import Mistake
+from supervisor.load import Loaded
+from supervisor.runtime.directory import runs_directory
+from supervisor.runtime.plain import one_line
+from supervisor.views.status import cell, gib
+
+_STYLES: dict[Verdict, str] = {"fits": "green", "does not fit": "bold red", "unmeasured": "dim"}
+
+
+def look(loaded: Loaded) -> Picture:
+    """The picture of a configuration on this machine. Starts nothing."""
+    config = loaded.config
+    sizes = {pipe.name: model_size(Path(pipe.engine.model)) if isinstance(pipe.engine.model, str) else None for pipe in config.pipeline}
+    gpus = loaded.gpus or virtual_gpus(config)
+    machine = Machine(gpus, _memory_free(), _room(config.host.shm), dict(os.environ), ephemeral_ports())
+    return picture(config, machine, sizes)
+
+
+def virtual_gpus(config: Config) -> tuple[GpuFact, ...]:
+    """The GPUs that the file alone names; empty for "auto"."""
+    host = config.host
+    if host.virtual is not None:
+        return tuple(GpuFact(GpuId(gpu), "virtual", None) for gpu in range(host.virtual))
+    return tuple(GpuFact(GpuId(i), str(gpu), None) for i, gpu in enumerate(host.gpus)) if isinstance(host.gpus, list) else ()
+
+
+def _memory_free() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
+    except (OSError, ValueError):
+        return None
+
+
+def _room(directory: str) -> int | None:
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError:
+        return None
+
+
+def render(loaded: Loaded, found: Picture) -> RenderableType:
+    parts: list[RenderableType] = [_map(loaded.config, found), _fit(found), _rest(loaded, found)]
+    parts += [Text(f"Note: {one_line(note, 400)}", style="yellow") for note in found.notes]
+    good = found.fits
+    text = "The configuration is sound; nothing was started." if good else "The configuration is sound, but it does not fit (see above); nothing was started."
+    return Group(*parts, Text(text, style="bold green" if good else "bold red"))
+
+
+def _plain_table(title: str, columns: Sequence[str]) -> Table:
+    return Table(*columns, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def _map(config: Config, found: Picture) -> Table:
+    """GPU x pipeline: who may hold it, the higher priority first."""
+    table = _plain_table("Who may hold which GPU", ["GPU", "name", *(pipeline.name for pipeline in config.pipeline)])
+    for plan in found.gpus:
+        claims = {pipeline.name: [claim for claim in plan.claims if claim.pipeline == pipeline.name] for pipeline in config.pipeline}
+        table.add_row(cell(plan.gpu.id), cell(plan.gpu.name), *(cell(_told(mine)) for mine in claims.values()))
+    return table
+
+
+def _told(claims: Sequence[Claim]) -> str:
+    return ", ".join(f"engine {claim.holder.rpartition('/')[2]}" if claim.role == "rollout" else claim.role for claim in claims)
+
+
+def _fit(found: Picture) -> Table:
+    table = _plain_table("Does it fit", ["where", "needs at least", "has", "verdict"])
+    for plan in found.gpus:
+        table.add_row(cell(f"GPU {plan.gpu.id}"), cell(gib(plan.needs)), cell(_has(plan)), cell(plan.verdict, _STYLES[plan.verdict]))
+    for room in found.rooms:
+        table.add_row(cell(room.what), cell(gib(room.needs)), cell(gib(room.has)), cell(room.verdict, _STYLES[room.verdict]))
+    return table
+
+
+def _has(plan: GpuPlan) -> str:
+    return gib(plan.gpu.total_bytes) if plan.gpu.total_bytes is not None else "no limit" if plan.gpu.name.startswith("virtual") else "unmeasured"
+
+
+def _rest(loaded: Loaded, found: Picture) -> Table:
+    table = _plain_table("Where and with what", ["", ""])
+    table.add_row(cell("run directory"), _long(str(runs_directory(loaded.config) / loaded.name / "attempt_N")))
+    table.add_row(cell("ports"), cell(f"{found.ports[0]} to {found.ports[1]} on 127.0.0.1"))
+    for variables in found.variables:
+        children = "every child" if len(found.variables) == 1 else ", ".join(variables.children)
+        table.add_row(_long(f"variables that {children} gets"), _long(" ".join(variables.kept) or "-"))
+        table.add_row(cell("and those dropped"), _long(" ".join(variables.dropped) or "-"))
+    return table
+
+
+def _long(text: str) -> Text:
+    return Text(one_line(text, 4000), overflow="fold")
+
+
+def show(loaded: Loaded, found: Picture, console: Console | None = None) -> None:
+    console = console if console is not None else Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=160, no_color=True)
+    console.print(render(loaded, found))
+
+
+def show_mistakes(mistakes: Sequence[Mistake], console: Console | None = None) -> None:
+    """Every mistake on a line of its own: where, what, why, and what to do."""
+    console = console if console is not None else Console(stderr=True)
+    for mistake in mistakes:
+        text = Text(one_line(mistake.file if mistake.line is None else f"{mistake.file}:{mistake.line}", 500), style="dim")
+        text.append(": ")
+        if mistake.key:
+            text.append(one_line(mistake.key), style="bold")
+            text.append(f" = {one_line(mistake.value)}: " if mistake.value else ": ")
+        text.append(one_line(mistake.problem), style="red")
+        text.append(f". {one_line(mistake.remedy)}")
+        console.print(text, soft_wrap=True)
+    console.print(f"{len(mistakes)} mistake{'s' if len(mistakes) != 1 else ''}; nothing was started.", style="bold red", highlight=False)

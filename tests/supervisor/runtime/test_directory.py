@@ -1,0 +1,119 @@
+"""Run directories: numbered, locked, found again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engines.ids import EngineId, GatewayId, PipelineId, TrainerId
+from supervisor.config import Config, Host
+from supervisor.errors import SetUpError, UsageError
+from supervisor.runtime import directory
+from supervisor.runtime.directory import find_run, is_running, log_name, new_attempt, open_attempt
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+def test_attempts_are_numbered_and_latest_follows(tmp_path: Path) -> None:
+    first, second = new_attempt(tmp_path, "q"), new_attempt(tmp_path, "q")
+    assert [attempt.path.name for attempt in (first, second)] == ["attempt_1", "attempt_2"]
+    assert os.readlink(tmp_path / "latest") == "q/attempt_2"
+    assert first.run_id != second.run_id
+    assert (first.path.stat().st_mode & 0o777) == 0o700
+    assert str(first.shared_memory("/dev/shm")) == f"/dev/shm/trainshed-{first.run_id}"
+    assert directory.newest_attempt(tmp_path / "q") == second.path
+    assert first.checkpoints("p1").is_dir()
+    for attempt in (first, second):
+        attempt.close()
+
+
+def test_an_attempt_has_one_supervisor(tmp_path: Path) -> None:
+    attempt = new_attempt(tmp_path, "q")
+    assert is_running(attempt.path)
+    with pytest.raises(UsageError, match="another supervisor"):
+        open_attempt(attempt.path)
+    attempt.close()
+    assert not is_running(attempt.path)
+    again = open_attempt(attempt.path)
+    assert again.resumed
+    assert again.run_id == attempt.run_id
+    again.close()
+
+
+HOLDER = """\
+import sys
+from pathlib import Path
+from supervisor.runtime.directory import new_attempt
+new_attempt(Path(sys.argv[1]), 'q')
+print('x', flush=True)
+input()
+"""
+
+
+def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-c", HOLDER, str(tmp_path)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
+    assert child.stdout is not None
+    child.stdout.readline()
+    assert is_running(tmp_path / "q" / "attempt_1")
+    child.kill()
+    child.wait(10)
+    child.stdout.close()
+    assert child.stdin is not None
+    child.stdin.close()
+    assert not is_running(tmp_path / "q" / "attempt_1")
+
+
+def test_a_run_is_found_by_what_an_operator_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "a", "b"):
+        new_attempt(tmp_path / "runs", name).close()
+    newest_a = tmp_path / "runs" / "a" / "attempt_2"
+    assert find_run(None) == tmp_path / "runs" / "b" / "attempt_1"
+    assert find_run("a") == newest_a
+    assert find_run("a/attempt_2") == newest_a
+    assert find_run("runs/a") == newest_a
+    assert find_run(str(newest_a)) == newest_a
+    assert find_run("runs") == tmp_path / "runs" / "b" / "attempt_1"
+    for absent in ("c", "/tmp/none", "a/attempt_9"):
+        with pytest.raises(UsageError):
+            find_run(absent)
+
+
+def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetUpError, match="no directory for a run"):
+        new_attempt(tmp_path / "file", "q")
+    with pytest.raises(UsageError, match="not the directory of a run"):
+        open_attempt(tmp_path)
+
+
+def test_a_damaged_run_id_is_refused(tmp_path: Path) -> None:
+    attempt = new_attempt(tmp_path, "q")
+    attempt.close()
+    (attempt.path / "run_id").write_text("../../etc")
+    with pytest.raises(UsageError, match="damaged"):
+        open_attempt(attempt.path)
+
+
+def test_a_latest_that_is_no_link_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "latest").mkdir()
+    new_attempt(tmp_path, "q").close()
+    assert (tmp_path / "latest").is_dir()
+
+
+def test_names_of_logs() -> None:
+    p1 = PipelineId("p1")
+    names = [log_name(EngineId(p1, 0)), log_name(EngineId(p1, 0), 1), log_name(TrainerId(p1), 1), log_name(GatewayId(p1))]
+    assert names == ["p1.engine.0.log", "p1.engine.0.1.log", "p1.trainer.1.log", "p1.gateway.log"]
+
+
+def test_the_configuration_is_kept(tmp_path: Path) -> None:
+    attempt = new_attempt(tmp_path, "q")
+    attempt.write_config(b"# mine\n", Config([], Host(virtual=4)))
+    assert (attempt.path / "config.toml").read_bytes() == b"# mine\n"
+    assert json.loads((attempt.path / "config.resolved.json").read_text())["host"]["virtual"] == 4
+    attempt.close()

@@ -1,0 +1,157 @@
+"""The command line, as processes where it matters."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from supervisor.cli import arranged, main
+from supervisor.config import Config
+from supervisor.errors import ExitCode, UsageError
+from supervisor.runtime.directory import RunDirectory, new_attempt
+from supervisor.runtime.options import Options
+from supervisor.runtime.summary import PipelineSummary, Summary, write
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+GOOD = """\
+[host]
+virtual = 2
+[[pipeline]]
+name = "p1"
+engine = { model = { make = "trainers.framing:encode" }, gpus = [0, 1] }
+trainer = { gpus = [0], entry = "trainers.framing:encode" }
+"""
+
+
+def supervise(cwd: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    command = [sys.executable, "-P", "-m", "supervisor", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_arranged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert arranged(["a.toml"]) == ["run", "a.toml"]
+    assert arranged(["--detach", "a.toml"]) == ["run", "--detach", "a.toml"]
+    assert arranged(["run", "a.toml", "--resume"]) == ["run", "a.toml", "--resume"]
+    assert arranged(["run", "--resume", "a.toml"]) == ["run", "--resume", "a.toml"]
+    assert arranged(["run", "--resume", "runs/a/attempt_1"]) == ["run", "--resume-from", "runs/a/attempt_1"]
+    assert arranged(["run", "--resume=a"]) == ["run", "--resume-from", "a"]
+    assert arranged(["resume", "p1"]) == ["resume", "p1"]
+    assert arranged(["--help"]) == ["--help"]
+    with pytest.raises(UsageError, match="did you mean status"):
+        arranged(["statsu"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["statsu"], ["run"], ["run", "a.toml", "b.toml"], ["check"], ["check", "--nope", "x"], ["status", "nowhere"], ["logs"], ["logs", "a", "b", "c"],
+        ["stop"], ["stop", "p1", "--kill"], ["restart", "P1"], ["reset"], ["--nope"], ["run", "--resume", "nowhere"], ["logs", "-n", "x"],
+    ],
+)  # fmt: skip
+def test_any_mistake_of_usage_is_one_line_and_exit_2(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("supervise: ")
+
+
+def test_run_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Up to the runtime's door: what it is called with, and what is made of its answer."""
+    calls: list[tuple[Config, RunDirectory, Options]] = []
+
+    def run(config: Config, attempt: RunDirectory, options: Options) -> ExitCode:
+        calls.append((config, attempt, options))
+        write(attempt.path, Summary(run=attempt.run_id, exit=5, wall_s=1.0, pipelines={}))
+        return ExitCode.STOPPED
+
+    runtime = types.ModuleType("supervisor.runtime.run")
+    runtime.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "supervisor.runtime.run", runtime)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.toml").write_text(GOOD)
+    attempt = tmp_path / "runs" / "a" / "attempt_1"
+    assert main(["run", "a.toml", "--resume"]) == 2, "there is nothing to resume yet"
+    assert main(["a.toml"]) == 5
+    out = capsys.readouterr().out
+    assert "run directory" in out
+    assert "Stopped by the operator" in out
+    assert (attempt / "config.toml").read_text() == GOOD
+    assert main(["run", "a.toml", "--resume", "--json"]) == 5
+    assert main(["run", "--resume", "a", "--detach"]) == 5
+    assert [call[1].path for call in calls] == [attempt] * 3
+    assert [call[2].resume for call in calls] == [False, True, True]
+    assert [call[2].console for call in calls] == ["readable", "json", "none"]
+    assert calls[0][0] == calls[2][0]
+    assert main(["a.toml"]) == 5
+    assert calls[3][1].path.name == "attempt_2"
+
+
+def test_check_as_a_process(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(GOOD)
+    good = supervise(tmp_path, "check", "a.toml")
+    assert good.returncode == 0, good.stderr
+    assert "nothing was started" in good.stdout
+    assert json.loads(supervise(tmp_path, "check", "a.toml", "--json").stdout)["ports"] == [20000, 29999]
+    (tmp_path / "b.toml").write_text(GOOD.replace("virtual = 2", 'virtual = "x"\nshm = "/nowhere"'))
+    bad = supervise(tmp_path, "check", "b.toml")
+    assert bad.returncode == 2
+    assert [line.split(":")[1] for line in bad.stderr.splitlines()[:-1]] == ["2", "3"]
+    assert bad.stderr.splitlines()[-1] == "2 mistakes; nothing was started."
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.toml", "b.toml"]
+
+
+def test_status_and_logs_of_a_run_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    attempt = new_attempt(tmp_path / "runs", "a")
+    attempt.close()
+    assert main(["status"]) == 2
+    assert "No supervisor runs" in capsys.readouterr().err
+    write(attempt.path, Summary(run="a-1", exit=0, wall_s=1.0, pipelines={"p1": PipelineSummary(steps=5)}))
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pipelines"]["p1"]["steps"] == 5
+    (attempt.path / "logs" / "p1.trainer.0.log").write_text("hello\nworld\n")
+    assert main(["logs", "p1/trainer", "-n", "1"]) == 0
+    assert capsys.readouterr().out == "p1/trainer/0     world\n"
+    assert main(["logs", "-f", "a", "p1"]) == 0
+    assert capsys.readouterr().out.count("\n") == 2
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    attempt = new_attempt(tmp_path / "runs", "a")
+    attempt.close()
+    (attempt.path / "logs" / "p1.trainer.0.log").write_text("line\n" * 50_000)
+    command = f"{sys.executable} -P -m supervisor logs | head -1; echo ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "p1/trainer/0     line\n0\n"
+    assert done.stderr == ""
+
+
+def test_the_quick_commands_are_quick_and_light(tmp_path: Path) -> None:
+    code = "import sys, supervisor.cli as c; c.main(['logs']); print(*[m for m in ('torch', 'structlog', 'aiohttp', 'anyio', 'uvloop') if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "\n", "heavy modules are not imported for it"
+    assert min(_cpu_seconds(tmp_path) for _ in range(3)) < 0.4
+
+
+def _cpu_seconds(cwd: Path) -> float:
+    before = os.times()
+    supervise(cwd, "status")
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_importing_the_main_module_does_nothing() -> None:
+    code = "import supervisor.__main__"
+    assert subprocess.run([sys.executable, "-P", "-c", code], env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, timeout=60, check=False).returncode == 0

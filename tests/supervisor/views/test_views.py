@@ -1,0 +1,59 @@
+"""Tables and lines for people."""
+
+import io
+
+from rich.console import Console
+
+from supervisor.runtime.snapshot import EngineView, GatewayView, GpuView, PipelineView, Snapshot, TrainerView
+from supervisor.runtime.summary import PipelineSummary, Summary
+from supervisor.views import status, summary
+from supervisor.views.progress import Progress
+
+HOSTILE = "\x1b[31m[red]oops[/red]\nnext"
+
+
+def pipeline(step: int = 3, done: int = 192, state: str = "rollout", note: str = "") -> PipelineView:
+    return PipelineView(
+        name="p1", state=state, step=step, steps=5, samples_done=done, target=256, reward=0.4123, first_reward=0.0851, weight_version=2,
+        engines_awake=1, restarts=1, waits_for="GPU 2",
+        engines=(EngineView(rank=0, state="serving", incarnation=2, pids=(41,), gpus=(0,), version=2, in_flight=7, note=note),),
+        trainer=TrainerView(state="waiting", incarnation=1, pids=(51, 52), holds=("train",)),
+        gateway=GatewayView(url="http://127.0.0.1:1", incarnation=1, pid=9),
+    )  # fmt: skip
+
+
+def snapshot(view: PipelineView) -> Snapshot:
+    gpus = (GpuView(id=0, name="virtual", holder="p1/engine/0", priority="rollout", used_bytes=5 << 20), GpuView(id=1, name="v", fenced=HOSTILE))
+    return Snapshot(run="q-1", started_at=0.0, uptime_s=3725.0, stopping=True, gpus=gpus, pipelines=(view,))
+
+
+def printed(show: object, *what: object) -> str:
+    out = io.StringIO()
+    show(*what, Console(file=out))  # type: ignore[operator]
+    return out.getvalue()
+
+
+def test_status() -> None:
+    text = printed(status.show, snapshot(pipeline(note=HOSTILE)))
+    for words in ("up 1 h 02 min", "stopping", "3/5", "192/256", "0.085 → 0.412", "GPU 2", "p1/engine/0", "holds train", "51 52", "5 MiB", "unmeasured"):
+        assert words in text, words
+    assert "[red]oops[/red]\\nnext" in text, "it is shown, and neither obeyed nor read as markup"
+    assert "\x1b" not in text
+
+
+def test_progress_speaks_when_something_happened() -> None:
+    progress = Progress(every_s=2.0)
+    first = "p1  step 3/5  samples 192/256  engines 1/1  reward 0.085 → 0.412  weights v2  waits for GPU 2"
+    assert progress(snapshot(pipeline()), 0.0) == [first]
+    assert progress(snapshot(pipeline()), 10.0) == [], "nothing new"
+    assert progress(snapshot(pipeline(done=200)), 11.0) != []
+    assert progress(snapshot(pipeline(done=201)), 12.0) == [], "not too often"
+    assert progress(snapshot(pipeline(step=4, done=0)), 12.1) != [], "a new step at once"
+
+
+def test_summary() -> None:
+    pipelines = {"p1": PipelineSummary(steps=5, samples=1280, first_reward=0.08, last_reward=0.5, weight_version=5, pauses=3, resumes=4, waited_s=1.25)}
+    text = printed(summary.show, Summary(run="q", exit=0, wall_s=65.0, pipelines=pipelines), "/runs/q/attempt_1")
+    for words in ("1280", "0.080 → 0.500", "v5", "Every pipeline did all its steps (exit 0) after 1 min 05 s.", "/runs/q/attempt_1"):
+        assert words in text, words
+    assert "exit 99" in printed(summary.show, Summary(run="q", exit=99, wall_s=1.0, pipelines={}, lost_log_lines=3), "/r")

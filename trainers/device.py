@@ -1,0 +1,353 @@
+"""What a GPU is to our own engine and trainer, and what a *virtual* GPU is where there is none.
+
+A device is named by a string: `virtual:N` (GPU N of a box without GPUs), `cuda:N` (N inside CUDA_VISIBLE_DEVICES) or `cpu`
+(ordinary memory; nothing is ever given back).
+
+A **virtual GPU's memory** is shared memory that can be seen from outside. Each `Pool` on `virtual:N` is one memfd named
+`trainshed-gpu-N` (`memfd_name`), mapped once; a process has several (an engine: weights and KV cache; a trainer: one).
+What a process holds of GPU N is the sum of `st_blocks * 512` over its descriptors that `readlink` as
+`/memfd:trainshed-gpu-N (deleted)` (`memfd_link`; one descriptor a pool). A page counts once it has been touched.
+
+- `Pool.release()` is `ftruncate(0)`: the memory is gone at once, whoever looks. The mapping stays, so a stray touch is SIGBUS and
+  kills the process, as a device fault would.
+- `Pool.restore()` is `ftruncate(size)`: the same mapping, the same tensors, all zeros.
+- A mapping is undone only when the last tensor in it is gone: unmapping under a live tensor would be a silent wild pointer.
+- The death of the process frees everything. Make pools after a fork, never before one.
+
+On `cuda` and `cpu` the same calls work by resizing the storage that the tensors share (0 and back), so that whoever uses a pool is
+written once: **a pool's tensors are valid exactly between `restore` (or making it) and `release`, and are the same objects for ever.**
+
+`Resident` is the trainer's use of it: it takes parameters, buffers, gradients and optimizer state on to the device (`onload`) and
+off it (`offload`). Contents travel through host memory bit by bit; tensor *objects* stay (only their `.data` changes), so ties,
+optimizer keys and autograd stay intact. State that appears during a lease (Adam's moments) lives in host memory until that
+lease ends and is taken in, and counted, from the next lease on; so are gradients. Activations of a virtual GPU are never counted.
+
+This module is imported by processes that must never import torch: it does so only when a pool is made.
+"""
+
+import ctypes
+import itertools
+import mmap
+import os
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from io import FileIO
+from typing import TYPE_CHECKING, Any, Final, cast
+
+if TYPE_CHECKING:
+    import torch
+
+ALIGNMENT: Final = 64
+"""Bytes. Kernels choose other instructions, hence other last bits, by the alignment of their operands."""
+GRAIN: Final = 2 << 20
+"""Bytes. Pools are whole huge pages, so that what is measured does not depend on the kernel's page size."""
+
+
+def memfd_name(gpu: int) -> str:
+    """The name that every memfd of virtual GPU `gpu` bears."""
+    return f"trainshed-gpu-{gpu}"
+
+
+def memfd_link(gpu: int) -> str:
+    """What `readlink` says of a descriptor of such a memfd (whole: `…-1` must not match `…-10`)."""
+    return f"/memfd:{memfd_name(gpu)} (deleted)"
+
+
+class DeviceKind(Enum):
+    VIRTUAL = "virtual"
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A parsed device string."""
+
+    kind: DeviceKind
+    index: int = 0
+
+    def __str__(self) -> str:
+        return "cpu" if self.kind is DeviceKind.CPU else f"{self.kind.value}:{self.index}"
+
+    @property
+    def torch_device(self) -> str:
+        """Where tensors of this device live, for torch."""
+        return f"cuda:{self.index}" if self.kind is DeviceKind.CUDA else "cpu"
+
+
+def parse_device(text: str) -> Device:
+    """`virtual:N`, `cuda:N` or `cpu` as a Device. Raises ValueError for anything else."""
+    if text == "cpu":
+        return Device(DeviceKind.CPU)
+    kind, _, index = text.partition(":")
+    if kind not in ("virtual", "cuda") or not (index.isascii() and index.isdigit() and len(index) <= 4):
+        raise ValueError(f"device {text!r} is none of virtual:N, cuda:N, cpu")
+    return Device(DeviceKind(kind), int(index))
+
+
+class DeviceFull(Exception):
+    """A pool is too small for what should be placed in it: our own bug in its size, never an operator's mistake."""
+
+
+def room(tensors: Iterable[tuple[Sequence[int], "torch.dtype"]]) -> int:
+    """Bytes of pool that tensors of these (shape, dtype) take, their alignment included."""
+    total = 0
+    for shape, dtype in tensors:
+        total += _aligned(_bytes(shape, dtype))
+    return total
+
+
+def _bytes(shape: Sequence[int], dtype: "torch.dtype") -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count * dtype.itemsize
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+class Pool:
+    """A stretch of device memory that tensors are cut from, given back and taken again as a whole. Not thread-safe."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        """At least `size` bytes on `device`, all zeros. Raises OSError (virtual) or torch's out-of-memory error (cuda)."""
+        self.device = device
+        self.size = max(GRAIN, -(-size // GRAIN) * GRAIN)
+        self.used = 0
+        self.released = False
+        self._memory = _SharedMemory(device.index, self.size) if device.kind is DeviceKind.VIRTUAL else _Storage(device, self.size)
+
+    def take(self, shape: Sequence[int], dtype: "torch.dtype") -> "torch.Tensor":
+        """A contiguous tensor of this shape at the next 64-byte boundary, zeros at first. Raises DeviceFull."""
+        size = _bytes(shape, dtype)
+        if self.used + size > self.size:
+            raise DeviceFull(f"a pool of {self.size} bytes on {self.device} has {self.size - self.used} left, {size} were asked for")
+        start = self.used
+        self.used = min(self.size, start + _aligned(size))
+        return self._memory.flat[start : start + size].view(dtype).view(tuple(shape))
+
+    def contains(self, tensor: "torch.Tensor") -> bool:
+        """Whether the tensor's storage is this pool's."""
+        return tensor.untyped_storage().data_ptr() == self._memory.flat.untyped_storage().data_ptr() and not self.released
+
+    def release(self) -> None:
+        """Give the memory back; touching a tensor of this pool is now fatal. Does nothing when it is given back already."""
+        if not self.released:
+            self.released = True
+            self._memory.release()
+
+    def restore(self) -> None:
+        """Take the memory again: the same tensors, all zeros. Does nothing when it is here."""
+        if self.released:
+            self._memory.restore()
+            self.released = False
+
+    def touch(self) -> None:
+        """Write every page (zeros), so that the whole size is held, and measured, from now on."""
+        self._memory.flat.zero_()
+
+    def close(self) -> None:
+        """Give the memory back for good."""
+        self.release()
+        self._memory.close()
+
+
+class _Storage:
+    """Ordinary torch memory whose storage shrinks to nothing and comes back under the same tensors."""
+
+    def __init__(self, device: Device, size: int) -> None:
+        import torch  # only processes that compute may load it
+
+        self._size = size
+        self.flat = torch.zeros(size, dtype=torch.uint8, device=device.torch_device)
+
+    def release(self) -> None:
+        self.flat.untyped_storage().resize_(0)
+        if self.flat.is_cuda:
+            import torch
+
+            torch.cuda.synchronize(self.flat.device)
+            torch.cuda.empty_cache()
+
+    def restore(self) -> None:
+        self.flat.untyped_storage().resize_(self._size)
+        self.flat.zero_()
+
+    def close(self) -> None:
+        """Nothing else is held."""
+
+
+class _SharedMemory:
+    """A memfd mapped once. Its descriptor stays open as long as memory may be held: the meter finds it, `ftruncate` needs it."""
+
+    def __init__(self, gpu: int, size: int) -> None:
+        import torch  # only processes that compute may load it
+
+        self._size = size
+        self._file = open(os.memfd_create(memfd_name(gpu), os.MFD_CLOEXEC), "r+b", buffering=0)  # noqa: SIM115 - held
+        self._file.truncate(size)
+        self.flat: torch.Tensor = torch.frombuffer(_mapped(self._file, size), dtype=torch.uint8)
+
+    def release(self) -> None:
+        self._file.truncate(0)
+
+    def restore(self) -> None:
+        self._file.truncate(self._size)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _mapped(file: FileIO, size: int) -> Any:
+    """The file as a writable buffer that is unmapped when nobody refers to it any more (torch holds it as long as a tensor does).
+
+    Not `mmap.mmap`: that duplicates the descriptor, and a meter that sums over descriptors would count twice.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, file.fileno(), 0)
+    if address == ctypes.c_void_p(-1).value:
+        code = ctypes.get_errno()
+        raise OSError(code, f"mapping {size} bytes of virtual GPU memory: {os.strerror(code)}")
+    buffer = (ctypes.c_uint8 * size).from_address(address)
+    weakref.finalize(buffer, _unmap, libc, address, size, file).atexit = False  # at exit the kernel does it; threads may still compute
+    return buffer
+
+
+def _unmap(libc: ctypes.CDLL, address: int, size: int, file: FileIO) -> None:
+    libc.munmap(address, size)
+    file.close()
+
+
+class Resident:
+    """A trainer's tensors on a device during its leases and in host memory between them.
+
+    `Resident("virtual:0")`, `add(model, optimizer)`, then `onload()` when a lease begins and `offload()` when it ends. It starts off
+    the device. Both calls may be repeated. On `cpu` they do nothing. Models are anything with `parameters()` and `buffers()`,
+    optimizers anything with `state` (a mapping of mappings). Two tensors that are one view of one memory stay so; tensors that
+    overlap in part (flattened parameters), and sharded ones (DTensor), must be moved by the script itself.
+    """
+
+    def __init__(self, device: str | Device) -> None:
+        self.device = parse_device(device) if isinstance(device, str) else device
+        self.on_device = False
+        self._owners: list[Any] = []
+        self._pool: Pool | None = None
+        self._layout: tuple[object, ...] = ()
+        self._views: list[torch.Tensor] = []
+
+    @property
+    def held(self) -> int:
+        """Bytes of device memory that the tensors take now."""
+        return self._pool.size if self._pool is not None and not self._pool.released else 0
+
+    def add(self, *owners: Any) -> None:
+        """Take care of these models and optimizers too. Raises TypeError for what is neither.
+
+        Inside a lease (on the device) they are moved on at once.
+        """
+        for owner in owners:
+            if not (callable(getattr(owner, "parameters", None)) or hasattr(owner, "state")):
+                raise TypeError(f"resident takes models (parameters(), buffers()) and optimizers (state), not {type(owner).__name__}")
+        self._owners += [owner for owner in owners if all(owner is not known for known in self._owners)]
+        if self.on_device:
+            self.offload()
+            self.onload()
+
+    def onload(self) -> None:
+        """Every tensor's contents from host memory on to the device. Raises ValueError for tensors that overlap in part."""
+        if self.on_device:
+            return
+        self.on_device = True
+        if self.device.kind is DeviceKind.CPU:
+            return
+        groups = _aliases(self._tensors())
+        layout = tuple((tuple(group[0].shape), group[0].dtype) for group in groups)
+        self._place(layout)
+        for group, view in zip(groups, self._views, strict=True):
+            view.copy_(group[0].detach())
+            for tensor in group:
+                tensor.data = view
+
+    def offload(self) -> None:
+        """Every tensor's contents off the device into host memory, and the device's memory back."""
+        if not self.on_device:
+            return
+        self.on_device = False
+        if self.device.kind is DeviceKind.CPU:
+            return
+        for group in _aliases(self._tensors()):
+            current = group[0].detach()
+            if current.is_cuda or (self._pool is not None and self._pool.contains(current)):
+                host = current.to("cpu", copy=True)
+                for tensor in group:
+                    tensor.data = host
+        if self._pool is not None:
+            self._pool.release()
+        if self.device.kind is DeviceKind.CUDA:
+            import torch  # only processes that compute may load it
+
+            torch.cuda.empty_cache()  # what the lease itself allocated and dropped
+
+    def _place(self, layout: tuple[tuple[tuple[int, ...], "torch.dtype"], ...]) -> None:
+        """A pool with one view for each entry of `layout`: the old one again if it has just these."""
+        if self._pool is not None and layout == self._layout:
+            self._pool.restore()
+            return
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = Pool(self.device, room(layout))
+        self._layout = layout
+        self._views = [self._pool.take(shape, dtype) for shape, dtype in layout]
+
+    def _tensors(self) -> list["torch.Tensor"]:
+        """Every tensor to be moved, each object once, in a stable order."""
+        found: dict[int, torch.Tensor] = {}
+        for owner in self._owners:
+            for tensor in _owned(owner):
+                if tensor.numel():
+                    found.setdefault(id(tensor), tensor)
+        return list(found.values())
+
+
+def _owned(owner: Any) -> Iterable["torch.Tensor"]:
+    if callable(getattr(owner, "parameters", None)):
+        for parameter in owner.parameters():
+            if hasattr(parameter, "_local_tensor"):
+                raise ValueError("resident does not move sharded parameters (DTensor): offload them in the script")
+            yield parameter
+            if parameter.grad is not None:
+                yield parameter.grad
+        yield from owner.buffers()
+        return
+    for state in owner.state.values():
+        for value in state.values():
+            # Scalars (Adam's step) stay where the optimizer keeps them: on the host, by torch's default.
+            if hasattr(value, "untyped_storage") and value.ndim > 0:
+                yield cast("torch.Tensor", value)
+
+
+def _aliases(tensors: list["torch.Tensor"]) -> list[list["torch.Tensor"]]:
+    """Tensors in groups that are one view of one memory. Raises ValueError when two overlap in part."""
+    groups: dict[object, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        start = tensor.data_ptr()
+        key = (tensor.device, start, tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        groups.setdefault(key, []).append(tensor)
+    spans: dict[object, list[tuple[int, int]]] = {}
+    for first, *_ in groups.values():
+        last = sum((length - 1) * stride for length, stride in zip(first.shape, first.stride(), strict=True))
+        start = first.data_ptr()
+        spans.setdefault(first.device, []).append((start, start + (last + 1) * first.element_size()))
+    for ranges in spans.values():
+        ranges.sort()
+        for (_, end), (start, _) in itertools.pairwise(ranges):
+            if start < end:
+                raise ValueError("resident cannot move tensors that overlap in part (flattened parameters): offload them in the script")
+    return list(groups.values())

@@ -1,0 +1,57 @@
+"""What `[pipeline.trainer] options` may say to the built-in trainer. The defaults rise on the tiny tasks in five rollouts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from trainers.grpo.tasks import LENGTH, TASKS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`prompts` x `group` samples a rollout; `epochs` passes over them in minibatches of `minibatch` samples (over all ranks)."""
+
+    task: str = "parity"
+    prompts: int = 16
+    group: int = 16
+    epochs: int = 4
+    minibatch: int = 64
+    lr: float = 5e-3
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    clip: float = 0.3
+    grad_clip: float = 1.0
+    kl: float = 0.0
+    temperature: float = 1.0
+    max_new_tokens: int = LENGTH
+    ignore_eos: bool = True
+    checkpoint_every: int = 1
+    hash_weights: bool = True
+    verifiers: int = 1
+    verifier_limit_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"options.task = {self.task!r} is none of {', '.join(TASKS)}")
+        for name in ("prompts", "group", "epochs", "minibatch", "max_new_tokens", "checkpoint_every", "verifiers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"options.{name} = {getattr(self, name)} must be at least 1")
+        for name in ("lr", "temperature", "grad_clip", "verifier_limit_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"options.{name} = {getattr(self, name)} must be above 0")
+
+    @staticmethod
+    def read(options: Mapping[str, Any]) -> "Settings":
+        """Raises ValueError, naming the key, for one that does not exist or has the wrong type."""
+        types = {field.name: type(field.default) for field in fields(Settings)}
+        values: dict[str, Any] = {}
+        for key, given in options.items():
+            wanted = types.get(key)
+            if wanted is None:
+                raise ValueError(f"options.{key} does not exist; there are: {', '.join(types)}")
+            value = float(given) if wanted is float and type(given) is int else given
+            if type(value) is not wanted:
+                raise ValueError(f"options.{key} = {value!r} must be of type {wanted.__name__}")
+            values[key] = value
+        return Settings(**values)

@@ -1,0 +1,86 @@
+"""A model made on the spot: a Qwen2 of 78,400 parameters with a tokenizer of 64 characters.
+
+`make = "trainers.grpo.tiny:make"` in a TOML file. Every dimension is a power of two: with others, kernels choose other last bits
+for other batch shapes, and a shared run would not be bit-identical to one alone.
+"""
+
+import json
+import string
+from pathlib import Path
+from typing import Any, Final
+
+SPECIAL: Final = ("<pad>", "<eos>", "<unk>")
+CHARACTERS: Final = string.digits + string.ascii_lowercase + ":=+-*/.,?!()[]{}<>@#$%&^~"
+"""Printable ASCII without space: byte-level tokenizers, which some readers make of any Qwen2, map these to themselves."""
+VOCABULARY: Final = {token: index for index, token in enumerate([*SPECIAL, *CHARACTERS])}
+CHAT_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+def make(
+    directory: Path,
+    *,
+    task: str = "parity",
+    seed: int = 0,
+    hidden: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 2,
+    intermediate: int = 128,
+    context: int = 64,
+) -> None:
+    """Writes model, configuration and tokenizer in Hugging Face layout into the empty folder `directory`.
+
+    Weights are random, drawn from `seed`. Raises ValueError for a task that does not exist or a size that is no power of two.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers.utils import logging
+
+    from trainers.grpo.tasks import TASKS
+
+    if task not in TASKS:
+        raise ValueError(f"task {task!r} is none of {', '.join(TASKS)}")
+    sizes = {"hidden": hidden, "heads": heads, "kv_heads": kv_heads, "intermediate": intermediate, "context": context}
+    for name, size in sizes.items():
+        if size < 1 or size & (size - 1):
+            raise ValueError(f"{name} = {size} is no power of two")
+    config = Qwen2Config(
+        vocab_size=len(VOCABULARY),
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        pad_token_id=VOCABULARY["<pad>"],
+        eos_token_id=VOCABULARY["<eos>"],
+        bos_token_id=None,
+        dtype=torch.float32,
+    )
+    logging.disable_progress_bar()
+    torch.manual_seed(seed)
+    model: Any = Qwen2ForCausalLM(config)
+    model.float().save_pretrained(directory)
+    write_tokenizer(directory, context)
+
+
+def write_tokenizer(directory: Path, context: int) -> None:
+    """One token a character; what is not in the vocabulary is `<unk>`."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    plain = Tokenizer(models.BPE(vocab=VOCABULARY, merges=[], unk_token="<unk>"))
+    plain.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    plain.decoder = decoders.Fuse()
+    plain.save(str(directory / "tokenizer.json"))
+    # By hand: transformers 5 writes a class name that older readers (SGLang's) do not know.
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
