@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 import time
 import traceback
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import App, CycloptsError, Parameter
 
-from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
+from supervisor.errors import ConfigError, ExitCode, SetUpError, SupervisorError, UsageError
 
 if TYPE_CHECKING:
-    from supervisor.load import Inventory, Loaded
+    from supervisor.config import Host
+    from supervisor.configuration.facts import GpuFact
+    from supervisor.load import Loaded
     from supervisor.runtime.directory import RunDirectory
     from supervisor.runtime.operator import Reply, Request, Verb
 
@@ -39,10 +42,14 @@ def run(
     file: Path | None = None,
     /,
     *,
-    resume: Annotated[bool, Parameter("--resume", negative="", help="Go on from the newest checkpoints: of FILE's newest attempt, or --resume DIR.")] = False,
+    resume: Annotated[
+        bool, Parameter("--resume", negative="", help="Go on from the newest checkpoints: of FILE's newest attempt, or --resume DIR.")
+    ] = False,
     resume_from: Annotated[str | None, Parameter("--resume-from", show=False)] = None,
     json: Json = False,
-    detach: Annotated[bool, Parameter("--detach", negative="", help="Return when everything has started; the run goes on without this terminal.")] = False,
+    detach: Annotated[
+        bool, Parameter("--detach", negative="", help="Return when everything has started; the run goes on without this terminal.")
+    ] = False,
 ) -> int:
     """Run a configuration file to its end. Ctrl-C stops gracefully, a second one at once, a third one kills."""
     from supervisor.runtime.options import Options
@@ -87,15 +94,26 @@ def _loaded(file: Path | None, resume_from: str | None) -> "Loaded":
     from supervisor.runtime.directory import find_run
 
     if file is not None:
-        return load(file, _inventory())
+        return load(file, _gpus)
     if resume_from is None:
         raise UsageError("Which configuration? supervise run FILE, for example examples/quickstart.toml.")
-    return load(find_run(resume_from) / "config.resolved.json", _inventory())
+    return load(find_run(resume_from) / "config.resolved.json", _gpus)
 
 
-def _inventory() -> "Inventory | None":
-    """How GPUs are looked up; None leaves the positions of `gpus = "auto"` unchecked."""
-    return None
+def _gpus(host: "Host") -> "list[GpuFact]":
+    """The GPUs of the host, looked up. Raises SetUpError."""
+    from supervisor.configuration.facts import GpuFact
+    from supervisor.runtime.gpus import GpusUnusable
+    from supervisor.runtime.inventory import inventory
+
+    try:
+        meter = inventory(host)
+    except GpusUnusable as error:
+        raise SetUpError(re.sub(r"^host\.gpus[^:]*: ", "", str(error))) from error  # the mistake names its key itself
+    try:
+        return [GpuFact(gpu.id, gpu.name, gpu.total_bytes) for gpu in meter.gpus]
+    finally:
+        meter.close()
 
 
 @app.command
@@ -104,7 +122,7 @@ def check(file: Path, /, *, json: Json = False) -> int:
     from supervisor.load import load
     from supervisor.views import check as view
 
-    loaded = load(file, _inventory())
+    loaded = load(file, _gpus)
     picture = view.look(loaded)
     if json:
         _print_json(picture)

@@ -23,7 +23,17 @@ DEFAULTS: Final[Mapping[Child, tuple[str, ...]]] = {
     "gateway": _ALL,
 }
 """Patterns of names (fnmatch, case-sensitive) that each kind of child gets without being asked for."""
-NEVER: Final = ("TRAINSHED_*", "CUDA_VISIBLE_DEVICES", "PYTHONPATH", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+NEVER: Final = (
+    "TRAINSHED_*",
+    "CUDA_VISIBLE_DEVICES",
+    "PYTHONPATH",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 """Ours to set; passed on neither by default nor by pattern."""
 SECRET: Final = ("*_KEY", "*_TOKEN", "*_SECRET", "*_PASSWORD", "*_PASSWD", "*_CREDENTIALS")
 """Names whose values are registered as secrets of the log."""

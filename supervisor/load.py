@@ -162,7 +162,9 @@ def _draft(table: dict[str, Any], found: list[Finding]) -> tuple[Config | None, 
 
 def _draft_pipeline(entry: dict[str, Any], path: str) -> rules.DraftPipeline:
     quiet: list[Finding] = []
-    parts = [read(describe(kind), entry.get(key), f"{path}.{key}", quiet.append) for key, kind in (("engine", Engine), ("trainer", Trainer))]
+    parts = [
+        read(describe(kind), entry.get(key), f"{path}.{key}", quiet.append) for key, kind in (("engine", Engine), ("trainer", Trainer))
+    ]
     name = read(_NAME, entry.get("name"), f"{path}.name", quiet.append)
     engine, trainer = (None if part is BAD else part for part in parts)
     return rules.DraftPipeline(path, None if name is BAD else PipelineId(name), engine, trainer)

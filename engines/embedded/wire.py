@@ -13,6 +13,7 @@ from engines.embedded.text import NoText, Text
 
 MAX_BATCH: Final = 1024
 """Samples in one `/generate` call."""
+DEFAULT_NEW_TOKENS: Final = 128
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Token = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Tags = Annotated[list[Annotated[str, msgspec.Meta(max_length=64)]], msgspec.Meta(max_length=16)]
@@ -22,7 +23,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 class SamplingIn(msgspec.Struct, forbid_unknown_fields=True):
     """`sampling_params`. What this engine cannot do is accepted only where it changes nothing."""
 
-    max_new_tokens: int | None = 128
+    max_new_tokens: int | msgspec.UnsetType | None = msgspec.UNSET  # SGLang's 128, or what the context has room for
     temperature: float | None = 1.0
     top_p: float | None = 1.0
     top_k: int | None = -1
@@ -118,6 +119,7 @@ def wishes(body: GenerateIn, limits: Limits, text: Text) -> tuple[list[Wish], bo
         wanted = _each(body.sampling_params or SamplingIn(), count)[index]
         with_logprobs = bool(_each(body.return_logprob or False, count)[index])
         start = _each(-1 if body.logprob_start_len is None else body.logprob_start_len, count)[index]
+        check_prompt(prompt, limits)
         request = Request(
             rid=rids[index],
             prompt=tuple(prompt),
@@ -125,7 +127,6 @@ def wishes(body: GenerateIn, limits: Limits, text: Text) -> tuple[list[Wish], bo
             logprobs_from=max(start, -1) if with_logprobs else -1,
             streams=body.stream,
         )
-        check_prompt(prompt, limits)
         found.append(Wish(request, with_logprobs, body.return_text_in_logprobs, wanted.skip_special_tokens, not wanted.no_stop_trim))
     return found, batched
 
@@ -138,7 +139,10 @@ def sampling(wanted: SamplingIn, prompt: int, limits: Limits) -> Sampling:
     min_p = wanted.min_p or 0.0
     fewest = wanted.min_new_tokens or 0
     room = limits.context - prompt
-    most = room if wanted.max_new_tokens is None else wanted.max_new_tokens
+    if wanted.max_new_tokens is msgspec.UNSET:
+        most = min(DEFAULT_NEW_TOKENS, room)
+    else:
+        most = room if wanted.max_new_tokens is None else wanted.max_new_tokens
     stops = (wanted.stop,) if isinstance(wanted.stop, str) else tuple(wanted.stop or ())
     rules = (
         (0.0 <= temperature < float("inf"), f"temperature must be non-negative, got {temperature}."),

@@ -1,7 +1,7 @@
 """How routes ask and answer: who a request is for, waiting for all of it, and streams that stay alive while nothing comes."""
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -69,12 +69,16 @@ class Asking:
                 answers[item[0]] = outcome.outcome
         return [answers[index] for index in range(len(self._index))]
 
-    async def begin(self) -> list[tuple[int, Grew | Deliver]]:
-        """What comes first, or nothing after `KEEP_ALIVE_S`. Raises RequestError if that is the same failure for every request."""
+    async def begin(self, fatal: Container[str] | None = None) -> list[tuple[int, Grew | Deliver]]:
+        """What comes first, or nothing after `KEEP_ALIVE_S`.
+
+        Raises RequestError if that is one failure for every request (of a code in `fatal`, if that is given).
+        """
         first = await self._inbox.get(KEEP_ALIVE_S)
         items = [] if first is None else [self._item(first), *(self._item(more) for more in self._inbox.arrived())]
         failures = [item.outcome for _, item in items if isinstance(item, Deliver) and isinstance(item.outcome, Failure)]
-        if len(failures) == len(self._index) and len({failure.code for failure in failures}) == 1:
+        same = len(failures) == len(self._index) and len({failure.code for failure in failures}) == 1
+        if same and (fatal is None or failures[0].code in fatal):
             raise RequestError.of(failures[0])
         return items
 

@@ -28,8 +28,8 @@ _OPTIONS: Final = (
     "return_routed_experts",
     "routed_experts_start_len",
 )
-_NOTHING: Final[tuple[object, ...]] = (None, False, 0, -1, [])
-"""Values of an option with which it asks for nothing."""
+_NOTHING: Final[tuple[object, ...]] = (None, False, 0, [])
+"""Values of an option with which it asks for nothing; `logprob_start_len` has -1 (0: from the beginning of the prompt)."""
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
 _Limit = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
@@ -52,7 +52,7 @@ class Generate(msgspec.Struct):
     """The fields of SGLang's `/generate` that are ours to understand; `_OPTIONS` go to the engine, others must be empty."""
 
     text: str | list[str] | None = None
-    input_ids: list[TokenId] | list[list[TokenId]] | None = None
+    input_ids: list[TokenId | list[TokenId]] | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
     rid: str | list[str] | None = None
     stream: bool = False
@@ -154,7 +154,7 @@ def _typed(params: Mapping[str, Any]) -> _Params:
 def _options(body: Mapping[str, Any]) -> dict[str, Any]:
     made = {}
     for name, value in body.items():
-        if name in Generate.__struct_fields__ or value in _NOTHING:
+        if name in Generate.__struct_fields__ or value in ((None, -1) if name == "logprob_start_len" else _NOTHING):
             continue
         if name not in _OPTIONS:
             raise RequestError(400, "bad_request", f"{name!r} is not supported by this gateway")
@@ -164,16 +164,23 @@ def _options(body: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _prompts(known: Generate, text: Text) -> tuple[list[Sequence[int]], bool]:
+def _prompts(known: Generate, text: Text) -> tuple[list[list[int]], bool]:
     if (known.text is None) == (known.input_ids is None):
         raise RequestError(400, "bad_request", "give either input_ids or text")
-    prompts: list[Sequence[int]]
-    if known.input_ids is not None:
-        many = bool(known.input_ids) and isinstance(known.input_ids[0], list)
-        prompts = list(known.input_ids) if many else [known.input_ids]  # type: ignore[arg-type, list-item]
-    else:
+    if known.text is not None:
         many = isinstance(known.text, list)
-        prompts = [text.encode(one) for one in ([known.text] if isinstance(known.text, str) else known.text or [])]
+        prompts = [text.encode(one) for one in ([known.text] if isinstance(known.text, str) else known.text)]
+    else:
+        prompts, many = token_prompts(known.input_ids or [])
     if not prompts or not all(prompts):
         raise RequestError(400, "bad_request", "a prompt is empty")
     return prompts, many
+
+
+def token_prompts(given: Sequence[int | list[int]]) -> tuple[list[list[int]], bool]:
+    """One prompt of token ids or a list of them, as a list, and which it was. Raises RequestError where it is both."""
+    one = [token for token in given if isinstance(token, int)]
+    several = [prompt for prompt in given if isinstance(prompt, list)]
+    if one and several:
+        raise RequestError(400, "bad_request", "a prompt is either token ids or a list of lists of them, not both")
+    return ([one], False) if one else (several, True)

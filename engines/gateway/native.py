@@ -15,6 +15,8 @@ from engines.gateway.samples import Answer, Failure, Request
 from engines.gateway.text import Text, TextStream
 
 DONE: Final = b"data: [DONE]\n\n"
+_NOT_THE_SAMPLES: Final = frozenset({"rollout_closed", "rollout_unknown", "no_engine", "full"})
+"""Failures that say nothing of the samples themselves: asking again later may help, so they are the whole answer's."""
 SSE_ALIVE: Final = b": keep-alive\n\n"
 
 
@@ -30,7 +32,7 @@ class Native:
         asked = bodies.our_samples(await request.read(), self._text)
         tokens = [str(sample) for sample, _ in asked]
         async with Asking(self._exchange, [one for _, one in asked], rollout, tokens) as asking:
-            first = await asking.begin()
+            first = await asking.begin(_NOT_THE_SAMPLES)
             response = await open_stream(request, "application/x-ndjson")
             for item in first:
                 await response.write(self._line(asked, item))

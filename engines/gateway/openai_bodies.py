@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from engines.gateway.bodies import MAX_COPIES, TokenId, copies
+from engines.gateway.bodies import MAX_COPIES, TokenId, copies, token_prompts
 from engines.gateway.errors import RequestError
 from engines.gateway.samples import MAX_TOKEN, Request
 from engines.gateway.text import Text
@@ -81,7 +81,7 @@ class _Common(msgspec.Struct, kw_only=True):
 
 
 class Completion(_Common, kw_only=True):
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | list[TokenId | str | list[TokenId]]
     logprobs: _Top | None = None
 
 
@@ -163,9 +163,12 @@ def _content(message: Message) -> str:
     return "".join(part.text or "" for part in message.content)
 
 
-def _prompts(prompt: str | Sequence[Any], text: Text) -> list[list[int]]:
-    many: Sequence[Any] = [prompt] if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)) else prompt
-    prompts = [text.encode(one) if isinstance(one, str) else list(one) for one in many]
+def _prompts(prompt: str | Sequence[int | str | list[int]], text: Text) -> list[list[int]]:
+    texts = [prompt] if isinstance(prompt, str) else [one for one in prompt if isinstance(one, str)]
+    tokens = [] if isinstance(prompt, str) else [one for one in prompt if not isinstance(one, str)]
+    if texts and tokens:
+        raise RequestError(400, "bad_request", "prompts are either texts or token ids, not both")
+    prompts = [text.encode(one) for one in texts] or token_prompts(tokens)[0]
     if not prompts or not all(prompts):
         raise RequestError(400, "bad_request", "a prompt is empty")
     return prompts

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from engines.gateway.messages import Done, Order, Progress, Ready, Report
+from engines.gateway.messages import CloseRollout, Done, Order, Progress, Ready, Report
 from trainers.framing import FrameReader, encode
 
 REPORT_EVERY_S: Final = 0.05
@@ -45,7 +45,7 @@ class Channel:
         """Say ready, then give every order to `order`, and report `progress`."""
         self.say(Ready())
         reporting = asyncio.create_task(self._report(progress))
-        reading = asyncio.create_task(self._read(order))
+        reading = asyncio.create_task(self._read(order, progress))
         try:
             done, _ = await asyncio.wait({reading, reporting}, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -56,10 +56,12 @@ class Channel:
             await asyncio.gather(reading, reporting, return_exceptions=True)
             self._writer.close()
 
-    async def _read(self, order: Callable[[Order], None]) -> None:
+    async def _read(self, order: Callable[[Order], None], progress: Callable[[], Progress]) -> None:
         frames: FrameReader[Order] = FrameReader(Order)
         while data := await self._received():
             for message in frames.feed(data):
+                if isinstance(message, CloseRollout):
+                    self.say(progress())  # the last figures of a rollout that the next picture no longer shows
                 order(message)
 
     async def _received(self) -> bytes:

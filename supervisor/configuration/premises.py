@@ -36,7 +36,9 @@ def findings(draft: Draft, base: Path, ports_given: bool) -> Iterator[Finding]:
 
 def resolved(config: Config, base: Path) -> Config:
     """The same configuration with every path absolute and `trainer.cwd` filled in."""
-    host = replace(config.host, shm=str(_at(base, config.host.shm)), directory=config.host.directory and str(_at(base, config.host.directory)))
+    host = replace(
+        config.host, shm=str(_at(base, config.host.shm)), directory=config.host.directory and str(_at(base, config.host.directory))
+    )
     return replace(config, host=host, pipeline=[_resolved_pipeline(pipeline, base) for pipeline in config.pipeline])
 
 
@@ -69,7 +71,9 @@ def _host(host: Host, base: Path) -> Iterator[Finding]:
     if not os.path.isdir(nearest):
         yield Finding("host.directory", shown, f"{nearest} is a file, not a directory", "Name another directory for the runs.")
     elif not os.access(nearest, os.W_OK | os.X_OK):
-        yield Finding("host.directory", shown, f"{nearest} is not writable", "Change its permissions, or name another directory for the runs.")
+        yield Finding(
+            "host.directory", shown, f"{nearest} is not writable", "Change its permissions, or name another directory for the runs."
+        )
 
 
 def _ports(host: Host, draft: Draft, ports_given: bool) -> Iterator[Finding]:

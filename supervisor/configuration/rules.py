@@ -100,7 +100,9 @@ def _names(pipelines: Sequence[DraftPipeline]) -> Iterator[Finding]:
         if pipeline.name in RESERVED_NAMES:
             yield Finding(key, pipeline.name, "is a reserved name", "Choose another name.")
         if pipeline.name in seen:
-            yield Finding(key, pipeline.name, f"is already the name of {seen[pipeline.name]}", "Names of pipelines are unique: choose another.")
+            yield Finding(
+                key, pipeline.name, f"is already the name of {seen[pipeline.name]}", "Names of pipelines are unique: choose another."
+            )
         seen.setdefault(pipeline.name, pipeline.path)
 
 
@@ -119,7 +121,9 @@ def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
             yield Finding(f"{path}.slots", engine.slots, problem, f"Write {up}.", also=(f"{path}.kind",))
         if engine.tp != 1:
             remedy = 'Write tp = 1, or kind = "sglang".'
-            yield Finding(f"{path}.tp", engine.tp, "is more than 1, but an embedded engine lives on one GPU", remedy, also=(f"{path}.kind",))
+            yield Finding(
+                f"{path}.tp", engine.tp, "is more than 1, but an embedded engine lives on one GPU", remedy, also=(f"{path}.kind",)
+            )
         if engine.context < 2:
             yield Finding(f"{path}.context", engine.context, "leaves no room for a prompt and a token", "Write 32 or more.")
     elif engine.python is None:
@@ -129,7 +133,7 @@ def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
         remedy = 'Write it like "trainers.grpo.tiny:make".'
         yield Finding(f"{path}.model.make", engine.model.make, "is not of the form module:function", remedy)
     if engine.model == "":
-        yield Finding(f"{path}.model", "", "is empty", "Give a folder with a Hugging Face model, or a recipe { make = \"module:function\" }.")
+        yield Finding(f"{path}.model", "", "is empty", 'Give a folder with a Hugging Face model, or a recipe { make = "module:function" }.')
     yield from _environment(engine.env, engine.pass_env, path)
 
 

@@ -118,7 +118,9 @@ def new_attempt(runs: Path, name: str) -> RunDirectory:
             _point_latest(runs, path)
             return RunDirectory(path, run_id, resumed=False, _lock=lock)
     except OSError as error:
-        raise SetUpError(f"{parent}: no directory for a run can be made there: {error.strerror}. Free space, or set [host] directory.") from error
+        raise SetUpError(
+            f"{parent}: no directory for a run can be made there: {error.strerror}. Free space, or set [host] directory."
+        ) from error
     raise SetUpError(f"{parent}: no free attempt after {_TRIES} tries.")
 
 

@@ -202,7 +202,8 @@ def main(arguments: list[str]) -> int:
         os.set_blocking(descriptor, False)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     for number in FORWARDED:
-        signal.signal(number, lambda *_: None)  # the number arrives on the wake-up descriptor
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` means it
+            signal.signal(number, lambda *_: None)  # the number arrives on the wake-up descriptor
     report, reporting = os.pipe()
     supervisor = start(arguments, reporting)
     os.close(reporting)

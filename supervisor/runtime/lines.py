@@ -37,7 +37,7 @@ def readable(record: Mapping[str, Any], colour: bool) -> str:
     if record.get("incarnation") is not None:
         parts.append(paint(f"incarnation={one_line(str(record['incarnation']), 20)}", "2", colour))
     for key, value in record.items():
-        if key not in _HIDDEN:
+        if key not in _HIDDEN and value is not None:
             parts.append(paint(f"{one_line(str(key), 64)}=", "2", colour) + _value(value))
     return " ".join(parts)
 

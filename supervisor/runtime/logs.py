@@ -120,7 +120,9 @@ class ConsoleWriter:
 class Logs:
     """Where the records go. `log` is the root logger; `log.bind(pipeline=…, engine=…)` gives one for a part."""
 
-    def __init__(self, path: Path | None, *, run: str, level: str = "info", console: Console = "readable", stream: TextIO | None = None) -> None:
+    def __init__(
+        self, path: Path | None, *, run: str, level: str = "info", console: Console = "readable", stream: TextIO | None = None
+    ) -> None:
         stream = stream if stream is not None else sys.stdout
         self.secrets = Secrets()
         self._file = LogFile(path) if path is not None else None
@@ -176,7 +178,9 @@ class Logs:
 
     def _clean(self, _logger: Any, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         # Secrets first: the cut must not leave the head of one. Then again, as cleaning may join what controls had parted.
-        cleaned = {key: plain_value(self.secrets.hide(value), 6000 if key in ("traceback", "tail") else 2000) for key, value in record.items()}
+        cleaned = {
+            key: plain_value(self.secrets.hide(value), 6000 if key in ("traceback", "tail") else 2000) for key, value in record.items()
+        }
         hidden: dict[str, Any] = self.secrets.hide(plain_value(cleaned, 6000, 6))
         return hidden
 

@@ -35,7 +35,7 @@ class Narrator:
         self._moved(now)
 
     def _trainer_said(self, event: TrainerSaid) -> None:
-        log = self._site.log.bind(pipeline=event.pipeline, incarnation=event.incarnation)
+        log = self._site.log.bind(pipeline=event.pipeline, group="trainer", incarnation=event.incarnation)
         match event.message:
             case say.Report(step=step, metrics=metrics):
                 log.info("report", step=step, **{f"metric_{name}": value for name, value in metrics.items()})
@@ -51,7 +51,7 @@ class Narrator:
     def _told(self, action: Action) -> None:
         match action:
             case TellTrainer(pipeline=pipeline, incarnation=incarnation, message=message):
-                log = self._site.log.bind(pipeline=pipeline, incarnation=incarnation)
+                log = self._site.log.bind(pipeline=pipeline, group="trainer", incarnation=incarnation)
                 match message:
                     case say.RolloutOpened(rollout=rollout):
                         log.info("rollout open", rollout=rollout)
@@ -68,7 +68,7 @@ class Narrator:
                     case _:
                         pass
             case StartTrainer(pipeline=pipeline, incarnation=incarnation, steps_done=steps_done):
-                self._site.log.info("trainer starts", pipeline=pipeline, incarnation=incarnation, steps_done=steps_done)
+                self._site.log.info("trainer starts", pipeline=pipeline, group="trainer", incarnation=incarnation, steps_done=steps_done)
             case _:
                 pass
 
@@ -76,7 +76,7 @@ class Narrator:
         for pipeline in self._scheduler.desk.fleet.pipelines.values():
             state = pipeline.trainer.state.value
             if self._trainers.get(pipeline.id, "cold") != state:
-                log = self._site.log.bind(pipeline=pipeline.id, incarnation=pipeline.trainer.incarnation)
+                log = self._site.log.bind(pipeline=pipeline.id, group="trainer", incarnation=pipeline.trainer.incarnation)
                 log.info("trainer is " + state, was=self._trainers.get(pipeline.id, "cold"))
             self._trainers[pipeline.id] = state
             for engine in pipeline.engines.values():

@@ -3,7 +3,9 @@
 import re
 from typing import Any, Final
 
-ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_]|[ -/]+[0-~])?|\x9b[0-?]*[ -/]*[@-~]?")
+ESCAPES: Final = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]?|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_]|[ -/]+[0-~])?|\x9b[0-?]*[ -/]*[@-~]?"
+)
 """ANSI escape sequences (CSI, OSC and the other strings, two-byte ones), also cut off in the middle."""
 CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]")
 """C0 and C1 controls but tab and newline, direction marks, invisible and unpaired characters."""

@@ -54,7 +54,7 @@ def enter(order: Order) -> int:
     os.chdir(order.cwd)
     sys.argv = [order.module, *order.argv]
     sys.path += [path for path in order.env.get(LIBRARY_PATHS, "").split(os.pathsep) if path and path not in sys.path]
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # the pool's had a descriptor of its own
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for good; the pool's had a descriptor of its own
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, write_through="PYTHONUNBUFFERED" in order.env)  # type: ignore[union-attr]
     # a tracker of its own, should it need one, in its own session: the pool has none

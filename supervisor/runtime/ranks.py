@@ -110,7 +110,7 @@ class Ranks:
             **environment(rank, len(trainer.gpus), port),
             "LOCAL_RANK": "0",  # each rank sees its own GPU only
             "PATH": os.path.dirname(sys.executable) + os.pathsep + chosen.kept.get("PATH", os.defpath),
-            "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.getcwd()]),
+            "PYTHONPATH": os.pathsep.join([str(CHECKOUT), trainer.cwd or os.getcwd()]),
             "PYTHONUNBUFFERED": "1",
             "TRAINSHED_FD": str(descriptor),
             "TRAINSHED_GPUS": ",".join(seen.devices),
@@ -119,13 +119,13 @@ class Ranks:
             "TRAINSHED_URL": site.urls[id],
         }
         if rank == 0 and action.incarnation == 1 and chosen.dropped:
-            site.log.info("environment not passed on", pipeline=id, part="trainer", names=list(chosen.dropped))
+            site.log.info("environment not passed on", pipeline=id, group="trainer", names=list(chosen.dropped))
         entry = trainer.entry
         return Command(
             argv=[entry] if entry is not None else list(trainer.command or ()),
             module="trainers.launch" if entry is not None else None,
             env=env,
-            cwd=site.directory.checkpoints(id) if entry is not None else Path.cwd(),
+            cwd=Path(trainer.cwd) if trainer.cwd is not None else Path.cwd(),
             log=site.directory.log_of(TrainerId(id), rank),
             pass_fds=(descriptor,),
         )

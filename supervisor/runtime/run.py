@@ -150,7 +150,7 @@ class _Run:
         self._guard.ready()
         self._logs.log.info("run starts", directory=str(self._directory.path), resumed=self._options.resume, pid=os.getpid())
         for pipeline, url in self._site.urls.items():
-            self._logs.log.info("gateway", pipeline=pipeline, url=url)
+            self._logs.log.info("gateway", pipeline=pipeline, group="gateway", url=url)
         await driver.run(performer, tasks)
 
     def _prewarm(self) -> Prewarm:

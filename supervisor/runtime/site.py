@@ -84,4 +84,4 @@ class Site:
         if isinstance(group, EngineId):
             return self.log.bind(pipeline=group.pipeline, engine=group.rank, incarnation=incarnation)
         part = "gateway" if isinstance(group, GatewayId) else "trainer"
-        return self.log.bind(pipeline=group.pipeline, part=part, incarnation=incarnation)
+        return self.log.bind(pipeline=group.pipeline, group=part, incarnation=incarnation)

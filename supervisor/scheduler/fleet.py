@@ -190,7 +190,7 @@ class Pipeline:
     gateway: Gateway
     published: Version
     rollouts: dict[int, Rollout] = field(default_factory=dict)
-    closing: dict[int, int] = field(default_factory=dict)  # rollout -> id of the order to close it
+    closing: dict[int, Rollout] = field(default_factory=dict)  # no demand any more; the gateway still answers its last samples
     snapshots: set[Version] = field(default_factory=set)  # adopted and not yet dropped
     model_ready: bool = False
     model_op: int | None = None

@@ -110,7 +110,7 @@ def absorb(desk: Desk, pipeline: Pipeline, progress: Progress) -> None:
     seen = set()
     for report in progress.rollouts:
         seen.add(report.rollout)
-        rollout = pipeline.rollouts.get(report.rollout)
+        rollout = pipeline.rollouts.get(report.rollout) or pipeline.closing.get(report.rollout)
         if rollout is None and report.implicit:
             rollout = Rollout(report.rollout, 0, desk.now, implicit=True, known=True, asked=True, told=True)
             pipeline.rollouts[report.rollout] = rollout

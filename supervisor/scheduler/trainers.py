@@ -111,17 +111,19 @@ def close_rollout(desk: Desk, pipeline: Pipeline, number: int) -> None:
     if rollout is None:
         tell(desk, pipeline, Refused("close_rollout", number, "out_of_order", f"rollout {number} is not open"))
         return
-    pipeline.figures.samples += rollout.before + rollout.done
+    pipeline.closing[number] = rollout
     if pipeline.gateway.up and rollout.asked:
         limit = desk.box.limits.drain + desk.box.limits.order
-        pipeline.closing[number] = desk.do(lambda id: CloseAtGateway(id=id, pipeline=pipeline.id, rollout=number), limit)
+        desk.do(lambda id: CloseAtGateway(id=id, pipeline=pipeline.id, rollout=number), limit)
     else:
-        tell(desk, pipeline, RolloutClosed(number))
+        closed(desk, pipeline, number)
 
 
 def closed(desk: Desk, pipeline: Pipeline, number: int) -> None:
     """The gateway (or its death) has ended the rollout."""
-    if pipeline.closing.pop(number, None) is not None and number >= 0:
+    rollout = pipeline.closing.pop(number, None)
+    if rollout is not None:
+        pipeline.figures.samples += rollout.before + rollout.done
         tell(desk, pipeline, RolloutClosed(number))
 
 
@@ -305,7 +307,7 @@ def _end_of_life(desk: Desk, pipeline: Pipeline) -> None:
         desk.inflight.forget(id)
     trainer.op = trainer.request = trainer.publishing = trainer.grant = None
     trainer.gone = False
-    for rollout in pipeline.rollouts.values():
+    for rollout in (*pipeline.rollouts.values(), *pipeline.closing.values()):
         pipeline.figures.samples += rollout.before + rollout.done
     pipeline.rollouts.clear()
     pipeline.closing.clear()

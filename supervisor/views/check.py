@@ -60,12 +60,18 @@ def render(loaded: Loaded, found: Picture) -> RenderableType:
     parts: list[RenderableType] = [_map(loaded.config, found), _fit(found), _rest(loaded, found)]
     parts += [Text(f"Note: {one_line(note, 400)}", style="yellow") for note in found.notes]
     good = found.fits
-    text = "The configuration is sound; nothing was started." if good else "The configuration is sound, but it does not fit (see above); nothing was started."
+    text = (
+        "The configuration is sound; nothing was started."
+        if good
+        else "The configuration is sound, but it does not fit (see above); nothing was started."
+    )
     return Group(*parts, Text(text, style="bold green" if good else "bold red"))
 
 
 def _plain_table(title: str, columns: Sequence[str]) -> Table:
-    return Table(*columns, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    return Table(
+        *columns, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim"
+    )
 
 
 def _map(config: Config, found: Picture) -> Table:
@@ -91,7 +97,13 @@ def _fit(found: Picture) -> Table:
 
 
 def _has(plan: GpuPlan) -> str:
-    return gib(plan.gpu.total_bytes) if plan.gpu.total_bytes is not None else "no limit" if plan.gpu.name.startswith("virtual") else "unmeasured"
+    return (
+        gib(plan.gpu.total_bytes)
+        if plan.gpu.total_bytes is not None
+        else "no limit"
+        if plan.gpu.name.startswith("virtual")
+        else "unmeasured"
+    )
 
 
 def _rest(loaded: Loaded, found: Picture) -> Table:

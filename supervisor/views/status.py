@@ -47,7 +47,8 @@ def render(snapshot: Snapshot) -> RenderableType:
     head = Text(f"{one_line(snapshot.run, 120)}, up {duration(snapshot.uptime_s)}", style="bold")
     if snapshot.stopping:
         head.append("  stopping", style="bold yellow")
-    return Group(head, _pipelines(snapshot), _groups(snapshot), _gpus(snapshot))
+    gap = Text("")
+    return Group(head, gap, _pipelines(snapshot), gap, _groups(snapshot), gap, _gpus(snapshot))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -82,7 +83,9 @@ def _groups(snapshot: Snapshot) -> Table:
         gateway = view.gateway
         state = "serving" if gateway.pid is not None else "cold"
         pid = gateway.pid if gateway.pid is not None else None
-        table.add_row(cell(f"{view.name}/gateway"), cell(state, _STYLES[state]), cell(gateway.incarnation), cell(pid), *(cell(None) for _ in range(5)))
+        table.add_row(
+            cell(f"{view.name}/gateway"), cell(state, _STYLES[state]), cell(gateway.incarnation), cell(pid), *(cell(None) for _ in range(5))
+        )
         for engine in view.engines:
             _engine_row(table, view.name, engine)
     return table

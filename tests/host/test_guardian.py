@@ -110,6 +110,17 @@ sys.exit(5)
         assert guardian.process.wait(5) == 5
 
 
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with guarded(tmp_path, "signal.signal(1, lambda *_: sys.exit(1)); say(1); time.sleep(0.2)") as guardian:
+            guardian.says(1)
+            guardian.process.send_signal(signal.SIGHUP)
+            assert guardian.process.wait(5) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("how", ["kill -9", "exit", "segfault"])
 def test_nothing_lives_two_seconds_after_the_supervisor(tmp_path: Path, how: str) -> None:
     end = {"kill -9": "time.sleep(60)", "exit": "sys.stdin.readline(); os._exit(4)", "segfault": "sys.stdin.readline(); os.abort()"}[how]

@@ -116,7 +116,14 @@ def test_only_our_shared_memory_is_removed(tmp_path: Path) -> None:
 
 def test_broken_journals_are_read_as_far_as_they_go(tmp_path: Path) -> None:
     path = write(tmp_path, dead_writer(), Gone("a"))
-    path.write_bytes(path.read_bytes() + b'{"time": 1, "what": {"entry": "spaw\n\xff\xfe\n\n[]\n' + b"[" * 5000 + b"\n" + msgspec.json.encode(Line(2.0, Ended())) + b"\n")
+    path.write_bytes(
+        path.read_bytes()
+        + b'{"time": 1, "what": {"entry": "spaw\n\xff\xfe\n\n[]\n'
+        + b"[" * 5000
+        + b"\n"
+        + msgspec.json.encode(Line(2.0, Ended()))
+        + b"\n"
+    )
     assert [type(line.what) for line in read(path)] == [Began, Gone, Ended]
     link = tmp_path / "attempt_2"
     link.mkdir()
@@ -175,7 +182,8 @@ from supervisor.runtime.processes import Command, Processes
 folder = Path({str(attempt)!r})
 async def main():
     journal = Journal(folder / "journal.jsonl", lambda: 0.0)
-    command = Command(argv=["sh", "-c", "setsid sleep 60 & echo $!; wait"], env={{"PATH": os.environ["PATH"], "TRAINSHED_TAG": {TAG!r}}}, cwd=folder, log=folder / "log")
+    env = {{"PATH": os.environ["PATH"], "TRAINSHED_TAG": {TAG!r}}}
+    command = Command(argv=["sh", "-c", "setsid sleep 60 & echo $!; wait"], env=env, cwd=folder, log=folder / "log")
     await Processes().spawn([command], tag={TAG!r}, record=journal.spawned)
     print(1, flush=True)
     await anyio.sleep(60)

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 
 from supervisor.runtime import boot
 from supervisor.runtime.prewarm import PRELOAD, Prewarm
-from supervisor.runtime.proc import read_stat, table
+from supervisor.runtime.proc import read_stat, table, tag_of
 from supervisor.runtime.processes import Command, Group, Processes, SpawnFailed, Status
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -23,6 +23,13 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
     return "asyncio", {"use_uvloop": request.param}
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """For what no event tells: another process's words or end."""
+    with anyio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.01)
 
 
 class Pool:
@@ -44,10 +51,9 @@ class Pool:
         return pid
 
     async def says(self, count: int) -> list[str]:
-        with anyio.fail_after(10):
-            while len(words := (self.folder / "log").read_text().split("\n")[:-1]) < count:
-                await anyio.sleep(0.01)
-        return words
+        log = self.folder / "log"
+        await until(lambda: log.read_text().count("\n") >= count)
+        return log.read_text().split("\n")[:-1]
 
 
 @asynccontextmanager
@@ -124,7 +130,9 @@ async def test_the_supervisors_main_is_never_run_in_a_child(tmp_path: Path) -> N
     """However the supervisor was started; here its __main__ is pytest's."""
     main = sys.modules["__main__"]
     async with pool(tmp_path) as on:
-        group = await on.group("import sys; print(sys.modules['__main__'].__file__); print(hasattr(sys.modules['__mp_main__'], '__file__'), 'pytest' in sys.modules)")
+        group = await on.group(
+            "import sys; print(sys.modules['__main__'].__file__); print(hasattr(sys.modules['__mp_main__'], '__file__'), 'pytest' in sys.modules)"
+        )
         await group.ended()
         said = await on.says(2)
         await group.kill()
@@ -162,10 +170,13 @@ print(os.getpid(), flush=True); time.sleep(60)
     async with pool(tmp_path) as on:
         group = await on.group(program)
         said = [int(word) for word in await on.says(2)]
+        await until(
+            lambda: any(stat.session == stat.pid != group.members[0].pid and tag_of(stat.pid) == "t:p1:1" for stat in table().values())
+        )
+        pids = await group.pids()
+        assert pids >= set(said)
+        assert len(pids) == 3
         with anyio.fail_after(5):
-            while len(pids := await group.pids()) < 3:
-                await anyio.sleep(0.01)
-            assert pids > set(said)
             assert not await group.kill()
         assert not any(lives(pid) for pid in pids)
         assert lives(on.server)
@@ -188,7 +199,7 @@ async def test_the_end_ends_all(tmp_path: Path) -> None:
         assert [stat.pid for stat in table().values() if stat.parent == os.getpid()] == [server], "no tracker, no other process"
     assert not any(lives(pid) for pid in (server, *(member.pid for member in group.members)))
     assert set(os.listdir("/proc/self/fd")) == before
-    assert [path.name for path in tmp_path.iterdir() if path.is_socket()] == []
+    assert sorted(os.listdir(tmp_path)) == ["child.py", "log", "pool.log"], "its socket is gone"
 
 
 async def test_a_child_dies_with_the_supervisor(tmp_path: Path) -> None:
@@ -214,8 +225,7 @@ anyio.run(main)
         with anyio.fail_after(20):
             pids = [int(word) for word in (await supervisor.stdout.receive()).split()]
             supervisor.kill()
-            while any(lives(pid) for pid in pids):
-                await anyio.sleep(0.01)
+            await until(lambda: not any(lives(pid) for pid in pids))
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,6 +24,13 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]
     return "asyncio", {"use_uvloop": request.param}
 
 
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """For what no event tells: another process's words or end."""
+    with anyio.fail_after(seconds):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+
+
 class Host:
     """Spawns groups of small programs into one folder."""
 
@@ -39,10 +46,9 @@ class Host:
 
     async def says(self, count: int) -> list[int]:
         """The numbers that the programs have written, as soon as there are `count`."""
-        with anyio.fail_after(10):
-            while len(words := (self.folder / "log").read_text().split()) < count:
-                await anyio.sleep(0.01)
-        return [int(word) for word in words]
+        log = self.folder / "log"
+        await until(lambda: len(log.read_text().split()) >= count)
+        return [int(word) for word in log.read_text().split()]
 
 
 @asynccontextmanager
@@ -66,7 +72,16 @@ async def test_exit_codes_are_exact(tmp_path: Path) -> None:
 
 
 async def test_signals_are_exact(tmp_path: Path) -> None:
-    numbers = [signal.SIGHUP, signal.SIGINT, signal.SIGABRT, signal.SIGKILL, signal.SIGSEGV, signal.SIGPIPE, signal.SIGTERM, signal.SIGRTMIN + 3]
+    numbers = [
+        signal.SIGHUP,
+        signal.SIGINT,
+        signal.SIGABRT,
+        signal.SIGKILL,
+        signal.SIGSEGV,
+        signal.SIGPIPE,
+        signal.SIGTERM,
+        signal.SIGRTMIN + 3,
+    ]
     async with host(tmp_path) as on:
         commands = [on.command("sh", "-c", f"kill -{int(number)} $$; sleep 9") for number in numbers]
         group = await on.processes.spawn(commands, tag="t:p1:1")

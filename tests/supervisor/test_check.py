@@ -82,14 +82,24 @@ def test_a_box_that_is_too_small_is_named_by_what_is_short() -> None:
 
 def test_sleepers_leave_something_behind() -> None:
     both = [pipeline(name, [2], [0], kind="sglang", model="/m") for name in ("p1", "p2")]
-    found = picture(Config(both, Host(gpus="auto", residual_mib=1024)), machine(gpus(3, 24 * GIB)), {name: ModelSize(GIB, None) for name in ("p1", "p2")})
+    found = picture(
+        Config(both, Host(gpus="auto", residual_mib=1024)),
+        machine(gpus(3, 24 * GIB)),
+        {name: ModelSize(GIB, None) for name in ("p1", "p2")},
+    )
     assert found.gpus[0].needs == 2 * GIB
 
 
 def test_notes_say_what_is_not_promised() -> None:
     odd = Pipeline("p1", Engine("/m", [0], kind="sglang", python="/bin/sh"), Trainer([0], command=["sh"]))
     notes = "\n".join(picture(Config([odd], Host(virtual=2, ports=(30000, 40000))), machine(gpus(2)), {}).notes)
-    for words in ("kind sglang are unmeasured", "command is unmeasured", "never rolls out while it trains", "nobody may hold: 1", "overlaps"):
+    for words in (
+        "kind sglang are unmeasured",
+        "command is unmeasured",
+        "never rolls out while it trains",
+        "nobody may hold: 1",
+        "overlaps",
+    ):
         assert words in notes
 
 

@@ -110,7 +110,9 @@ def test_check_as_a_process(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.toml", "b.toml"]
 
 
-def test_status_and_logs_of_a_run_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_and_logs_of_a_run_that_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     attempt = new_attempt(tmp_path / "runs", "a")
     attempt.close()
@@ -154,4 +156,9 @@ def _cpu_seconds(cwd: Path) -> float:
 
 def test_importing_the_main_module_does_nothing() -> None:
     code = "import supervisor.__main__"
-    assert subprocess.run([sys.executable, "-P", "-c", code], env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, timeout=60, check=False).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-P", "-c", code], env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, timeout=60, check=False
+        ).returncode
+        == 0
+    )

@@ -231,9 +231,26 @@ def assert_only_config_error(path: Path) -> None:
     assert all(mistake.remedy and mistake.problem for mistake in found)
 
 
-SNIPPETS = ["[host]", "[[pipeline]]", "[pipeline]", "[pipeline.engine]", "gpus", "=", "[0, 0]", "nan", "-1", '"\\u0000"', "{", "}", "true", "9" * 40]
+SNIPPETS = [
+    "[host]",
+    "[[pipeline]]",
+    "[pipeline]",
+    "[pipeline.engine]",
+    "gpus",
+    "=",
+    "[0, 0]",
+    "nan",
+    "-1",
+    '"\\u0000"',
+    "{",
+    "}",
+    "true",
+    "9" * 40,
+]
 QUOTE = '"' * 3
-EDIT = st.tuples(st.integers(0, len(GOOD)), st.integers(0, 30), st.one_of(st.text(max_size=12), st.sampled_from([*SNIPPETS, QUOTE, "1e999"])))
+EDIT = st.tuples(
+    st.integers(0, len(GOOD)), st.integers(0, 30), st.one_of(st.text(max_size=12), st.sampled_from([*SNIPPETS, QUOTE, "1e999"]))
+)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -260,7 +277,12 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(VALUES, st.sampled_from(["host", "host.gpus", "host.ports", "scheduler", "health.start_s", "logging.level", "pipeline", "engine", "gpus", "env"]))
+@given(
+    VALUES,
+    st.sampled_from(
+        ["host", "host.gpus", "host.ports", "scheduler", "health.start_s", "logging.level", "pipeline", "engine", "gpus", "env"]
+    ),
+)
 def test_no_value_raises_anything_else(write: Write, value: object, key: str) -> None:
     def toml(item: object) -> str:
         if isinstance(item, bool):
@@ -276,7 +298,9 @@ def test_no_value_raises_anything_else(write: Write, value: object, key: str) ->
     places = {
         "engine": GOOD.split("[pipeline.engine]")[0] + f"engine = {toml(value)}\n",
         "gpus": GOOD.replace("gpus = [0, 1, 2, 3]", f"gpus = {toml(value)}"),
-        "env": GOOD.replace("slots = 16", f"slots = 16\nenv = {toml(value)}\nargs = {toml(value)}\nmodel = {toml(value)}").replace("model = { make", "#"),
+        "env": GOOD.replace("slots = 16", f"slots = 16\nenv = {toml(value)}\nargs = {toml(value)}\nmodel = {toml(value)}").replace(
+            "model = { make", "#"
+        ),
         "pipeline": f"pipeline = {toml(value)}\nhost.virtual = 1\n",
     }
     assert_only_config_error(write(places.get(key) or f"{key} = {toml(value)}\n" + GOOD.replace("[host]\nvirtual = 4\n", "")))

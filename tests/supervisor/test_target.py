@@ -15,7 +15,9 @@ def test_what_a_group_is_called_names_it(target: Target) -> None:
     assert parse(str(target)) == target
 
 
-@pytest.mark.parametrize("text", ["", "P1", "p1/", "p1/engine", "p1/engine/x", "p1/engine/-1", "p1/trainer/0", "p1/motor/0", "../p1", "p1\n"])
+@pytest.mark.parametrize(
+    "text", ["", "P1", "p1/", "p1/engine", "p1/engine/x", "p1/engine/-1", "p1/trainer/0", "p1/motor/0", "../p1", "p1\n"]
+)
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="names nothing"):
         parse(text)

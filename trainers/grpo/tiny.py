@@ -58,7 +58,7 @@ def make(
         bos_token_id=None,
         dtype=torch.float32,
     )
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.manual_seed(seed)
     model: Any = Qwen2ForCausalLM(config)
     model.float().save_pretrained(directory)

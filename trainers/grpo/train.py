@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 from transformers.utils import logging
 
-from trainers.client import Pipeline, Sample
+from trainers.client import Pipeline, Refused, Sample
 from trainers.grpo import checkpoint, tasks
 from trainers.grpo.distributed import Ranks, ranks
 from trainers.grpo.loss import advantages, policy_loss, token_logprobs
@@ -45,7 +45,7 @@ class Batch:
 def run(pipeline: Pipeline) -> None:
     """One rank from its init lease to its last step. Raises ValueError for wrong options, and what the client raises."""
     settings = Settings.read(pipeline.options)
-    logging.disable_progress_bar()  # a log is no terminal
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a log is no terminal
     if pipeline.device == "cpu":
         torch.set_num_threads(1)  # two threads give other bits, and are slower on shared cores
     with ExitStack() as stack:
@@ -55,7 +55,12 @@ def run(pipeline: Pipeline) -> None:
         for step in range(pipeline.steps_done, pipeline.steps):
             if pipeline.stopping:
                 return
-            trainer.step(step, judge)
+            try:
+                trainer.step(step, judge)
+            except Refused as error:
+                if error.code != "stopping":
+                    raise
+                return  # the last checkpoint is where a resumed run goes on
 
 
 class Judge:

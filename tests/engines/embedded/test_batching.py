@@ -174,5 +174,5 @@ def test_whatever_happens_each_request_ends_once_and_nothing_is_left(prompts: li
             ended += _step(batch)
     ended += _run(batch)
     assert sorted(request.rid for request in ended) == sorted(str(index) for index in range(len(prompts)))
-    assert all(len(request.output) == 4 or request.finish and request.finish["type"] == "abort" for request in ended)
+    assert all(len(request.output) == 4 or (request.finish and request.finish["type"] == "abort") for request in ended)
     assert all(len(request.output) == len(request.logprobs) for request in ended)

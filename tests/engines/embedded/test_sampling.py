@@ -8,8 +8,8 @@ from engines.embedded.sampling import Draw, Known, choose, uniform
 
 
 def test_uniform_is_a_fixed_function_of_seed_and_position() -> None:
-    assert uniform(0, 0) == 0.9195932520646127
-    assert uniform(2**63 - 1, 17) == 0.24193094402706157
+    assert uniform(0, 0) == 0.0564663990004608
+    assert uniform(2**63 - 1, 17) == 0.23542698608662993
     values = [uniform(seed, position) for seed in range(100) for position in range(100)]
     assert all(0.0 <= value < 1.0 for value in values)
     assert len(set(values)) == 10_000

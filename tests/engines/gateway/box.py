@@ -14,11 +14,14 @@ import aiohttp
 
 from engines.gateway import messages
 from engines.gateway.messages import Done, Progress, Ready, Report
-from tests.scripted_engine import ScriptedEngine
+from engines.gateway.seeds import sample_seed
+from tests.scripted_engine import ScriptedEngine, expected
 from trainers.framing import FrameReader, encode
 
 ROOT = Path(__file__).resolve().parents[3]
 PATIENCE = 15.0
+CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Tokens 4, 5, 6 … of the tests' model."""
 
 
 class Box:
@@ -27,7 +30,7 @@ class Box:
     def __init__(self, model: Path, log: Path, *arguments: str) -> None:
         self._model, self._log, self._arguments = model, log, arguments
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.url = "http://127.0.0.1:%d" % self.listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.progress = Progress(())
         self.reports = 0
         self._orders = 0
@@ -149,3 +152,20 @@ async def samples(session: aiohttp.ClientSession, rollout: int, asked: list[dict
                 assert made["sample"] not in lines, "delivered twice"
                 lines[made["sample"]] = made
     return lines
+
+
+def text_of(ids: list[int]) -> str:
+    return "".join(CHARACTERS[token - 4] for token in ids)
+
+
+def sample(index: int, limit: int = 12, **params: Any) -> dict[str, Any]:
+    return {"sample": index, "input_ids": [4 + index % 60, 5], "sampling_params": {"max_new_tokens": limit, **params}}
+
+
+def right(rollout: int, index: int, line: dict[str, Any], limit: int = 12) -> bool:
+    """Whether it is the sample that an uninterrupted engine makes, with spans that cover it."""
+    ids, logprobs = expected([4 + index % 60, 5], {"max_new_tokens": limit, "sampling_seed": sample_seed(7, rollout, index)})
+    covered = [token for span in line["spans"] for token in range(span["start"], span["end"])]
+    return bool(
+        line["output_ids"] == ids and line["logprobs"] == logprobs and covered == list(range(limit)) and line["text"] == text_of(ids)
+    )

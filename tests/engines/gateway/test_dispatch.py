@@ -235,10 +235,7 @@ def test_a_repeated_sample_joins_or_gets_the_stored_answer(bench: Bench) -> None
     bench.make(attempt, 7, 8)
     bench.end(attempt)
     four = bench.ask(0, "0")
-    assert (
-        len({bench.answer(asker) for asker in (one, two, three, four)} if False else {id(bench.answer(a)) for a in (one, two, three, four)})
-        == 1
-    )
+    assert len({id(bench.answer(asker)) for asker in (one, two, three, four)}) == 1
     assert bench.progress() == {0: (0, 0, 1)}
     other = bench.ask(0, "0", wants=request(2))
     assert bench.failure(other).code == "sample_mismatch"

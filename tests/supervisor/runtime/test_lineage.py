@@ -27,7 +27,9 @@ def pids(of: Lineage, processes: dict[int, Stat]) -> set[int]:
 
 def test_session_descendants_and_tag(tags: dict[int, str]) -> None:
     tags |= {14: "t:1", 15: "t:2"}
-    processes = box((1, 0, 1, 1), (10, 1, 10, 100), (11, 10, 10, 101), (12, 1, 10, 102), (13, 11, 13, 103), (14, 1, 14, 104), (15, 1, 15, 105))
+    processes = box(
+        (1, 0, 1, 1), (10, 1, 10, 100), (11, 10, 10, 101), (12, 1, 10, 102), (13, 11, 13, 103), (14, 1, 14, 104), (15, 1, 15, 105)
+    )
     assert pids(GROUP, processes) == {10, 11, 12, 13, 14}
 
 

@@ -48,7 +48,9 @@ def test_json_on_the_console(tmp_path: Path) -> None:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text(max_size=50), st.dictionaries(st.text(max_size=8), st.one_of(st.text(), st.integers(), st.floats(), st.binary()), max_size=4))
+@given(
+    st.text(max_size=50), st.dictionaries(st.text(max_size=8), st.one_of(st.text(), st.integers(), st.floats(), st.binary()), max_size=4)
+)
 def test_one_record_is_one_line_whatever_it_says(tmp_path: Path, event: str, fields: dict[str, Any]) -> None:
     path = tmp_path / "s.jsonl"
     path.unlink(missing_ok=True)

@@ -46,7 +46,15 @@ def test_lines_come_as_they_arrive_with_their_source(attempt: Path) -> None:
 
 
 def test_selection(attempt: Path) -> None:
-    for name in ("p1.engine.0.log", "p1.engine.1.log", "p1.trainer.0.log", "p1.gateway.log", "p2.engine.0.log", "other.txt", "p1.engine.x.log"):
+    for name in (
+        "p1.engine.0.log",
+        "p1.engine.1.log",
+        "p1.trainer.0.log",
+        "p1.gateway.log",
+        "p2.engine.0.log",
+        "other.txt",
+        "p1.engine.x.log",
+    ):
         child(attempt, name, f"{name}\n")
     record(attempt, "box")
     record(attempt, "engine", pipeline="p1", engine=0)
@@ -72,7 +80,11 @@ def test_selection(attempt: Path) -> None:
 
 
 def test_hostile_lines_stay_lines(attempt: Path) -> None:
-    child(attempt, "p1.engine.0.log", "\x1b[2J\x1b]0;owned\x07[bold]red\x1b[0m\r\x00\udcff\n".encode("utf-8", "surrogateescape").decode("latin-1"))
+    child(
+        attempt,
+        "p1.engine.0.log",
+        "\x1b[2J\x1b]0;owned\x07[bold]red\x1b[0m\r\x00\udcff\n".encode("utf-8", "surrogateescape").decode("latin-1"),
+    )
     (attempt / "supervisor.jsonl").write_bytes(b'{"event": "\\u001b[31mx\\ny"}\n\xff\xfe not json\n[1]\n\n')
     merge = merged(attempt)
     lines = list(merge.lines())

@@ -23,7 +23,10 @@ def pipeline(step: int = 3, done: int = 192, state: str = "rollout", note: str =
 
 
 def snapshot(view: PipelineView) -> Snapshot:
-    gpus = (GpuView(id=0, name="virtual", holder="p1/engine/0", priority="rollout", used_bytes=5 << 20), GpuView(id=1, name="v", fenced=HOSTILE))
+    gpus = (
+        GpuView(id=0, name="virtual", holder="p1/engine/0", priority="rollout", used_bytes=5 << 20),
+        GpuView(id=1, name="v", fenced=HOSTILE),
+    )
     return Snapshot(run="q-1", started_at=0.0, uptime_s=3725.0, stopping=True, gpus=gpus, pipelines=(view,))
 
 
@@ -35,7 +38,19 @@ def printed(show: object, *what: object) -> str:
 
 def test_status() -> None:
     text = printed(status.show, snapshot(pipeline(note=HOSTILE)))
-    for words in ("up 1 h 02 min", "stopping", "3/5", "192/256", "0.085 → 0.412", "GPU 2", "p1/engine/0", "holds train", "51 52", "5 MiB", "unmeasured"):
+    for words in (
+        "up 1 h 02 min",
+        "stopping",
+        "3/5",
+        "192/256",
+        "0.085 → 0.412",
+        "GPU 2",
+        "p1/engine/0",
+        "holds train",
+        "51 52",
+        "5 MiB",
+        "unmeasured",
+    ):
         assert words in text, words
     assert "[red]oops[/red]\\nnext" in text, "it is shown, and neither obeyed nor read as markup"
     assert "\x1b" not in text
@@ -52,7 +67,11 @@ def test_progress_speaks_when_something_happened() -> None:
 
 
 def test_summary() -> None:
-    pipelines = {"p1": PipelineSummary(steps=5, samples=1280, first_reward=0.08, last_reward=0.5, weight_version=5, pauses=3, resumes=4, waited_s=1.25)}
+    pipelines = {
+        "p1": PipelineSummary(
+            steps=5, samples=1280, first_reward=0.08, last_reward=0.5, weight_version=5, pauses=3, resumes=4, waited_s=1.25
+        )
+    }
     text = printed(summary.show, Summary(run="q", exit=0, wall_s=65.0, pipelines=pipelines), "/runs/q/attempt_1")
     for words in ("1280", "0.080 → 0.500", "v5", "Every pipeline did all its steps (exit 0) after 1 min 05 s.", "/runs/q/attempt_1"):
         assert words in text, words

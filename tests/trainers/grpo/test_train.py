@@ -11,7 +11,7 @@ import torch
 from tests.trainers.fake_supervisor import FakeSupervisor
 from tests.trainers.grpo.sampler import Sampler
 from trainers import launch
-from trainers.client import Sample
+from trainers.client import RolloutRefused, Sample
 from trainers.grpo import checkpoint, tiny, train
 
 SMALL = {"prompts": 4, "group": 4, "minibatch": 8, "epochs": 2}
@@ -79,6 +79,16 @@ def test_wrong_options_are_refused_before_anything_else(tmp_path: Path, model: P
         with pytest.raises(ValueError, match=r"options\.nonsense"):
             train.run(pipeline)
         assert supervisor.tags() == ["hello"]
+
+
+def test_a_stop_is_no_failure(tmp_path: Path, model: Path) -> None:
+    with FakeSupervisor(tmp_path, model=str(model)) as supervisor:
+        supervisor.refuse["open_rollout"] = "stopping"
+        train.run(supervisor.connect())
+    with FakeSupervisor(tmp_path, model=str(model)) as supervisor:
+        supervisor.refuse["open_rollout"] = "no_engine"
+        with pytest.raises(RolloutRefused):
+            train.run(supervisor.connect())
 
 
 def test_two_ranks_are_bit_repeatable(tmp_path: Path, model: Path) -> None:
