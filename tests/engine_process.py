@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,9 @@ class EngineProcess:
         """Bytes of virtual GPU `gpu`, measured from outside."""
         total = 0
         for entry in Path(f"/proc/{self.pid}/fd").iterdir():
-            if os.readlink(entry) == f"/memfd:trainshed-gpu-{gpu} (deleted)":
-                total += entry.stat().st_blocks * 512
+            with suppress(FileNotFoundError):  # a descriptor that was closed meanwhile
+                if os.readlink(entry) == f"/memfd:trainshed-gpu-{gpu} (deleted)":
+                    total += entry.stat().st_blocks * 512
         return total
 
     def exit_code(self, within: float = 5.0) -> int | None:

@@ -16,10 +16,7 @@ from engines.gateway.queue import Queue
 from engines.gateway.records import Attempt, Phase, Rollout, Sample
 from engines.gateway.rollouts import Rollouts
 from engines.gateway.samples import Failure, Outcome, SampleKey, State
-from engines.gateway.seeds import sample_seed
 
-MAX_LOSSES: Final = 8
-"""Attempts in a row that an engine accepted and was lost with, without one new token: then it is the request that kills engines."""
 MAX_WAITING: Final = 100_000
 HELD_PER_WAITING: Final = 10
 
@@ -155,7 +152,11 @@ class Dispatch:
             if (refusal := self._no_room(rollout)) is not None:
                 self._effects.append(events.Deliver(ask.asker, refusal))
                 return
-            sample = self._new_sample(rollout, key, ask)
+            sample = rollout.samples[key] = Sample(key, ask.request, rollout, self._next(), key.seed(self._seed))
+            rollout.move(None, State.WAITING, self._now)
+            self._waiting += 1
+            if rollout.phase is Phase.OPEN:
+                self._queue.push(sample, self._waiting)
         elif sample.request.fingerprint != ask.request.fingerprint:
             text = f"sample {ask.token!r} of rollout {rollout.number} was first asked with another prompt or other parameters"
             self._effects.append(events.Deliver(ask.asker, Failure(409, "sample_mismatch", text)))
@@ -176,19 +177,6 @@ class Dispatch:
         if self._waiting >= self._max_waiting or len(rollout.samples) >= HELD_PER_WAITING * self._max_waiting:
             return Failure(503, "full", f"{self._waiting} samples wait already; ask again when some are done")
         return None
-
-    def _new_sample(self, rollout: Rollout, key: SampleKey, ask: events.Ask) -> Sample:
-        sample = rollout.samples[key] = Sample(key, ask.request, rollout, self._next(), self._seed_of(key))
-        rollout.move(None, State.WAITING, self._now)
-        self._waiting += 1
-        if rollout.phase is Phase.OPEN:
-            self._queue.push(sample, self._waiting)
-        return sample
-
-    def _seed_of(self, key: SampleKey) -> int | None:
-        """The sampling seed for a request that brings none: known where rollout and index are (an implicit number says nothing)."""
-        index = key.index
-        return None if index is None or key.rollout < 0 else sample_seed(self._seed, key.rollout, index)
 
     def _leave(self, asker: int) -> None:
         sample = self._askers.pop(asker, None)
@@ -253,13 +241,9 @@ class Dispatch:
                 self._settle(sample, Failure(int(status), "bad_request", str(reason.get("message", "the engine refused the request"))))
             case events.Refused(status, message):
                 self._settle(sample, Failure(status, "bad_request", message))
-            case events.Broken(cause, accepted) if accepted and not sample.closing and not attempt.aborting:
-                sample.losses += 1
-                if sample.losses >= MAX_LOSSES:
-                    text = f"{MAX_LOSSES} engines in a row were lost with this request before one token came; the last: {cause}"
-                    self._settle(sample, Failure(500, "request_failed", text))
-                else:
-                    self._again(sample)
+            case events.Broken(cause, accepted) if accepted and not sample.closing and not attempt.aborting and sample.hurt(self._now):
+                text = f"{sample.losses} engines in a row failed with this request before one token came; the last: {cause}"
+                self._settle(sample, Failure(500, "request_failed", text))
             case _:
                 self._again(sample)
 

@@ -4,13 +4,17 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from engines.gateway.fleet import Engine
 from engines.gateway.messages import RolloutProgress
 from engines.gateway.samples import LOGPROBS, TOKENS, Answer, Mark, Outcome, Request, SampleKey, Span, State
+
+MAX_LOSSES: Final = 8
+LOSING_S: Final = 60.0
+"""So many attempts in a row that an engine accepted and failed with, for so long, without one new token: then it is the request's fault."""
 
 
 class Phase(Enum):
@@ -98,7 +102,14 @@ class Sample:
     attempt: Attempt | None = None
     closing: bool = False
     losses: int = 0
+    losing_since: float = 0.0
     outcome: Outcome | None = None
+
+    def hurt(self, now: float) -> bool:
+        """Count an engine that failed with it; whether it has been too many, for too long."""
+        self.losses += 1
+        self.losing_since = now if self.losses == 1 else self.losing_since
+        return self.losses >= MAX_LOSSES and now - self.losing_since >= LOSING_S
 
     def restart(self) -> None:
         """Forget every token."""
@@ -112,6 +123,8 @@ class Sample:
     def answer(self, reason: Mapping[str, Any], meta: Mapping[str, Any]) -> Answer:
         """What its askers get; `meta` is the engine's meta_info of the last attempt."""
         cached = meta.get("cached_tokens")
+        if reason.get("type") == "length":
+            reason = {**reason, "length": len(self.ids)}  # its last engine has counted its own part only
         return Answer(
             self.ids,
             self.logprobs,

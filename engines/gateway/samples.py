@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
+from engines.gateway.seeds import sample_seed
+
 TOKENS: Final = "i"
 """Array type of token ids: 4 bytes each, because answers are kept for late askers."""
 LOGPROBS: Final = "d"
@@ -27,6 +29,11 @@ class SampleKey(msgspec.Struct, frozen=True, order=True):
         """The number that the client calls the sample by, if it is one."""
         token = self.token
         return int(token) if token.isascii() and token.isdecimal() and len(token) <= 15 else None
+
+    def seed(self, pipeline: int) -> int | None:
+        """The sampling seed for a request that brings none: known where rollout and index are (the number of an implicit one says nothing)."""
+        index = self.index
+        return None if index is None or self.rollout < 0 else sample_seed(pipeline, self.rollout, index)
 
 
 class Span(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from engines.gateway.openai_routes import OpenAI
 from engines.gateway.text import Text
 
 MAX_BODY: Final = 64 << 20
-_SHUTDOWN_S: Final = 1.0
+_SHUTDOWN_S: Final = 0.2
 
 
 def application(exchange: Exchange, text: Text, *, pipeline: str, model: str, log: Callable[..., Any]) -> web.Application:

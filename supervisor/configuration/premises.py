@@ -156,7 +156,7 @@ def _trainer(trainer: Trainer, path: str, base: Path) -> Iterator[Finding]:
     if trainer.command and trainer.command[0]:
         yield from _program(trainer.command[0], f"{path}.command", cwd, "a program")
     if trainer.entry is not None:
-        yield from _module(trainer.entry, trainer.env, f"{path}.entry")
+        yield from _module(trainer.entry, cwd, trainer.env, f"{path}.entry")
 
 
 def _program(name: str, key: str, base: Path, what: str) -> Iterator[Finding]:
@@ -171,16 +171,17 @@ def _program(name: str, key: str, base: Path, what: str) -> Iterator[Finding]:
         yield Finding(key, name, "is not on the PATH", remedy)
 
 
-def _module(spec: str, env: dict[str, str], key: str) -> Iterator[Finding]:
+def _module(spec: str, cwd: Path, env: dict[str, str], key: str) -> Iterator[Finding]:
     """Whether the module of `module:function` can be found, without importing anything (importing would run its code)."""
     if not ENTRY.match(spec):
         return  # a rule has said so
-    places: Sequence[str] | None = [*filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), str(CHECKOUT), *filter(None, sys.path)]
+    theirs = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
+    places: Sequence[str] | None = [str(CHECKOUT), str(cwd), *theirs, *filter(None, sys.path)]
     parts = spec.partition(":")[0].split(".")
     for depth, part in enumerate(parts, 1):
         found = PathFinder.find_spec(part, places) if places else None  # by its last name: a dotted one would look at sys.modules
         if found is None:
-            remedy = "It is looked for in this checkout and its environment; add PYTHONPATH to `env` for a module of yours."
+            remedy = "It is looked for in this checkout, in the trainer's `cwd` (by default this file's folder) and in PYTHONPATH of its `env`."
             yield Finding(key, spec, f"there is no module {'.'.join(parts[:depth])}", remedy)
             return
         places = list(found.submodule_search_locations or ())

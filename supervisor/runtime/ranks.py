@@ -110,7 +110,7 @@ class Ranks:
             **environment(rank, len(trainer.gpus), port),
             "LOCAL_RANK": "0",  # each rank sees its own GPU only
             "PATH": os.path.dirname(sys.executable) + os.pathsep + chosen.kept.get("PATH", os.defpath),
-            "PYTHONPATH": os.pathsep.join([str(CHECKOUT), trainer.cwd or os.getcwd()]),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), trainer.cwd, trainer.env.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
             "TRAINSHED_FD": str(descriptor),
             "TRAINSHED_GPUS": ",".join(seen.devices),

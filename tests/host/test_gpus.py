@@ -130,7 +130,8 @@ def test_death_frees_everything() -> None:
 
 
 def test_the_name_is_the_one_that_our_engine_and_trainer_use() -> None:
-    program = "import os; from trainers.device import memfd_name\nfd = os.memfd_create(memfd_name(1)); os.write(fd, b'x' * (2 << 20)); print(1, flush=True); input()"
+    program = "import os; from trainers.device import memfd_name\nfd = os.memfd_create(memfd_name(1))\n"
+    program += "os.write(fd, b'x' * (2 << 20)); print(1, flush=True); input()"
     env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     with subprocess.Popen(
         [sys.executable, "-P", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True

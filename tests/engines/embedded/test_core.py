@@ -16,8 +16,8 @@ from trainers.device import parse_device
 Result = tuple[tuple[int, ...], tuple[float, ...]]
 
 
-def _core(model: Path, slots: int = 8) -> Core:
-    return Core(model, parse_device("virtual:6"), slots, 64, "0", lambda tokens: "")
+def _core(model: Path, slots: int = 8, device: str = "virtual:6") -> Core:
+    return Core(model, parse_device(device), slots, 64, "0", lambda tokens: "")
 
 
 def _request(rid: str, prompt: Sequence[int], seed: int, most: int, **options: object) -> Request:
@@ -100,8 +100,9 @@ def test_it_computes_what_transformers_computes(tiny: Path) -> None:
     assert torch.allclose(torch.tensor(answer.logprobs), expected, atol=2e-4)
 
 
-def test_a_sleep_and_a_reload_change_no_bit(tiny: Path, other: Path) -> None:
-    core = _core(tiny)
+@pytest.mark.parametrize("device", ["virtual:6", "cpu"])
+def test_a_sleep_and_a_reload_change_no_bit(tiny: Path, other: Path, device: str) -> None:
+    core = _core(tiny, device=device)
     core.submit(_request("a", [3, 4], 1, 8))
     before = _run(core)["a"]
     core.release([])

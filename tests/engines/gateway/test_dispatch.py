@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.gateway import messages
-from engines.gateway.dispatch import MAX_LOSSES, Dispatch
+from engines.gateway.dispatch import Dispatch
 from engines.gateway.events import Abort, Ask, Broken, Cut, Deliver, Ended, Event, Finished, Grew, Leave, Refused, Start, Tick, Tokens
 from engines.gateway.messages import Done
+from engines.gateway.records import LOSING_S, MAX_LOSSES
 from engines.gateway.samples import TOKENS, Answer, Failure, Mark, Outcome, Request, Span
 from engines.gateway.seeds import sample_seed
 from tests.scripted_engine import expected, next_token
@@ -164,8 +165,9 @@ def test_a_drained_request_goes_on_elsewhere_with_its_tokens(bench: Bench) -> No
     assert bench.running[second].body["input_ids"] == [1, 5, 6]
     assert bench.running[second].body["sampling_params"]["max_new_tokens"] == 2
     bench.make(second, 7, 8)
-    bench.end(second)
+    bench.end(second, Finished({"type": "length", "length": 2}))
     assert list(bench.answer(asker).ids) == [5, 6, 7, 8]
+    assert bench.answer(asker).finish_reason == {"type": "length", "length": 4}
     assert bench.answer(asker).spans == (Span(0, 1, 1, 0, 2), Span(1, 4, 2, 2, 4))
 
 
@@ -341,7 +343,7 @@ def test_what_cannot_be_put_together_is_redone_from_the_prompt(bench: Bench) -> 
     bench.route(0, incarnation=2)
     assert bench.running[bench.only()].body["input_ids"] == [1]
     bench.make(bench.only(), 5, 6, 7, 8)
-    bench.end(bench.only(), Finished({"type": "length"}, {"output_top_logprobs": [1]}))
+    bench.end(bench.only(), Finished({"type": "length", "length": 4}, {"output_top_logprobs": [1]}))
     assert bench.answer(asker).meta == {"output_top_logprobs": [1]}
     assert bench.answer(asker).spans == (Span(0, 2, 0, 0, 4),)
     assert not bench.grown
@@ -375,8 +377,10 @@ def test_a_broken_engine_rests_and_its_requests_go_elsewhere(bench: Bench) -> No
 def test_a_request_that_kills_engines_is_reported_failed(bench: Bench) -> None:
     bench.open()
     asker = bench.ask(0, "0")
-    for life in range(MAX_LOSSES):
+    for life in range(MAX_LOSSES + 1):
+        assert asker not in bench.outcomes
         bench.route(0, incarnation=life + 1)
+        bench.now += LOSING_S / MAX_LOSSES
         bench.end(bench.only(), Broken("reset", accepted=True))
     assert bench.failure(asker).code == "request_failed"
 
