@@ -70,7 +70,7 @@ class Text:
             return self.encode("\n".join([*lines, "assistant:"]))
         try:
             text = self._template.render(messages=messages, add_generation_prompt=True, tools=None, **self._special, **options)
-        except (TemplateError, TypeError, ValueError, KeyError, OverflowError, RecursionError) as error:
+        except Exception as error:  # whatever a template of somebody else's raises, in its sandbox
             raise RequestError(400, "bad_request", f"the model's chat template refuses these messages: {error}") from error
         return self.encode(text, special=False)
 
@@ -87,7 +87,8 @@ class TextStream:
 
     def __init__(self, text: Text, params: Mapping[str, Any], stops: Sequence[str]) -> None:
         self._text, self._params = text, params
-        self._held = 0 if params.get("no_stop_trim") else max((len(stop) for stop in stops), default=1) - 1
+        self._stops = () if params.get("no_stop_trim") else tuple(stops)
+        self._held = max((len(stop) for stop in self._stops), default=1) - 1
         self._ids: list[int] = []
         self._from, self._read = 0, 0
         self._said = ""
@@ -102,7 +103,8 @@ class TextStream:
         if len(now) > len(before) and not now.endswith(_UNFINISHED):
             self._said += now[len(before) :]
             self._from, self._read = self._read, len(self._ids)
-        return self._send(len(self._said) - self._held)
+        found = [at for stop in self._stops if (at := self._said.find(stop, self._sent)) >= 0]
+        return self._send(min([len(self._said) - self._held, *found]))
 
     def finish(self, whole: str) -> str:
         """What is left to send of the `whole` text of the answer."""

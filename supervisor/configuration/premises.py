@@ -134,7 +134,7 @@ def _engine(engine: Engine, path: str, base: Path) -> Iterator[Finding]:
     if isinstance(engine.model, str) and engine.model and not _from_hub(engine, base):
         yield from _model(_at(base, engine.model), engine.model, f"{path}.model")
     if not isinstance(engine.model, str):
-        yield from _module(engine.model.make, engine.env, f"{path}.model.make")
+        yield from _module(engine.model.make, base, engine.env, f"{path}.model.make")
     if engine.python is not None:
         yield from _program(engine.python, f"{path}.python", base, "the interpreter of SGLang's environment")
 
@@ -181,7 +181,9 @@ def _module(spec: str, cwd: Path, env: dict[str, str], key: str) -> Iterator[Fin
     for depth, part in enumerate(parts, 1):
         found = PathFinder.find_spec(part, places) if places else None  # by its last name: a dotted one would look at sys.modules
         if found is None:
-            remedy = "It is looked for in this checkout, in the trainer's `cwd` (by default this file's folder) and in PYTHONPATH of its `env`."
+            remedy = (
+                "It is looked for in this checkout, in the trainer's `cwd` (by default this file's folder) and in PYTHONPATH of its `env`."
+            )
             yield Finding(key, spec, f"there is no module {'.'.join(parts[:depth])}", remedy)
             return
         places = list(found.submodule_search_locations or ())

@@ -7,10 +7,10 @@ from typing import Protocol
 import anyio
 import anyio.abc
 
+from supervisor.runtime.perform import Work
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action
 from supervisor.scheduler.events import Event, Tick
-from supervisor.runtime.perform import Work
 
 
 class Begins(Protocol):
@@ -35,9 +35,12 @@ class Driver:
         self._tasks: anyio.abc.TaskGroup | None = None
 
     def feed(self, event: Event) -> None:
-        """Take an event, from anywhere in the loop. Handled before this returns, unless one is being handled now: then right after it."""
+        """Take an event, from anywhere in the loop. Handled before this returns, unless one is being handled now: then right after it.
+
+        What comes before `run` waits for it.
+        """
         self._queue.append(event)
-        if self._busy:
+        if self._busy or self._performer is None:
             return
         self._busy = True
         try:

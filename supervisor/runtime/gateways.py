@@ -5,7 +5,21 @@ from dataclasses import dataclass
 
 import anyio
 
-from engines.gateway.messages import CloseRollout, Done, Drain, Forget, Hopeless, Lost, OpenRollout, Order, Progress, Ready, Report, Route, Unroute
+from engines.gateway.messages import (
+    CloseRollout,
+    Done,
+    Drain,
+    Forget,
+    Hopeless,
+    Lost,
+    OpenRollout,
+    Order,
+    Progress,
+    Ready,
+    Report,
+    Route,
+    Unroute,
+)
 from engines.ids import GatewayId, Incarnation, PipelineId
 from supervisor.environment import choose
 from supervisor.runtime.channels import Channel
@@ -143,5 +157,3 @@ class Gateways:
         """Nothing of this incarnation lives; the listening socket stays."""
         if (record := self._gateways.pop(gateway.pipeline, None)) is not None:
             record.channel.close()
-
-

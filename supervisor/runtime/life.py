@@ -67,7 +67,9 @@ class Life:
             tail = b""
         record = exit_class(tail, code if code >= 0 else None, -code if code < 0 else None)
         log = self._site.group_log(group, incarnation)
-        log.error("member ended", member=member.index, pid=member.pid, code=code, crash=record.crash.value, last_lines=list(record.last_lines))
+        log.error(
+            "member ended", member=member.index, pid=member.pid, code=code, crash=record.crash.value, last_lines=list(record.last_lines)
+        )
         last = record.last_lines[-1] if record.last_lines and record.crash is not CrashClass.KILLED else ""
         return f"{record.crash.value}{': ' + last if last else ''}"
 
@@ -83,7 +85,9 @@ class Life:
             return GroupGone(id=action.id, confirmed=True)
         living.stopping = True
         health = self._site.config.health
-        left = await (living.group.kill(health.release_deadline_s) if action.kill else living.group.stop(health.grace_s, health.release_deadline_s))
+        left = await (
+            living.group.kill(health.release_deadline_s) if action.kill else living.group.stop(health.grace_s, health.release_deadline_s)
+        )
         if left:
             return GroupGone(id=action.id, confirmed=False, note=f"pids {sorted(identity.pid for identity in left)} do not end")
         if self._site.living.get(group) is living:  # else a second, harder stop of the same life has been faster

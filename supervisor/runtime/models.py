@@ -1,5 +1,7 @@
 """The model of a pipeline: a path that is there, or a recipe that a child of ours carries out once a run."""
 
+import os
+
 import msgspec
 
 from engines.ids import Incarnation, PipelineId, TrainerId
@@ -17,7 +19,8 @@ async def prepare(site: Site, action: PrepareModel) -> ModelReady | ActionFailed
     model = site.pipeline(id).engine.model
     path = site.model(id)
     if isinstance(model, ModelRecipe) and not path.exists():
-        if (failure := await _make(site, id, model)) is not None:
+        failure = await _make(site, id, model)
+        if failure is not None:
             return ActionFailed(id=action.id, reason=failure)
     if not (path / "config.json").is_file():
         return ActionFailed(id=action.id, reason=f"{path} is not a model in Hugging Face layout: it has no config.json")
@@ -32,7 +35,7 @@ async def _make(site: Site, id: PipelineId, recipe: ModelRecipe) -> str | None:
         **choose("trainer", site.environ).kept,
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(CHECKOUT),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), site.pipeline(id).trainer.cwd])),
         "PYTHONUNBUFFERED": "1",
         "TRAINSHED_TAG": tag,
     }

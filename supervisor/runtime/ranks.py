@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from engines.ids import Incarnation, PipelineId, TrainerId
+from engines.ids import PipelineId, TrainerId
 from supervisor.environment import choose
 from supervisor.runtime.channels import Channel
 from supervisor.runtime.channels import PeerFailed as ChannelFailed

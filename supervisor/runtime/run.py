@@ -32,8 +32,8 @@ from supervisor.runtime.ports import NoPortFree, Ports, PortsUnusable
 from supervisor.runtime.prewarm import Prewarm
 from supervisor.runtime.processes import Processes
 from supervisor.runtime.site import CHECKOUT, Site
-from supervisor.runtime.specs import box_spec
 from supervisor.runtime.snapshot import Snapshot
+from supervisor.runtime.specs import box_spec
 from supervisor.runtime.summary import Summary, write
 from supervisor.runtime.sweep import sweep
 from supervisor.scheduler import Scheduler
@@ -50,13 +50,16 @@ def run(config: Config, directory: RunDirectory, options: Options) -> ExitCode:
 
 
 async def _run(config: Config, directory: RunDirectory, options: Options, guard: guarded.Guard) -> ExitCode:
-    swept = sweep(directory.path.parent)
+    swept = [sweep(runs) for runs in directory.path.parent.parent.iterdir() if runs.is_dir() and not runs.is_symlink()]
     with contextlib.ExitStack() as stack:
-        logs = stack.enter_context(Logs(directory.supervisor_log, run=directory.run_id, level=config.logging.level, console=options.console))
+        logs = stack.enter_context(
+            Logs(directory.supervisor_log, run=directory.run_id, level=config.logging.level, console=options.console)
+        )
         for value in secret_values(os.environ):
             logs.secrets.register(value)
-        if swept.killed or swept.removed:
-            logs.log.warning("swept what an earlier run left", killed=swept.killed, removed=swept.removed)
+        for old in swept:
+            if old.killed or old.removed:
+                logs.log.warning("swept what an earlier run left", killed=old.killed, removed=old.removed)
         journal = Journal(directory.journal, time.time)
         stack.callback(journal.close)
         shm = directory.shared_memory(config.host.shm)
@@ -109,49 +112,55 @@ class _Run:
         driver = Driver(scheduler, time.monotonic, self._heard)
         self._scheduler, self._driver = scheduler, driver
         processes = Processes(self._prewarm() if config.host.prewarm else None)
-        async with processes.running(), anyio.create_task_group() as tasks:
-            site = Site(
-                config=config,
-                directory=self._directory,
-                shm=shm,
-                processes=processes,
-                ports=ports,
-                meter=meter,
-                journal=self._journal,
-                log=self._logs.log,
-                environ=dict(os.environ),
-                feed=driver.feed,
-                spawn_task=tasks.start_soon,
-                checkpoints=checkpoints,
-                published={PipelineId(p.name): remembered[PipelineId(p.name)].version if remembered else 0 for p in config.pipeline},
-            )
-            self._site = site
-            self._narrator = Narrator(site, scheduler)
-            performer = Performer(site)
-            self._memory = performer.memory
-            try:
-                performer.gateways.open_listeners()
-            except (OSError, NoPortFree) as error:
-                raise SetUpError(f"host.ports = {list(config.host.ports)}: {error}") from error
-            if not meter.measures_others:
-                self._logs.log.info("virtual GPUs: memory of our own engines and trainers is measured, other programs' is unmeasured")
-            async with performer.engines:
-                await self._conduct(driver, performer, processes, tasks)
-            performer.gateways.close()
-            tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as signals:
+            await signals.start(self._signals)  # before the first child: whoever is stopped now is stopped in order
+            async with processes.running(), anyio.create_task_group() as tasks:
+                self._site = Site(
+                    config=config,
+                    directory=self._directory,
+                    shm=shm,
+                    processes=processes,
+                    ports=ports,
+                    meter=meter,
+                    journal=self._journal,
+                    log=self._logs.log,
+                    environ=dict(os.environ),
+                    feed=driver.feed,
+                    spawn_task=tasks.start_soon,
+                    checkpoints=checkpoints,
+                    published={name: remembered[name].version if remembered else 0 for name in checkpoints},
+                )
+                await self._act(tasks)
+                tasks.cancel_scope.cancel()
+            signals.cancel_scope.cancel()
         return self._conclude()
 
-    async def _conduct(self, driver: Driver, performer: Performer, processes: Processes, tasks: anyio.abc.TaskGroup) -> None:
+    async def _act(self, tasks: anyio.abc.TaskGroup) -> None:
+        """With everything in place: until every pipeline has ended."""
+        site = self._site
+        self._narrator = Narrator(site, self._scheduler)
+        performer = Performer(site)
+        self._memory = performer.memory
+        try:
+            performer.gateways.open_listeners()
+        except (OSError, NoPortFree) as error:
+            raise SetUpError(f"host.ports = {list(self._config.host.ports)}: {error}") from error
+        if not site.meter.measures_others:
+            self._logs.log.info("virtual GPUs: memory of our own engines and trainers is measured, other programs' is unmeasured")
+        async with performer.engines:
+            await self._conduct(performer, tasks)
+        performer.gateways.close()
+
+    async def _conduct(self, performer: Performer, tasks: anyio.abc.TaskGroup) -> None:
         await tasks.start(operator.serve, self._directory.control_socket, self._operator)
-        await tasks.start(self._signals)
-        tasks.start_soon(processes.reap_forever, name="reap orphans")
+        tasks.start_soon(self._site.processes.reap_forever, name="reap orphans")
         if self._options.progress is not None:
             tasks.start_soon(self._show_progress, name="progress")
         self._guard.ready()
         self._logs.log.info("run starts", directory=str(self._directory.path), resumed=self._options.resume, pid=os.getpid())
         for pipeline, url in self._site.urls.items():
             self._logs.log.info("gateway", pipeline=pipeline, group="gateway", url=url)
-        await driver.run(performer, tasks)
+        await self._driver.run(performer, tasks)
 
     def _prewarm(self) -> Prewarm:
         env = {**choose("trainer", os.environ).kept, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
@@ -194,9 +203,7 @@ class _Run:
                 return operator.Done(f"{verb} {target}")
 
     def _snapshot(self) -> Snapshot:
-        return snapshot(
-            self._site, self._scheduler, self._memory, started_at=self._began_at, uptime_s=time.monotonic() - self._began
-        )
+        return snapshot(self._site, self._scheduler, self._memory, started_at=self._began_at, uptime_s=time.monotonic() - self._began)
 
     async def _show_progress(self) -> None:
         assert self._options.progress is not None
@@ -227,5 +234,3 @@ class _Run:
         write(self._directory.path, summary)
         self._logs.log.info("run ends", exit=int(code), meaning=code.meaning, wall_s=summary.wall_s)
         return code
-
-

@@ -23,7 +23,12 @@ def box_spec(config: Config, gpus: tuple[GpuId, ...], remembered: Mapping[Pipeli
         restart_window=health.restart_window_s,
     )
     rules = Rules(config.scheduler.targets, config.scheduler.minimum_hold_s, config.scheduler.max_starting)
-    return BoxSpec(gpus, tuple(_pipeline(pipeline, remembered.get(PipelineId(pipeline.name), Remembered())) for pipeline in config.pipeline), limits, rules)
+    return BoxSpec(
+        gpus,
+        tuple(_pipeline(pipeline, remembered.get(PipelineId(pipeline.name), Remembered())) for pipeline in config.pipeline),
+        limits,
+        rules,
+    )
 
 
 def _pipeline(pipeline: Pipeline, remembered: Remembered) -> PipelineSpec:

@@ -113,9 +113,13 @@ class World:
 
     def describe(self) -> str:
         desk = self.scheduler.desk
-        lines = [f"trainer {p.id}: {p.trainer.state.value} rollouts {list(p.rollouts)} v{p.published}" for p in desk.fleet.pipelines.values()]
+        lines = [
+            f"trainer {p.id}: {p.trainer.state.value} rollouts {list(p.rollouts)} v{p.published}" for p in desk.fleet.pipelines.values()
+        ]
         lines += [f"{e.id}: {e.state.value} op {e.op} route {e.route}" for e in desk.fleet.engines]
-        return "; ".join([*lines, f"fences {desk.leases.fences}", *(f"{t.pipeline} {t.place} step {t.step}" for t in self.trainers.values())])
+        return "; ".join(
+            [*lines, f"fences {desk.leases.fences}", *(f"{t.pipeline} {t.place} step {t.step}" for t in self.trainers.values())]
+        )
 
     # -- checkers
 
@@ -149,7 +153,9 @@ class World:
         faulty = self.now < self.faults.until
         chance = self.random.random() if faulty else 1.0
         subject = _subject(action)
-        if isinstance(action, do.StopGroup | do.Measure | do.PrepareModel | do.TellTrainer | do.DropSnapshot | do.RecordCheckpoint | do.AdoptSnapshot):
+        if isinstance(
+            action, do.StopGroup | do.Measure | do.PrepareModel | do.TellTrainer | do.DropSnapshot | do.RecordCheckpoint | do.AdoptSnapshot
+        ):
             chance = 1.0  # faults of these are the runtime's own, not a child's
         f = self.faults
         if chance < f.never:
@@ -174,7 +180,7 @@ class World:
 
         self.after(delay, happen)
 
-    def _perform(self, action: do.Action, delay: float) -> None:  # noqa: C901 - one case per kind of action
+    def _perform(self, action: do.Action, delay: float) -> None:
         match action:
             case do.PrepareModel():
                 self._answer(delay, lambda: ev.ModelReady(id=action.id))
@@ -388,7 +394,7 @@ class World:
             self.after(self.random.uniform(0.0, 0.5), lambda: self._hear(trainer, incarnation, message))
         return ev.Told(id=id)
 
-    def _hear(self, trainer: FakeTrainer, incarnation: Incarnation, message: say.SupervisorMessage) -> None:  # noqa: C901 - a script
+    def _hear(self, trainer: FakeTrainer, incarnation: Incarnation, message: say.SupervisorMessage) -> None:
         if trainer.incarnation != incarnation:
             return
         holder = TrainerId(trainer.pipeline)

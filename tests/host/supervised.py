@@ -115,7 +115,11 @@ class Run:
         found = [f"process {pid}: {command}" for pid, command in processes_of(self.run_id)]
         found += [str(path) for path in shm.glob(f"trainshed-{self.run_id}*")]
         found += [str(path) for path in (self.directory / "control.sock",) if path.exists()]
-        ports = {int(record["url"].rpartition(":")[2]) for record in self.log() if record["event"] == "gateway" and isinstance(record["url"], str)}
+        ports = {
+            int(record["url"].rpartition(":")[2])
+            for record in self.log()
+            if record["event"] == "gateway" and isinstance(record["url"], str)
+        }
         return found + [f"port {port}" for port in ports & listening()]
 
 

@@ -168,7 +168,9 @@ def test_alone_and_beside_another_is_the_same_to_the_last_bit(start: Callable[..
     assert run.metrics("p1") == reference.run.metrics("p1")
 
 
-def test_a_trainer_that_hangs_in_its_lease_costs_only_its_own_pipeline(start: Callable[..., Run], reference: Reference, tmp_path: Path) -> None:
+def test_a_trainer_that_hangs_in_its_lease_costs_only_its_own_pipeline(
+    start: Callable[..., Run], reference: Reference, tmp_path: Path
+) -> None:
     run = start(configuration(tmp_path / "hangs.toml", trainer="lease_limit_s = 4.0"))
     view = run.when("p1", training, "training")
     os.kill(view.trainer.pids[1], signal.SIGSTOP)
@@ -176,7 +178,9 @@ def test_a_trainer_that_hangs_in_its_lease_costs_only_its_own_pipeline(start: Ca
     assert any("longer than lease_limit_s" in str(record["event"]) for record in run.log())
 
 
-def test_a_trainer_that_does_not_offload_costs_only_its_own_pipeline(start: Callable[..., Run], reference: Reference, tmp_path: Path) -> None:
+def test_a_trainer_that_does_not_offload_costs_only_its_own_pipeline(
+    start: Callable[..., Run], reference: Reference, tmp_path: Path
+) -> None:
     file = configuration(tmp_path / "keeps.toml", entry="keeps:main", health="release_deadline_s = 2.0")
     (tmp_path / "keeps.py").write_text(KEEPS)
     run = start(file)

@@ -4,14 +4,19 @@ from engines.ids import GpuId, PipelineId
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, Limits, PipelineSpec, Rules, TrainerSpec
 
 
-def pipeline(name: str, train: list[int], infer: list[int], *, tp: int = 1, slots: int = 8, ranks: int = 2, lease_limit: float = 600.0) -> PipelineSpec:
+BRISK = Limits(start=60, drain=20, pause=30, wake=30, load=30, release=30)
+
+
+def pipeline(
+    name: str, train: list[int], infer: list[int], *, tp: int = 1, slots: int = 8, ranks: int = 2, lease_limit: float = 600.0
+) -> PipelineSpec:
     gpus = tuple(GpuId(gpu) for gpu in train)
     roles = {"init": gpus, "train": gpus}
     return PipelineSpec(PipelineId(name), EngineSpec(tuple(GpuId(g) for g in infer), tp, slots), TrainerSpec(roles, ranks, lease_limit))
 
 
 def box(count: int, *pipelines: PipelineSpec, limits: Limits | None = None, rules: Rules | None = None) -> BoxSpec:
-    return BoxSpec(tuple(GpuId(g) for g in range(count)), pipelines, limits or Limits(start=60, drain=20, pause=30, wake=30, load=30, release=30), rules or Rules())
+    return BoxSpec(tuple(GpuId(g) for g in range(count)), pipelines, limits or BRISK, rules or Rules())
 
 
 def seed_topology() -> BoxSpec:

@@ -7,7 +7,9 @@ from supervisor.simulate.world import Faults, World
 
 BOXES = {
     "seed": seed_topology,
-    "three": lambda: box(4, pipeline("a", [0], [0, 1, 2, 3]), pipeline("b", [1, 2], [0, 1, 2, 3], tp=2), pipeline("c", [3], [2, 3], ranks=1)),
+    "three": lambda: box(
+        4, pipeline("a", [0], [0, 1, 2, 3]), pipeline("b", [1, 2], [0, 1, 2, 3], tp=2), pipeline("c", [3], [2, 3], ranks=1)
+    ),
     "crowded": lambda: box(2, *(pipeline(f"p{i}", [i % 2], [0, 1], ranks=1) for i in range(4))),
     "wide": lambda: box(8, pipeline("a", list(range(8)), list(range(8)), tp=4, ranks=8), pipeline("b", [0, 1], list(range(8)), tp=2)),
 }
