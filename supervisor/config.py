@@ -44,7 +44,18 @@ class Health(_Table, frozen=True, forbid_unknown_fields=True):
     load_s: Seconds = 120.0
     release_deadline_s: Seconds = 120.0
     grace_s: Seconds = 10.0
+    attempt_s: Seconds = 1200.0
     probe_s: Seconds = 5.0
+    probe_timeout_s: Seconds = 5.0
+    probe_failures: Positive = 4
+    progress_s: Seconds = 30.0
+    progress_timeout_s: Seconds = 25.0
+    progress_failures: Positive = 3
+    request_failures: Positive = 3
+    silence_s: Seconds = 300.0
+    canary_s: Seconds = 30.0
+    asleep_s: Seconds = 30.0
+    lag_s: Seconds = 1.0
     restarts: Positive = 3
     restart_window_s: Seconds = 600.0
 
@@ -69,6 +80,8 @@ class Engine(_Table, frozen=True, forbid_unknown_fields=True):
     gpus: list[int]
     kind: Literal["embedded", "sglang"] = "embedded"
     tp: Positive = 1
+    ep: Positive = 1  # sglang: expert-parallel size within the tp GPUs
+    members: Literal["one", "per-gpu"] = "one"  # sglang: processes of one engine
     slots: Positive = 16
     context: Positive = 64  # embedded: length of the KV cache in tokens
     python: str | None = None

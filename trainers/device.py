@@ -1,15 +1,13 @@
 """What a GPU is to our own engine and trainer, and what a *virtual* GPU is where there is none.
 
-A device is named by a string: `virtual:N` (GPU N of a box without GPUs), `cuda:N` (N inside CUDA_VISIBLE_DEVICES) or `cpu`
-(ordinary memory; nothing is ever given back).
+A device is named by a string: `virtual:N` (of a box without GPUs), `cuda:N` (inside CUDA_VISIBLE_DEVICES) or `cpu` (never given back).
 
 A **virtual GPU's memory** is shared memory that can be seen from outside. Each `Pool` on `virtual:N` is one memfd named
 `trainshed-gpu-N` (`memfd_name`), mapped once; a process has several (an engine: weights and KV cache; a trainer: one).
 What a process holds of GPU N is the sum of `st_blocks * 512` over its descriptors that `readlink` as
 `/memfd:trainshed-gpu-N (deleted)` (`memfd_link`; one descriptor a pool). A page counts once it has been touched.
 
-- `Pool.release()` is `ftruncate(0)`: the memory is gone at once, whoever looks. The mapping stays, so a stray touch is SIGBUS and
-  kills the process, as a device fault would.
+- `Pool.release()` is `ftruncate(0)`: gone at once, whoever looks; the mapping stays, so a stray touch is SIGBUS, as a device fault would be.
 - `Pool.restore()` is `ftruncate(size)`: the same mapping, the same tensors, all zeros.
 - A mapping is undone only when the last tensor in it is gone: unmapping under a live tensor would be a silent wild pointer.
 - The death of the process frees everything. Make pools after a fork, never before one.
@@ -39,8 +37,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 if TYPE_CHECKING:
     import torch
 
-ALIGNMENT: Final = 64
-"""Bytes. Kernels choose other instructions, hence other last bits, by the alignment of their operands."""
+ALIGNMENT: Final = 64  # bytes: kernels choose other instructions, hence other last bits, by the alignment of their operands
 GRAIN: Final = 2 << 20
 """Bytes. Pools are whole huge pages, so that what is measured does not depend on the kernel's page size."""
 

@@ -98,13 +98,19 @@ class Done(_Report, frozen=True, tag="done"):
 
 
 class RolloutProgress(msgspec.Struct, frozen=True):
-    """Samples of one rollout. `done` counts samples delivered or ready to be; `version` changes nothing here."""
+    """Samples of one rollout. `done` counts samples delivered or ready to be; `version` changes nothing here.
+
+    `expected` and `longest` are tokens (any unit: only their ratio counts) that all unfinished samples together, and the longest of
+    them, are expected to need yet; 0 when nothing is known.
+    """
 
     rollout: int
     waiting: Count
     in_flight: Count
     done: Count
     implicit: bool = False
+    expected: float = 0.0
+    longest: float = 0.0
 
 
 class EngineLoad(msgspec.Struct, frozen=True):

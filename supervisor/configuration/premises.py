@@ -14,12 +14,13 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from engines.launch import WINDOW
 from supervisor.config import Config, Engine, Host, Pipeline, Trainer
 from supervisor.configuration.facts import Finding
 from supervisor.configuration.rules import ENTRY, Draft
 
 CHECKOUT: Final = Path(__file__).resolve().parent.parent.parent
-_PORTS_PER_ENGINE: Final = {"embedded": 1, "sglang": 8}
+_PORTS_PER_ENGINE: Final = {"embedded": 1, "sglang": WINDOW}
 
 
 def findings(draft: Draft, base: Path, ports_given: bool) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from engines.ids import PipelineId
+from engines.launch import MOST_MEMBERS
 from supervisor.config import Engine, Host, Trainer
 from supervisor.configuration.facts import Finding
 from supervisor.scheduler.spec import ROLE_PRIORITY
@@ -124,17 +125,35 @@ def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
             yield Finding(
                 f"{path}.tp", engine.tp, "is more than 1, but an embedded engine lives on one GPU", remedy, also=(f"{path}.kind",)
             )
+        if engine.members != "one":
+            problem = "makes no sense for an embedded engine, which is one process"
+            yield Finding(f"{path}.members", engine.members, problem, 'Remove it, or write kind = "sglang".', also=(f"{path}.kind",))
+        if engine.ep != 1:
+            remedy = 'Remove it, or write kind = "sglang".'
+            yield Finding(f"{path}.ep", engine.ep, "is more than 1, but an embedded engine has no experts", remedy, also=(f"{path}.kind",))
         if engine.context < 2:
             yield Finding(f"{path}.context", engine.context, "leaves no room for a prompt and a token", "Write 32 or more.")
     elif engine.python is None:
         remedy = 'Name the interpreter of SGLang\'s own environment, for example python = "/opt/sglang/bin/python".'
         yield Finding(f"{path}.python", "", 'is missing, and kind = "sglang" needs it', remedy, also=(f"{path}.kind",))
+    if engine.kind == "sglang":
+        yield from _shape(engine, path)
     if not isinstance(engine.model, str) and not ENTRY.match(engine.model.make):
         remedy = 'Write it like "trainers.grpo.tiny:make".'
         yield Finding(f"{path}.model.make", engine.model.make, "is not of the form module:function", remedy)
     if engine.model == "":
         yield Finding(f"{path}.model", "", "is empty", 'Give a folder with a Hugging Face model, or a recipe { make = "module:function" }.')
     yield from _environment(engine.env, engine.pass_env, path)
+
+
+def _shape(engine: Engine, path: str) -> Iterator[Finding]:
+    if engine.tp % engine.ep:
+        fitting = ", ".join(str(size) for size in range(1, engine.tp + 1) if engine.tp % size == 0)
+        problem = f"does not divide tp = {engine.tp}: experts are spread over the GPUs of one engine"
+        yield Finding(f"{path}.ep", engine.ep, problem, f"Write one of {fitting}.", also=(f"{path}.tp",))
+    if engine.members == "per-gpu" and engine.tp > MOST_MEMBERS:
+        problem = f"means {engine.tp} processes for one engine; its window of ports has room for {MOST_MEMBERS}"
+        yield Finding(f"{path}.members", engine.members, problem, 'Lower tp, or write members = "one".', also=(f"{path}.tp",))
 
 
 def _trainer(trainer: Trainer, path: str, gpus: int | None) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ import os
 import aiohttp
 import anyio
 
+from engines import launch
 from engines.control import EngineControl, EngineError, new_session
 from engines.ids import EngineId, Incarnation, PipelineId, Version
 from supervisor.environment import choose
@@ -43,41 +44,52 @@ class Engines:
         """
         engine, incarnation = action.engine, action.incarnation
         assert self._session is not None
-        front = self._fronts.open(engine, self._site.ports.reserve(engine))
+        front = self._fronts.open(engine, self._site.ports.reserve(engine, launch.WINDOW))
         control = EngineControl(front.url, front.key, self._session)
         limit = self._site.config.health.start_s
 
         async def ready(group: Group) -> None:
             await _or_exit(group, control, limit)
 
-        group = await self._life.begin(engine, incarnation, [self._command(action, front)], ready)
+        group = await self._life.begin(engine, incarnation, self._commands(action, front), ready)
         if group is None:
             return ActionFailed(id=action.id, reason="stopped while it was started")
         self._controls[engine] = (incarnation, control)
         return GroupReady(id=action.id, version=Version(0), pids=tuple(member.pid for member in group.members))
 
-    def _command(self, action: StartGroup, front: Front) -> Command:
+    def _commands(self, action: StartGroup, front: Front) -> list[Command]:
+        """One for each member of the group, the head first."""
+        spec = self._site.pipeline(action.engine.pipeline).engine
+        members = launch.shape(spec.members, spec.tp)
+        return [self._command(action, front, member, len(members)) for member in members]
+
+    def _command(self, action: StartGroup, front: Front, member: launch.Member, count: int) -> Command:
         site, engine = self._site, action.engine
         spec = site.pipeline(engine.pipeline).engine
-        seen = visible(site.bundle(engine))
+        bundle = site.bundle(engine)
+        seen = visible([bundle[position] for position in member.gpus])
         env = {
             **choose("engine", site.environ, spec.pass_env, spec.env).kept,
             **seen.env,
-            "PYTHONPATH": str(CHECKOUT),
             "PYTHONUNBUFFERED": "1",
             "TRAINSHED_API_KEY": front.key,
+            "TRAINSHED_GPUS": ",".join(seen.devices),
             "TRAINSHED_RUN": str(site.directory.path),
             "TRAINSHED_TAG": site.tag(engine, action.incarnation),
         }
-        arguments = ["--model", str(site.model(engine.pipeline)), "--slots", str(spec.slots), "--context", str(spec.context)]
-        arguments += ["--host", "127.0.0.1", "--port", str(front.window.first), "--gpu", seen.devices[0], *spec.args]
-        return Command(
-            argv=arguments,
-            module="engines.embedded",
-            env=env,
-            cwd=site.directory.path,
-            log=site.directory.log_of(engine),
-        )
+        if spec.kind == "embedded":
+            argv = ["--model", str(site.model(engine.pipeline)), "--slots", str(spec.slots), "--context", str(spec.context)]
+            argv += ["--host", "127.0.0.1", "--port", str(front.window.first), "--gpu", seen.devices[0], *spec.args]
+            module: str | None = "engines.embedded"
+            env["PYTHONPATH"] = str(CHECKOUT)
+        else:
+            assert spec.python is not None, "a rule refuses it"
+            argv = [spec.python, "-m", "sglang.launch_server", "--model-path", str(site.model(engine.pipeline))]
+            argv += launch.arguments(member, count, launch.Ports(front.window.first), tp=spec.tp, ep=spec.ep)
+            argv += spec.args
+            module = None
+        log = site.directory.log_of(engine, member.index or None)
+        return Command(argv=argv, module=module, env=env, cwd=site.directory.path, log=log)
 
     async def pause(self, action: Pause) -> Paused | ActionFailed:
         """Raises EngineError."""

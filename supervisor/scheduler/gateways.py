@@ -2,6 +2,7 @@
 
 from engines.gateway.messages import Progress
 from engines.ids import Incarnation
+from engines.state import EngineState
 
 from . import trainers
 from .actions import (
@@ -17,6 +18,7 @@ from .actions import (
     TellHopeless,
     Unroute,
 )
+from .demand import closed, hopeless
 from .desk import Desk
 from .events import ActionFailed, Answer, GatewayReady, GroupGone, Ordered
 from .fleet import Pipeline
@@ -40,7 +42,7 @@ def fail(desk: Desk, pipeline: Pipeline, reason: str) -> None:
     gateway.hopeless = ""
     pipeline.forget = False  # the next one starts empty
     for number in tuple(pipeline.closing):
-        trainers.closed(desk, pipeline, number)
+        closed(desk, pipeline, number)
     for number, rollout in tuple(pipeline.rollouts.items()):
         if rollout.implicit:
             pipeline.figures.samples += rollout.done
@@ -81,7 +83,7 @@ def answered(desk: Desk, pipeline: Pipeline, action: Action, answer: Answer) -> 
             if (rollout := pipeline.rollouts.get(number)) is not None:
                 rollout.known = True
         case (CloseAtGateway(rollout=number), Ordered()):
-            trainers.closed(desk, pipeline, number)
+            closed(desk, pipeline, number)
         case (ForgetAtGateway() | TellHopeless(), Ordered()):
             pass
         case (_, ActionFailed(reason=reason)):
@@ -146,7 +148,9 @@ def step(desk: Desk, pipeline: Pipeline) -> None:
 
 
 def _no_longer_needed(pipeline: Pipeline) -> bool:
-    return pipeline.ended and all(engine.state.value in ("cold", "retired", "stuck") for engine in pipeline.engines.values())
+    return pipeline.ended and all(
+        engine.state in (EngineState.COLD, EngineState.RETIRED, EngineState.STUCK) for engine in pipeline.engines.values()
+    )
 
 
 def _tell(desk: Desk, pipeline: Pipeline) -> None:
@@ -159,7 +163,7 @@ def _tell(desk: Desk, pipeline: Pipeline) -> None:
             rollout.asked = True
             number, target = rollout.number, max(1, rollout.target - rollout.before)
             _open(desk, pipeline, number, target)
-    reason = "every engine of this pipeline is retired or stuck" if trainers.hopeless(pipeline) else ""
+    reason = "every engine of this pipeline is retired or stuck" if hopeless(pipeline) else ""
     if reason != pipeline.gateway.hopeless:
         pipeline.gateway.hopeless = reason
         desk.do(lambda id: TellHopeless(id=id, pipeline=pipeline.id, reason=reason), limit)

@@ -13,8 +13,6 @@ from .events import ActionFailed, Answer, GpuFree, GpuHeld, GroupGone, GroupRead
 from .fleet import Engine, Pipeline
 from .spec import Priority
 
-STEPS_OF_AN_ENGINE = (StartGroup, Pause, Wake, LoadWeights, Route, Unroute, Drain, Lost)
-
 
 def fail(desk: Desk, engine: Engine, reason: str) -> None:
     """The whole group has failed, whatever the cause: out of the routes, killed, confirmed gone, and only then perhaps started again."""

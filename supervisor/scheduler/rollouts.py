@@ -23,6 +23,8 @@ class Rollout:
     in_flight: int = 0
     done: int = 0
     before: int = 0
+    expected: float = 0.0  # work of all unfinished samples …
+    longest: float = 0.0  # … and of the longest of them, in one unit; 0: unknown
     quiet_since: float | None = None
 
     def __post_init__(self) -> None:
@@ -31,6 +33,7 @@ class Rollout:
     def absorb(self, progress: RolloutProgress, now: float) -> None:
         """Take the gateway's figures; the first moment with nothing waiting or running starts the quiet time."""
         self.waiting, self.in_flight, self.done = progress.waiting, progress.in_flight, progress.done
+        self.expected, self.longest = progress.expected, progress.longest
         if self.waiting + self.in_flight > 0:
             self.quiet_since = None
         elif self.quiet_since is None:

@@ -47,6 +47,7 @@ from .events import (
     TrainerSaid,
 )
 from .fleet import Fleet, Pipeline, TrainerState, TrainerTurn
+from .grants import grant
 from .inflight import InFlight
 from .invariants import check
 from .leases import LeaseBook
@@ -297,7 +298,7 @@ class Scheduler:
         for request in reserved.turn:
             needed = set(request.gpus) - request.keeps
             if desk.leases.all_free(needed):
-                trainers.grant(desk, desk.fleet.pipelines[request.pipeline], request)
+                grant(desk, desk.fleet.pipelines[request.pipeline], request)
                 blocked -= needed
         return frozenset(blocked)
 

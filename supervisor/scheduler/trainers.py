@@ -12,7 +12,6 @@ from trainers.messages import (
     ExchangeLease,
     Hello,
     LeaseEnded,
-    LeaseGranted,
     Offloaded,
     OpenRollout,
     Publish,
@@ -20,47 +19,37 @@ from trainers.messages import (
     Refused,
     Report,
     RequestLease,
-    RolloutClosed,
     RolloutOpened,
     Stopping,
-    SupervisorMessage,
     TrainerMessage,
 )
 
-from .actions import Action, AdoptSnapshot, CloseAtGateway, Measure, RecordCheckpoint, StartTrainer, StopGroup, TellTrainer
+from .actions import Action, AdoptSnapshot, Measure, RecordCheckpoint, StartTrainer, StopGroup
+from .answers import tell, waited
+from .demand import close_rollout, hopeless, open_rollout
 from .desk import Desk
 from .events import ActionFailed, Answer, CheckpointKept, GpuFree, GpuHeld, GroupGone, SnapshotAdopted, TrainerStarted
-from .fleet import Grant, Pipeline, Publishing, TrainerState, TrainerTurn
-from .reservations import Request
-from .rollouts import Rollout
-from .spec import ROLE_PRIORITY, Priority
-
-STEPS_OF_A_TRAINER = (StartTrainer, AdoptSnapshot, RecordCheckpoint)
-
-
-def tell(desk: Desk, pipeline: Pipeline, message: SupervisorMessage) -> None:
-    """One message to every rank of this life."""
-    incarnation = pipeline.trainer.incarnation
-    desk.do(lambda id: TellTrainer(id=id, pipeline=pipeline.id, incarnation=incarnation, message=message), desk.box.limits.order)
+from .fleet import Pipeline, Publishing, TrainerState, TrainerTurn
+from .grants import offloaded, request
 
 
 def said(desk: Desk, pipeline: Pipeline, rank: int, message: TrainerMessage) -> None:
     """A rank of the trainer's present life has said something. What makes no sense is refused or condemns the trainer, never us."""
     match message:
         case Offloaded(call=call):
-            _offloaded(desk, pipeline, rank, call)
+            offloaded(desk, pipeline, rank, call)
         case Hello():
             pass  # the runtime has answered it: a fact, not a decision
         case _ if rank != 0:
             fail(desk, pipeline, f"rank {rank} said {type(message).__name__}; only rank 0's calls decide")
         case OpenRollout():
-            _open_rollout(desk, pipeline, message)
+            open_rollout(desk, pipeline, message)
         case CloseRollout(rollout=number):
             close_rollout(desk, pipeline, number)
         case RequestLease():
-            _request(desk, pipeline, message.call, message.roles, exchange=False)
+            request(desk, pipeline, message.call, message.roles, exchange=False)
         case ExchangeLease():
-            _request(desk, pipeline, message.call, message.roles, exchange=True)
+            request(desk, pipeline, message.call, message.roles, exchange=True)
         case Publish():
             _publish(desk, pipeline, message)
         case Checkpoint(step=step, path=path):
@@ -70,140 +59,6 @@ def said(desk: Desk, pipeline: Pipeline, rank: int, message: TrainerMessage) -> 
             figures.step, figures.metrics = step, {**figures.metrics, **metrics}
             if "reward" in metrics:
                 figures.rewards.append(metrics["reward"])
-
-
-# -- rollouts
-
-
-def _open_rollout(desk: Desk, pipeline: Pipeline, message: OpenRollout) -> None:
-    refused = _why_no_rollout(desk, pipeline, message.rollout)
-    if refused is not None:
-        tell(desk, pipeline, Refused("open_rollout", message.rollout, *refused))
-        return
-    pipeline.rollouts[message.rollout] = Rollout(message.rollout, message.target, desk.now)
-    pipeline.figures.waits_since["rollout"] = desk.now
-
-
-def _why_no_rollout(desk: Desk, pipeline: Pipeline, number: int) -> tuple[str, str] | None:
-    trainer = pipeline.trainer
-    if desk.stopping:
-        return ("stopping", "the supervisor is stopping")
-    if number in pipeline.rollouts or number in pipeline.closing:
-        return ("out_of_order", f"rollout {number} is open already")
-    if not trainer.restored:
-        return ("out_of_order", "publish what was restored (pipeline.restore) before the first rollout of this life")
-    if hopeless(pipeline):
-        return ("no_engine", "every engine of this pipeline is retired or stuck")
-    mine = set(trainer.grant.gpus) if trainer.grant is not None else set()
-    if all(mine & set(engine.gpus) for engine in pipeline.engines.values()):
-        return ("own_gpus", "every engine of this pipeline needs a GPU that its trainer holds now: end the lease first")
-    return None
-
-
-def hopeless(pipeline: Pipeline) -> bool:
-    """No engine of the pipeline can come back without an operator."""
-    return all(engine.state.value in ("retired", "stuck") for engine in pipeline.engines.values())
-
-
-def close_rollout(desk: Desk, pipeline: Pipeline, number: int) -> None:
-    """Demand ends now; the trainer is told when the gateway has answered every sample of it."""
-    rollout = pipeline.rollouts.pop(number, None)
-    if rollout is None:
-        tell(desk, pipeline, Refused("close_rollout", number, "out_of_order", f"rollout {number} is not open"))
-        return
-    pipeline.closing[number] = rollout
-    if pipeline.gateway.up and rollout.asked:
-        limit = desk.box.limits.drain + desk.box.limits.order
-        desk.do(lambda id: CloseAtGateway(id=id, pipeline=pipeline.id, rollout=number), limit)
-    else:
-        closed(desk, pipeline, number)
-
-
-def closed(desk: Desk, pipeline: Pipeline, number: int) -> None:
-    """The gateway (or its death) has ended the rollout."""
-    rollout = pipeline.closing.pop(number, None)
-    if rollout is not None:
-        pipeline.figures.samples += rollout.before + rollout.done
-        tell(desk, pipeline, RolloutClosed(number))
-
-
-# -- leases
-
-
-def _request(desk: Desk, pipeline: Pipeline, call: int, roles: tuple[str, ...], *, exchange: bool) -> None:
-    trainer = pipeline.trainer
-    about = "exchange_lease" if exchange else "request_lease"
-    refused = _why_no_lease(desk, pipeline, roles, exchange=exchange)
-    if refused is None and exchange:
-        refused = _why_no_exchange(desk, pipeline, roles)
-    if refused is not None:
-        tell(desk, pipeline, Refused(about, call, *refused))
-        return
-    gpus = pipeline.spec.trainer.gpus(roles)
-    priority = min(ROLE_PRIORITY.get(role, Priority.VALUE_COMPUTE) for role in roles)
-    keeps = frozenset(trainer.grant.gpus) & frozenset(gpus) if trainer.grant is not None else frozenset()
-    trainer.request = Request(pipeline.id, call, roles, gpus, priority, desk.now, keeps)
-    pipeline.figures.waits_since["lease"] = desk.now
-    if exchange and trainer.grant is not None:
-        trainer.grant.leaving_gpus = tuple(gpu for gpu in trainer.grant.gpus if gpu not in keeps)
-    if fenced := [gpu for gpu in gpus if desk.leases.fenced(gpu)]:
-        desk.note("warning", trainer.id, f"waits for GPUs {fenced}, which are fenced: {desk.leases.fenced(fenced[0])}")
-
-
-def _why_no_lease(desk: Desk, pipeline: Pipeline, roles: tuple[str, ...], *, exchange: bool) -> tuple[str, str] | None:
-    trainer = pipeline.trainer
-    known = pipeline.spec.trainer.roles
-    if desk.stopping:
-        return ("stopping", "the supervisor is stopping")
-    if unknown := [role for role in roles if role not in known]:
-        return ("unknown_role", f"no role {unknown[0]!r}; this trainer has {sorted(known)}")
-    if trainer.request is not None or (trainer.grant is not None and not exchange):
-        held = trainer.grant.roles if trainer.grant is not None else ()
-        return ("nested_lease", f"this trainer holds or awaits a lease already ({', '.join(held)}); end it, or use lease.become()")
-    if exchange and (trainer.grant is None or trainer.grant.leaving is not None):
-        return ("out_of_order", "there is no lease to exchange")
-    return None
-
-
-def _why_no_exchange(desk: Desk, pipeline: Pipeline, roles: tuple[str, ...]) -> tuple[str, str] | None:
-    """An exchange keeps common GPUs while it waits for the others; waiting for another trainer's could wait for ever."""
-    for gpu in pipeline.spec.trainer.gpus(roles):
-        lease = desk.leases.lease(gpu)
-        if lease is not None and lease.priority is not Priority.ROLLOUT and lease.holder != pipeline.trainer.id:
-            return ("would_wait", f"GPU {gpu} is held by {lease.holder}; nothing was released")
-    return None
-
-
-def grant(desk: Desk, pipeline: Pipeline, request: Request) -> None:
-    """All GPUs of the request are free and measured empty: they are the trainer's, and every rank is told."""
-    trainer = pipeline.trainer
-    fresh = [gpu for gpu in request.gpus if gpu not in request.keeps]
-    desk.leases.grant(fresh, trainer.id, request.priority, trainer.incarnation)
-    desk.leases.reassign(request.keeps, trainer.id, request.priority)
-    trainer.request = None
-    trainer.grant = Grant(request.call, request.roles, request.gpus, request.priority, desk.now)
-    waited(desk, pipeline, "lease")
-    tell(desk, pipeline, LeaseGranted(request.call, request.roles))
-
-
-def waited(desk: Desk, pipeline: Pipeline, what: str) -> None:
-    """The trainer's wait for this is over: count the seconds."""
-    since = pipeline.figures.waits_since.pop(what, None)
-    if since is not None:
-        pipeline.figures.waited += desk.now - since
-
-
-def _offloaded(desk: Desk, pipeline: Pipeline, rank: int, call: int) -> None:
-    lease = pipeline.trainer.grant
-    if lease is None or lease.call != call:
-        desk.note("warning", pipeline.trainer.id, f"rank {rank} leaves lease {call}, which it does not hold; nothing changes")
-        return
-    lease.offloaded.add(rank)
-    if len(lease.offloaded) == pipeline.trainer.world_size and lease.leaving is None:
-        lease.leaving = desk.now
-
-
-# -- weights and checkpoints
 
 
 def _publish(desk: Desk, pipeline: Pipeline, message: Publish) -> None:

@@ -7,20 +7,16 @@ a GPU that two hold memory on at once is a violation whatever the lease book say
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
-from engines.gateway.messages import EngineLoad, Progress, RolloutProgress
 from engines.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, TrainerId, Version
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.scheduler import Scheduler
 from supervisor.scheduler.spec import BoxSpec
-from trainers import messages as say
 
-
-class Violation(AssertionError):
-    """A promise was broken in the fake world."""
+from .fakes import FakePipeline, FakeTrainer, Violation
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,32 +29,6 @@ class Faults:
     dies: float = 0.0
     fails: float = 0.0
     until: float = 200.0  # seconds of virtual time after which nothing fails any more
-
-
-@dataclass(slots=True)
-class FakeTrainer:
-    """A script of the design's section 7: rollout, lease, publish, checkpoint, in turn, until `steps`."""
-
-    pipeline: PipelineId
-    steps: int
-    target: int
-    world_size: int
-    incarnation: Incarnation | None = None
-    step: int = 0
-    place: str = "dead"
-    calls: int = 0
-    publishes: int = 0
-    waiting: set[int] = field(default_factory=set)
-    running: dict[int, tuple[int, int]] = field(default_factory=dict)  # sample -> (engine, its life)
-    delivered: set[int] = field(default_factory=set)
-    completed: dict[int, int] = field(default_factory=dict)  # step -> samples delivered
-
-
-@dataclass(slots=True)
-class FakeGateway:
-    incarnation: Incarnation | None = None
-    routes: dict[int, tuple[Incarnation, Version]] = field(default_factory=dict)
-    open: dict[int, int] = field(default_factory=dict)
 
 
 class World:
@@ -78,8 +48,7 @@ class World:
         self.trainers = {
             spec.id: FakeTrainer(spec.id, steps, target, spec.trainer.world_size, step=spec.steps_done) for spec in box.pipelines
         }
-        self.gateways = {spec.id: FakeGateway() for spec in box.pipelines}
-        self.granted: dict[TrainerId, tuple[GpuId, ...]] = {}
+        self.fakes = {id: FakePipeline(self, id, trainer) for id, trainer in self.trainers.items()}
         self.pauses = self.wakes = 0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
@@ -127,17 +96,13 @@ class World:
         for gpu, holders in self.memory.items():
             if len(holders) > 1:
                 raise Violation(f"GPU {gpu} holds memory of {sorted(map(str, holders))} at {self.now:.2f} s")
-        for pipeline, gateway in self.gateways.items():
-            if self._condemned(pipeline):
+        for pipeline, fake in self.fakes.items():
+            if fake.condemned:
                 continue
-            for rank, (incarnation, _) in gateway.routes.items():
+            for rank, (incarnation, _) in fake.gateway.routes.items():
                 engine = EngineId(pipeline, rank)
                 if self.alive.get(engine) == incarnation and not self._on_device(engine) and not self._dying(engine):
                     raise Violation(f"{engine} is routed while its memory is given back")
-
-    def _condemned(self, pipeline: PipelineId) -> bool:
-        """A gateway that is being killed may still hold routes; engines refuse it on their own side."""
-        return not self.scheduler.desk.fleet.pipelines[pipeline].gateway.up
 
     def _on_device(self, engine: EngineId) -> bool:
         return engine in self.memory[self.scheduler.desk.fleet.engine(engine).gpus[0]]
@@ -172,7 +137,7 @@ class World:
         if 1.0 - f.twice < self.random.random() and faulty and isinstance(action, do.Pause | do.Wake):
             self.after(delay + 0.5, lambda: self.feed(ev.Paused(id=action.id)))
 
-    def _answer(self, delay: float, make: Callable[[], ev.Event | None]) -> None:
+    def answer(self, delay: float, make: Callable[[], ev.Event | None]) -> None:
         def happen() -> None:
             event = make()
             if event is not None:
@@ -183,34 +148,34 @@ class World:
     def _perform(self, action: do.Action, delay: float) -> None:
         match action:
             case do.PrepareModel():
-                self._answer(delay, lambda: ev.ModelReady(id=action.id))
+                self.answer(delay, lambda: ev.ModelReady(id=action.id))
             case do.StartGroup(engine=engine, incarnation=incarnation):
                 self._start_engine(action.id, engine, incarnation, delay)
             case do.StartTrainer():
-                self._start_trainer(action, delay)
+                self.fakes[action.pipeline].start_trainer(action, delay)
             case do.StartGateway(pipeline=pipeline, incarnation=incarnation):
-                self._start_gateway(action.id, pipeline, incarnation, delay)
+                self.fakes[pipeline].start_gateway(action.id, incarnation, delay)
             case do.StopGroup(group=group, incarnation=incarnation):
-                self._answer(delay, lambda: self._stopped(action.id, group, incarnation))
+                self.answer(delay, lambda: self._stopped(action.id, group, incarnation))
             case do.Measure(holder=holder, gpus=gpus):
-                self._answer(delay / 10, lambda: self._measured(action.id, holder, gpus))
+                self.answer(delay / 10, lambda: self._measured(action.id, holder, gpus))
             case do.Pause(engine=engine, incarnation=incarnation):
-                self._answer(delay, lambda: self._paused(action.id, engine, incarnation))
+                self.answer(delay, lambda: self._paused(action.id, engine, incarnation))
             case do.Wake(engine=engine, incarnation=incarnation, version=version):
                 self._take_memory(engine, incarnation)
-                self._answer(delay, lambda: self._woken(action.id, engine, incarnation, version))
+                self.answer(delay, lambda: self._woken(action.id, engine, incarnation, version))
             case do.LoadWeights(engine=engine, incarnation=incarnation, version=version):
-                self._answer(delay, lambda: self._woken(action.id, engine, incarnation, version))
+                self.answer(delay, lambda: self._woken(action.id, engine, incarnation, version))
             case do.TellTrainer(pipeline=pipeline, incarnation=incarnation, message=message):
-                self._answer(delay / 100, lambda: self._told(action.id, pipeline, incarnation, message))
+                self.answer(delay / 100, lambda: self.fakes[pipeline].told(action.id, incarnation, message))
             case do.AdoptSnapshot():
-                self._answer(delay / 10, lambda: ev.SnapshotAdopted(id=action.id))
+                self.answer(delay / 10, lambda: ev.SnapshotAdopted(id=action.id))
             case do.DropSnapshot():
-                self._answer(delay / 10, lambda: ev.Told(id=action.id))
+                self.answer(delay / 10, lambda: ev.Told(id=action.id))
             case do.RecordCheckpoint():
-                self._answer(delay / 10, lambda: ev.CheckpointKept(id=action.id))
+                self.answer(delay / 10, lambda: ev.CheckpointKept(id=action.id))
             case _:
-                self._give_order(action, delay / 20)
+                self.fakes[_pipeline(action)].order(action, delay / 20)
 
     # -- engines
 
@@ -218,7 +183,7 @@ class World:
         self.alive[engine] = incarnation
         self.versions[engine] = Version(0)
         self._take_memory(engine, incarnation)
-        self._answer(delay * 3, lambda: ev.GroupReady(id=id, version=Version(0)) if self.alive.get(engine) == incarnation else None)
+        self.answer(delay * 3, lambda: ev.GroupReady(id=id, version=Version(0)) if self.alive.get(engine) == incarnation else None)
 
     def _take_memory(self, engine: EngineId, incarnation: Incarnation) -> None:
         if self.alive.get(engine) == incarnation:
@@ -229,9 +194,9 @@ class World:
         if self.alive.get(engine) != incarnation:
             return None
         if any(rank == engine.rank for rank, _ in self.trainers[engine.pipeline].running.values()):
-            if not self._condemned(engine.pipeline):
+            if not self.fakes[engine.pipeline].condemned:
                 raise Violation(f"{engine} is paused while a request runs on it")
-            self._requeue(engine.pipeline, engine.rank)  # a pause aborts what a dying gateway left there
+            self.fakes[engine.pipeline].requeue(engine.rank)  # a pause aborts what a dying gateway left there
         self.pauses += 1
         for gpu in self.scheduler.desk.fleet.engine(engine).gpus:
             self.memory[gpu].discard(engine)
@@ -257,19 +222,13 @@ class World:
         self.alive.pop(group, None)
         for holders in self.memory.values():
             holders.discard(group)
+        fake = self.fakes[group.pipeline]
         if isinstance(group, GatewayId):
-            gateway = self.gateways[group.pipeline]
-            gateway.incarnation = None
-            gateway.routes.clear()
-            gateway.open.clear()
-            self._requeue(group.pipeline, None)
+            fake.lose_gateway()
         elif isinstance(group, EngineId):
-            self._requeue(group.pipeline, group.rank)
+            fake.requeue(group.rank)
         else:
-            trainer = self.trainers[group.pipeline]
-            trainer.place, trainer.incarnation = "dead", None
-            trainer.waiting.clear()
-            trainer.running.clear()
+            fake.lose_trainer()
 
     def die(self, group: GroupId, code: int) -> None:
         """A member of the group ends by itself."""
@@ -278,194 +237,6 @@ class World:
             return
         self._vanish(group)
         self.feed(ev.MemberExited(group=group, incarnation=incarnation, member=0, code=code))
-
-    # -- gateways: the fake gateway and the trainer's samples are one
-
-    def _start_gateway(self, id: int, pipeline: PipelineId, incarnation: Incarnation, delay: float) -> None:
-        self.alive[GatewayId(pipeline)] = incarnation
-        self.gateways[pipeline].incarnation = incarnation
-        self._answer(delay / 10, lambda: ev.GatewayReady(id=id))
-
-    def _give_order(self, action: do.Action, delay: float) -> None:
-        pipeline = _pipeline(action)
-        gateway = self.gateways[pipeline]
-        if gateway.incarnation is None:
-            return
-        match action:
-            case do.Route(engine=engine, incarnation=incarnation, version=version):
-                if self.versions.get(engine) != version and self.alive.get(engine) == incarnation:
-                    raise Violation(f"{engine} is routed as version {version}, it has {self.versions.get(engine)}")
-                gateway.routes[engine.rank] = (incarnation, version)
-            case do.Unroute(engine=engine):
-                gateway.routes.pop(engine.rank, None)
-            case do.Drain(engine=engine) | do.Lost(engine=engine):
-                gateway.routes.pop(engine.rank, None)
-                self._requeue(pipeline, engine.rank)
-            case do.OpenAtGateway(rollout=rollout, target=target):
-                gateway.open[rollout] = target
-            case do.CloseAtGateway(rollout=rollout):
-                gateway.open.pop(rollout, None)
-            case do.ForgetAtGateway():
-                gateway.open.clear()
-            case _:
-                pass
-        self._answer(delay, lambda: ev.Ordered(id=action.id) if gateway.incarnation is not None else None)
-
-    def _requeue(self, pipeline: PipelineId, rank: int | None) -> None:
-        trainer = self.trainers[pipeline]
-        for sample, (engine, _) in tuple(trainer.running.items()):
-            if rank is None or engine == rank:
-                del trainer.running[sample]
-                trainer.waiting.add(sample)
-
-    def _pump(self, pipeline: PipelineId) -> None:
-        """Dispatch and finish samples while a rollout is open."""
-        trainer, gateway = self.trainers[pipeline], self.gateways[pipeline]
-        if trainer.place != "generating" or trainer.incarnation is None:
-            return
-        if gateway.incarnation is not None and trainer.step in gateway.open and not self._condemned(pipeline):
-            slots = self.scheduler.desk.fleet.pipelines[pipeline].spec.engine.slots
-            for rank, (incarnation, version) in gateway.routes.items():
-                if version != self.scheduler.desk.fleet.pipelines[pipeline].published:
-                    raise Violation(f"{pipeline}/engine/{rank} serves version {version} of an old time")
-                if self.alive.get(EngineId(pipeline, rank)) != incarnation:
-                    continue
-                running = sum(engine == rank for engine, _ in trainer.running.values())
-                for sample in sorted(trainer.waiting)[: max(0, slots - running)]:
-                    trainer.waiting.discard(sample)
-                    self._run_sample(trainer, sample, rank, incarnation)
-            self._report(pipeline)
-        self.after(0.5, lambda: self._pump(pipeline))
-
-    def _run_sample(self, trainer: FakeTrainer, sample: int, rank: int, incarnation: Incarnation) -> None:
-        trainer.running[sample] = (rank, incarnation)
-        life, step = trainer.incarnation, trainer.step
-
-        def finish() -> None:
-            if trainer.incarnation == life and trainer.step == step and trainer.running.get(sample) == (rank, incarnation):
-                del trainer.running[sample]
-                if sample in trainer.delivered:
-                    raise Violation(f"sample {sample} of {trainer.pipeline} is delivered twice")
-                trainer.delivered.add(sample)
-                if len(trainer.delivered) == trainer.target and trainer.place == "generating":
-                    self._next(trainer)
-
-        self.after(self.random.expovariate(1 / 4.0), finish)
-
-    def _report(self, pipeline: PipelineId) -> None:
-        trainer, gateway = self.trainers[pipeline], self.gateways[pipeline]
-        assert gateway.incarnation is not None
-        rollouts = tuple(
-            RolloutProgress(number, len(trainer.waiting), len(trainer.running), len(trainer.delivered)) for number in gateway.open
-        )
-        loads = tuple(
-            EngineLoad(rank, incarnation, sum(e == rank for e, _ in trainer.running.values()), 0, 0)
-            for rank, (incarnation, _) in gateway.routes.items()
-        )
-        self.feed(ev.GatewaySaid(pipeline=pipeline, incarnation=gateway.incarnation, progress=Progress(rollouts, loads)))
-
-    # -- trainers
-
-    def _start_trainer(self, action: do.StartTrainer, delay: float) -> None:
-        trainer = self.trainers[action.pipeline]
-        self.alive[TrainerId(action.pipeline)] = action.incarnation
-
-        def started() -> ev.Event | None:
-            if self.alive.get(TrainerId(action.pipeline)) != action.incarnation:
-                return None
-            self.after(0.01, lambda: self._begin(trainer, action))
-            return ev.TrainerStarted(id=action.id)
-
-        self._answer(delay, started)
-
-    def _begin(self, trainer: FakeTrainer, action: do.StartTrainer) -> None:
-        trainer.incarnation = action.incarnation
-        trainer.step, trainer.calls, trainer.publishes = action.steps_done, 0, 0
-        trainer.place = "restore" if action.restore else "init"
-        self._say(trainer, say.RequestLease(call=0, roles=("init",)))
-
-    def _say(self, trainer: FakeTrainer, message: say.TrainerMessage, rank: int = 0) -> None:
-        if trainer.incarnation is not None:
-            self.feed(ev.TrainerSaid(pipeline=trainer.pipeline, incarnation=trainer.incarnation, rank=rank, message=message))
-
-    def _told(self, id: int, pipeline: PipelineId, incarnation: Incarnation, message: say.SupervisorMessage) -> ev.Event:
-        trainer = self.trainers[pipeline]
-        if trainer.incarnation == incarnation:
-            self.after(self.random.uniform(0.0, 0.5), lambda: self._hear(trainer, incarnation, message))
-        return ev.Told(id=id)
-
-    def _hear(self, trainer: FakeTrainer, incarnation: Incarnation, message: say.SupervisorMessage) -> None:
-        if trainer.incarnation != incarnation:
-            return
-        holder = TrainerId(trainer.pipeline)
-        match message:
-            case say.LeaseGranted(call=call, roles=roles):
-                gpus = self.scheduler.desk.fleet.pipelines[trainer.pipeline].spec.trainer.gpus(roles)
-                self.granted[holder] = gpus
-                for gpu in gpus:
-                    self.memory[gpu].add(holder)
-                self.after(self.random.uniform(0.1, 8.0), lambda: self._work(trainer, incarnation, call))
-            case say.LeaseEnded():
-                if trainer.place in ("init", "restored"):
-                    self._open(trainer)
-                elif trainer.place == "trained":
-                    self._say(trainer, say.Checkpoint(step=trainer.step, path="/nowhere"))
-            case say.Published():
-                trainer.place = "restored" if trainer.place == "restore" else "trained"
-                self._leave(trainer)
-            case say.CheckpointRecorded(step=step):
-                trainer.completed[step] = len(trainer.delivered)
-                trainer.step += 1
-                if trainer.step >= trainer.steps:
-                    self.after(0.1, lambda: self._finish(trainer))
-                else:
-                    self._open(trainer)
-            case say.RolloutOpened():
-                if trainer.place == "opening":
-                    trainer.place = "generating"
-                    trainer.waiting = set(range(trainer.target))
-                    self._pump(trainer.pipeline)
-            case say.RolloutClosed():
-                trainer.place = "train"
-                trainer.calls += 1
-                self._say(trainer, say.RequestLease(call=trainer.calls, roles=("train",)))
-            case say.Refused():
-                raise Violation(f"{trainer.pipeline} in {trainer.place} is refused: {message}")
-            case _:
-                pass
-
-    def _open(self, trainer: FakeTrainer) -> None:
-        trainer.place = "opening"
-        trainer.delivered, trainer.waiting, trainer.running = set(), set(), {}
-        self._say(trainer, say.OpenRollout(rollout=trainer.step, target=trainer.target))
-
-    def _next(self, trainer: FakeTrainer) -> None:
-        trainer.place = "closing"
-        self._say(trainer, say.CloseRollout(rollout=trainer.step))
-
-    def _work(self, trainer: FakeTrainer, incarnation: Incarnation, call: int) -> None:
-        if trainer.incarnation != incarnation:
-            return
-        if trainer.place in ("restore", "train"):
-            self._say(trainer, say.Publish(call=trainer.publishes, name=f"w{trainer.publishes}"))
-            trainer.publishes += 1
-        else:
-            self._leave(trainer)
-
-    def _leave(self, trainer: FakeTrainer) -> None:
-        for holders in self.memory.values():
-            holders.discard(TrainerId(trainer.pipeline))
-        call = trainer.calls
-        for rank in range(trainer.world_size):
-            self._say(trainer, say.Offloaded(call=call), rank)
-
-    def _finish(self, trainer: FakeTrainer) -> None:
-        incarnation = trainer.incarnation
-        if incarnation is None:
-            return
-        trainer.place = "done"
-        for rank in range(trainer.world_size):
-            self.feed(ev.MemberExited(group=TrainerId(trainer.pipeline), incarnation=incarnation, member=rank, code=0))
 
 
 def _subject(action: do.Action) -> GroupId | None:

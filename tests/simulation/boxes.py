@@ -3,7 +3,6 @@
 from engines.ids import GpuId, PipelineId
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, Limits, PipelineSpec, Rules, TrainerSpec
 
-
 BRISK = Limits(start=60, drain=20, pause=30, wake=30, load=30, release=30)
 
 

@@ -1,0 +1,262 @@
+"""One pipeline's fakes: a gateway with its samples, and a trainer that follows the design's section 7 step by step. Part of `world`."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engines.gateway.messages import EngineLoad, Progress, RolloutProgress
+from engines.ids import EngineId, GatewayId, Incarnation, PipelineId, TrainerId, Version
+from supervisor.scheduler import actions as do
+from supervisor.scheduler import events as ev
+from trainers import messages as say
+
+if TYPE_CHECKING:
+    from .world import World
+
+
+class Violation(AssertionError):
+    """A promise was broken in the fake world."""
+
+
+@dataclass(slots=True)
+class FakeTrainer:
+    """A script of the design's section 7: rollout, lease, publish, checkpoint, in turn, until `steps`."""
+
+    pipeline: PipelineId
+    steps: int
+    target: int
+    world_size: int
+    incarnation: Incarnation | None = None
+    step: int = 0
+    place: str = "dead"
+    calls: int = 0
+    publishes: int = 0
+    waiting: set[int] = field(default_factory=set)
+    running: dict[int, tuple[int, int]] = field(default_factory=dict)  # sample -> (engine, its life)
+    delivered: set[int] = field(default_factory=set)
+    completed: dict[int, int] = field(default_factory=dict)  # step -> samples delivered
+
+
+@dataclass(slots=True)
+class FakeGateway:
+    incarnation: Incarnation | None = None
+    routes: dict[int, tuple[Incarnation, Version]] = field(default_factory=dict)
+    open: dict[int, int] = field(default_factory=dict)
+
+
+class FakePipeline:
+    """What happens outside the supervisor for one pipeline. Delays come from the world's seeded chance."""
+
+    def __init__(self, world: "World", id: PipelineId, trainer: FakeTrainer) -> None:
+        self.world = world
+        self.id = id
+        self.trainer = trainer
+        self.gateway = FakeGateway()
+
+    @property
+    def condemned(self) -> bool:
+        """A gateway that is being killed may still hold routes; engines refuse it on their own side."""
+        return not self.world.scheduler.desk.fleet.pipelines[self.id].gateway.up
+
+    def lose_gateway(self) -> None:
+        self.gateway.incarnation = None
+        self.gateway.routes.clear()
+        self.gateway.open.clear()
+        self.requeue(None)
+
+    def lose_trainer(self) -> None:
+        self.trainer.place, self.trainer.incarnation = "dead", None
+        self.trainer.waiting.clear()
+        self.trainer.running.clear()
+
+    # -- the gateway, and the samples that run through it
+
+    def start_gateway(self, id: int, incarnation: Incarnation, delay: float) -> None:
+        self.world.alive[GatewayId(self.id)] = incarnation
+        self.gateway.incarnation = incarnation
+        self.world.answer(delay / 10, lambda: ev.GatewayReady(id=id))
+
+    def order(self, action: do.Action, delay: float) -> None:
+        gateway = self.gateway
+        if gateway.incarnation is None:
+            return
+        match action:
+            case do.Route(engine=engine, incarnation=incarnation, version=version):
+                if self.world.versions.get(engine) != version and self.world.alive.get(engine) == incarnation:
+                    raise Violation(f"{engine} is routed as version {version}, it has {self.world.versions.get(engine)}")
+                gateway.routes[engine.rank] = (incarnation, version)
+            case do.Unroute(engine=engine):
+                gateway.routes.pop(engine.rank, None)
+            case do.Drain(engine=engine) | do.Lost(engine=engine):
+                gateway.routes.pop(engine.rank, None)
+                self.requeue(engine.rank)
+            case do.OpenAtGateway(rollout=rollout, target=target):
+                gateway.open[rollout] = target
+            case do.CloseAtGateway(rollout=rollout):
+                gateway.open.pop(rollout, None)
+            case do.ForgetAtGateway():
+                gateway.open.clear()
+            case _:
+                pass
+        self.world.answer(delay, lambda: ev.Ordered(id=action.id) if gateway.incarnation is not None else None)
+
+    def requeue(self, rank: int | None) -> None:
+        trainer = self.trainer
+        for sample, (engine, _) in tuple(trainer.running.items()):
+            if rank is None or engine == rank:
+                del trainer.running[sample]
+                trainer.waiting.add(sample)
+
+    def _pump(self) -> None:
+        """Dispatch and finish samples while a rollout is open."""
+        trainer, gateway = self.trainer, self.gateway
+        if trainer.place != "generating" or trainer.incarnation is None:
+            return
+        if gateway.incarnation is not None and trainer.step in gateway.open and not self.condemned:
+            slots = self.world.scheduler.desk.fleet.pipelines[self.id].spec.engine.slots
+            for rank, (incarnation, version) in gateway.routes.items():
+                if version != self.world.scheduler.desk.fleet.pipelines[self.id].published:
+                    raise Violation(f"{self.id}/engine/{rank} serves version {version} of an old time")
+                if self.world.alive.get(EngineId(self.id, rank)) != incarnation:
+                    continue
+                running = sum(engine == rank for engine, _ in trainer.running.values())
+                for sample in sorted(trainer.waiting)[: max(0, slots - running)]:
+                    trainer.waiting.discard(sample)
+                    self._run_sample(sample, rank, incarnation)
+            self._report()
+        self.world.after(0.5, self._pump)
+
+    def _run_sample(self, sample: int, rank: int, incarnation: Incarnation) -> None:
+        trainer = self.trainer
+        trainer.running[sample] = (rank, incarnation)
+        life, step = trainer.incarnation, trainer.step
+
+        def finish() -> None:
+            if trainer.incarnation == life and trainer.step == step and trainer.running.get(sample) == (rank, incarnation):
+                del trainer.running[sample]
+                if sample in trainer.delivered:
+                    raise Violation(f"sample {sample} of {trainer.pipeline} is delivered twice")
+                trainer.delivered.add(sample)
+                if len(trainer.delivered) == trainer.target and trainer.place == "generating":
+                    self._next()
+
+        self.world.after(self.world.random.expovariate(1 / 4.0), finish)
+
+    def _report(self) -> None:
+        trainer, gateway = self.trainer, self.gateway
+        assert gateway.incarnation is not None
+        rollouts = tuple(
+            RolloutProgress(number, len(trainer.waiting), len(trainer.running), len(trainer.delivered)) for number in gateway.open
+        )
+        loads = tuple(
+            EngineLoad(rank, incarnation, sum(e == rank for e, _ in trainer.running.values()), 0, 0)
+            for rank, (incarnation, _) in gateway.routes.items()
+        )
+        self.world.feed(ev.GatewaySaid(pipeline=self.id, incarnation=gateway.incarnation, progress=Progress(rollouts, loads)))
+
+    # -- trainers
+
+    def start_trainer(self, action: do.StartTrainer, delay: float) -> None:
+        self.world.alive[TrainerId(action.pipeline)] = action.incarnation
+
+        def started() -> ev.Event | None:
+            if self.world.alive.get(TrainerId(action.pipeline)) != action.incarnation:
+                return None
+            self.world.after(0.01, lambda: self._begin(action))
+            return ev.TrainerStarted(id=action.id)
+
+        self.world.answer(delay, started)
+
+    def _begin(self, action: do.StartTrainer) -> None:
+        trainer = self.trainer
+        trainer.incarnation = action.incarnation
+        trainer.step, trainer.calls, trainer.publishes = action.steps_done, 0, 0
+        trainer.place = "restore" if action.restore else "init"
+        self._say(say.RequestLease(call=0, roles=("init",)))
+
+    def _say(self, message: say.TrainerMessage, rank: int = 0) -> None:
+        trainer = self.trainer
+        if trainer.incarnation is not None:
+            self.world.feed(ev.TrainerSaid(pipeline=trainer.pipeline, incarnation=trainer.incarnation, rank=rank, message=message))
+
+    def told(self, id: int, incarnation: Incarnation, message: say.SupervisorMessage) -> ev.Event:
+        trainer = self.trainer
+        if trainer.incarnation == incarnation:
+            self.world.after(self.world.random.uniform(0.0, 0.5), lambda: self._hear(incarnation, message))
+        return ev.Told(id=id)
+
+    def _hear(self, incarnation: Incarnation, message: say.SupervisorMessage) -> None:
+        trainer = self.trainer
+        if trainer.incarnation != incarnation:
+            return
+        match message:
+            case say.LeaseGranted(call=call, roles=roles):
+                gpus = self.world.scheduler.desk.fleet.pipelines[trainer.pipeline].spec.trainer.gpus(roles)
+                for gpu in gpus:
+                    self.world.memory[gpu].add(TrainerId(self.id))
+                self.world.after(self.world.random.uniform(0.1, 8.0), lambda: self._work(incarnation, call))
+            case say.LeaseEnded():
+                if trainer.place in ("init", "restored"):
+                    self._open()
+                elif trainer.place == "trained":
+                    self._say(say.Checkpoint(step=trainer.step, path="/nowhere"))
+            case say.Published():
+                trainer.place = "restored" if trainer.place == "restore" else "trained"
+                self._leave()
+            case say.CheckpointRecorded(step=step):
+                trainer.completed[step] = len(trainer.delivered)
+                trainer.step += 1
+                if trainer.step >= trainer.steps:
+                    self.world.after(0.1, self._finish)
+                else:
+                    self._open()
+            case say.RolloutOpened():
+                if trainer.place == "opening":
+                    trainer.place = "generating"
+                    trainer.waiting = set(range(trainer.target))
+                    self._pump()
+            case say.RolloutClosed():
+                trainer.place = "train"
+                trainer.calls += 1
+                self._say(say.RequestLease(call=trainer.calls, roles=("train",)))
+            case say.Refused():
+                raise Violation(f"{trainer.pipeline} in {trainer.place} is refused: {message}")
+            case _:
+                pass
+
+    def _open(self) -> None:
+        trainer = self.trainer
+        trainer.place = "opening"
+        trainer.delivered, trainer.waiting, trainer.running = set(), set(), {}
+        self._say(say.OpenRollout(rollout=trainer.step, target=trainer.target))
+
+    def _next(self) -> None:
+        trainer = self.trainer
+        trainer.place = "closing"
+        self._say(say.CloseRollout(rollout=trainer.step))
+
+    def _work(self, incarnation: Incarnation, call: int) -> None:
+        trainer = self.trainer
+        if trainer.incarnation != incarnation:
+            return
+        if trainer.place in ("restore", "train"):
+            self._say(say.Publish(call=trainer.publishes, name=f"w{trainer.publishes}"))
+            trainer.publishes += 1
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        trainer = self.trainer
+        for holders in self.world.memory.values():
+            holders.discard(TrainerId(trainer.pipeline))
+        call = trainer.calls
+        for rank in range(trainer.world_size):
+            self._say(say.Offloaded(call=call), rank)
+
+    def _finish(self) -> None:
+        trainer = self.trainer
+        incarnation = trainer.incarnation
+        if incarnation is None:
+            return
+        trainer.place = "done"
+        for rank in range(trainer.world_size):
+            self.world.feed(ev.MemberExited(group=TrainerId(trainer.pipeline), incarnation=incarnation, member=rank, code=0))
