@@ -242,6 +242,7 @@ class Engine:
         while True:
             try:
                 self.peers.append(socket.create_connection((host, int(port)), 5))
+                self.poll.register(self.peers[0], select.POLLIN)
                 return
             except OSError:
                 time.sleep(0.01)
@@ -276,10 +277,27 @@ class Engine:
                     self.peers.append(peer)
                     self.poll.register(peer, select.POLLIN)
                 elif any(peer.fileno() == fd for peer in self.peers):
-                    self.poll.unregister(fd)
-                    self.stuck = True
+                    self.hear(fd)
                 else:
                     self.move(self.connections[fd])
+
+    def hear(self, fd):
+        """From the head: give the memory back, or take it. Nobody waits for the others: the head answers when it is done itself."""
+        said = b""
+        with contextlib.suppress(OSError):
+            said = os.read(fd, 1)
+        if not said:
+            self.poll.unregister(fd)
+            self.stuck = True
+        elif said == b"g" and self.knobs.release != "noop":
+            self.give()
+        elif said == b"t":
+            self.take()
+
+    def tell(self, word):
+        for peer in self.peers if self.rank == 0 else ():
+            with contextlib.suppress(OSError):
+                peer.send(word)
 
     def accept(self):
         try:
@@ -469,6 +487,7 @@ class Engine:
             sys.stderr.write("release_memory_occupation out of turn\n")
             os.kill(os.getpid(), signal.SIGKILL)
         self.released |= tags
+        self.tell(b"g")
         if self.knobs.release == "late":
             self.later(self.knobs.late, self.give)
         elif self.knobs.release != "noop":
@@ -481,6 +500,7 @@ class Engine:
             sys.stderr.write("resume_memory_occupation of what is not released\n")
             os.kill(os.getpid(), signal.SIGKILL)
         self.released -= tags
+        self.tell(b"t")
         self.take()
         self.reply(connection, 200, b"null")
 

@@ -33,7 +33,13 @@ def _share(desk: Desk, pipeline: Pipeline) -> Share | None:
     if unfinished == 0 or pipeline.ended or pipeline.suspended or not pipeline.trainer.restored:
         return None
     bundles = tuple(_bundle(desk, engine) for engine in pipeline.engines.values() if _available(desk, engine))
-    return Share(pipeline.id, unfinished, pipeline.spec.engine.slots, pipeline.opened, bundles, pipeline.spec.share)
+    home = frozenset(pipeline.spec.trainer.roles.get("train", ()))
+    rollouts = pipeline.rollouts.values()
+    known = all(rollout.expected > 0.0 for rollout in rollouts)
+    expected = sum(rollout.expected for rollout in rollouts) if known else 0.0
+    longest = max(rollout.longest for rollout in rollouts) if known else 0.0
+    slots = pipeline.spec.engine.slots
+    return Share(pipeline.id, unfinished, slots, pipeline.opened, bundles, pipeline.spec.share, home, expected, longest)
 
 
 def _available(desk: Desk, engine: Engine) -> bool:
@@ -45,7 +51,7 @@ def _available(desk: Desk, engine: Engine) -> bool:
 
 def _bundle(desk: Desk, engine: Engine) -> Bundle:
     young = engine.state is not EngineState.SERVING or not desk.due(engine.since + desk.box.rules.minimum_hold)
-    return Bundle(engine.id.rank, frozenset(engine.gpus), awake=engine.awake, fresh=engine.awake and young)
+    return Bundle(engine.id.rank, frozenset(engine.gpus), engine.awake, engine.awake and young, engine.in_flight)
 
 
 def must_leave(engine: Engine, wanted: frozenset[EngineId], wanted_gpus: dict[GpuId, EngineId], blocked: frozenset[GpuId]) -> bool:

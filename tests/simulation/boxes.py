@@ -2,6 +2,7 @@
 
 from engines.ids import GpuId, PipelineId
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, Limits, PipelineSpec, Rules, TrainerSpec
+from supervisor.simulate.world import Faults
 
 BRISK = Limits(start=60, drain=20, pause=30, wake=30, load=30, release=30)
 
@@ -21,3 +22,14 @@ def box(count: int, *pipelines: PipelineSpec, limits: Limits | None = None, rule
 def seed_topology() -> BoxSpec:
     """The quickstart: the case on which the incumbent hung."""
     return box(4, pipeline("p1", [0, 1], [0, 1, 2, 3]), pipeline("p2", [2, 3], [0, 1, 2, 3]))
+
+
+BOXES = {
+    "seed": seed_topology,
+    "three": lambda: box(
+        4, pipeline("a", [0], [0, 1, 2, 3]), pipeline("b", [1, 2], [0, 1, 2, 3], tp=2), pipeline("c", [3], [2, 3], ranks=1)
+    ),
+    "crowded": lambda: box(2, *(pipeline(f"p{i}", [i % 2], [0, 1], ranks=1) for i in range(4))),
+    "wide": lambda: box(8, pipeline("a", list(range(8)), list(range(8)), tp=4, ranks=8), pipeline("b", [0, 1], list(range(8)), tp=2)),
+}
+FAULTS = Faults(never=0.02, twice=0.05, late=0.03, dies=0.03, fails=0.02)

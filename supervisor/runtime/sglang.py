@@ -1,0 +1,157 @@
+"""What SGLang's engines need besides their processes: an interpreter that has SGLang, a folder of their own, and a broom afterwards."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from anyio import to_thread
+
+from engines import launch
+from engines.ids import EngineId, Incarnation
+from engines.sglang import launch as sglang
+from engines.sglang.versions import Profile, UnknownVersion, profile
+from supervisor.config import Engine
+from supervisor.environment import choose
+from supervisor.runtime.children import Command, SpawnFailed
+from supervisor.runtime.fronts import Front
+from supervisor.runtime.gpus import visible
+from supervisor.runtime.site import Site
+
+ASK_S: Final = 60.0
+"""Seconds for an interpreter to say which SGLang it has; a cold disk is slow."""
+SHM: Final = Path("/dev/shm")
+LEFT_OVER: Final = ("sglang_loads_", "sgl_shm_", "sem.mp-", "nccl-", "cuda.shm.", "psm_")
+"""Names in /dev/shm that SGLang and what it stands on leave behind when they are killed (and some when they are not)."""
+SOCKET_ROOM: Final = 85
+"""Bytes of a TMPDIR's path: SGLang makes Unix sockets in it, whose path may have 107."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """One incarnation's. `traces` are files in /dev/shm that its processes have open."""
+
+    folder: Path
+    profile: Profile
+    traces: set[Path] = field(default_factory=set)
+
+
+class Sglang:
+    """For all engines of this kind."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._profiles: dict[str, Profile] = {}
+        self._places: dict[EngineId, _Place] = {}
+
+    async def prepare(self, engine: EngineId, incarnation: Incarnation, front: Front) -> None:
+        """Before its commands are made. Raises SpawnFailed, OSError."""
+        spec = self._site.pipeline(engine.pipeline).engine
+        assert spec.python is not None, "a rule refuses it"
+        known = await self._profile(engine, incarnation, spec.python)
+        folder = self._site.shm / ".tmp" / f"{engine.pipeline}.{engine.rank}.{incarnation}"
+        if len(os.fsencode(folder)) > SOCKET_ROOM:
+            raise SpawnFailed(f"host.shm = {self._site.config.host.shm!r} is too long: SGLang makes sockets in {folder}; name a shorter folder")
+        folder.mkdir(parents=True, mode=0o700)
+        descriptor = os.open(folder / "settings.yaml", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(sglang.settings(front.key))
+        self._places[engine] = _Place(folder, known)
+
+    async def _profile(self, engine: EngineId, incarnation: Incarnation, python: str) -> Profile:
+        """Looked up once an interpreter."""
+        if python not in self._profiles:
+            version = await to_thread.run_sync(_version, python, choose("engine", self._site.environ).kept, abandon_on_cancel=True)
+            try:
+                known, warning = profile(version)
+            except UnknownVersion as error:
+                raise SpawnFailed(f"{python}: {error}") from error
+            log = self._site.group_log(engine, incarnation)
+            log.info("SGLang found", python=python, version=version)
+            if warning:
+                log.warning(warning)
+            self._profiles[python] = known
+        return self._profiles[python]
+
+    def profile(self, engine: EngineId) -> Profile:
+        """Of the incarnation that was prepared last."""
+        return self._places[engine].profile
+
+    def command(self, engine: EngineId, incarnation: Incarnation, front: Front, member: launch.Member, count: int) -> Command:
+        """What one member runs. To be called between `prepare` and `gone`."""
+        site = self._site
+        spec = site.pipeline(engine.pipeline).engine
+        bundle = site.bundle(engine)
+        seen = visible([bundle[position] for position in member.gpus])
+        described = self._described(engine, incarnation, spec, launch.arguments(member, count, launch.Ports(front.window.first), tp=spec.tp, ep=spec.ep))
+        env = {
+            **sglang.environment(described, choose("engine", site.environ, spec.pass_env).kept, spec.env),
+            "CUDA_VISIBLE_DEVICES": seen.env["CUDA_VISIBLE_DEVICES"],
+            "TRAINSHED_GPUS": ",".join(seen.devices),
+            "TRAINSHED_RUN": str(site.directory.path),
+            "TRAINSHED_TAG": site.tag(engine, incarnation),
+        }
+        log = site.directory.log_of(engine, member.index or None)
+        return Command(argv=sglang.arguments(described), env=env, cwd=site.directory.path, log=log)
+
+    def _described(self, engine: EngineId, incarnation: Incarnation, spec: Engine, shape: list[str]) -> sglang.Spec:
+        assert spec.python is not None, "a rule refuses it"
+        place = self._places[engine]
+        return sglang.Spec(
+            python=spec.python,
+            model=str(self._site.model(engine.pipeline)),
+            shape=shape,
+            device="cuda" if self._site.bundle(engine)[0].uuid is not None else "cpu",
+            gpus=spec.tp,
+            slots=spec.slots,
+            context=spec.context,
+            kv_tokens=spec.kv_tokens or spec.slots * spec.context,
+            seed=sglang.seed(self._site.pipeline(engine.pipeline).seed, engine.rank, incarnation),
+            folder=str(place.folder),
+            profile=place.profile,
+            cpus=sorted(os.sched_getaffinity(0)),
+            args=spec.args,
+        )
+
+    async def trace(self, engine: EngineId, pids: Iterable[int]) -> None:
+        """Note what these living processes have open in /dev/shm, so that it can be removed when they are gone."""
+        if (place := self._places.get(engine)) is not None:
+            place.traces |= await to_thread.run_sync(_open_in_shm, frozenset(pids), abandon_on_cancel=True)
+
+    def gone(self, engine: EngineId) -> None:
+        """Nothing of this incarnation lives: what it has left goes, too."""
+        if (place := self._places.pop(engine, None)) is None:
+            return
+        shutil.rmtree(place.folder, ignore_errors=True)
+        for trace in place.traces:
+            trace.unlink(missing_ok=True)
+
+
+def _version(python: str, environ: dict[str, str]) -> str:
+    """Which SGLang an interpreter has. Raises SpawnFailed."""
+    ask = [python, "-I", "-c", "import importlib.metadata as m; print(m.version('sglang'))"]
+    try:
+        done = subprocess.run(ask, env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=ASK_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SpawnFailed(f"{python} does not say which SGLang it has: {error}") from error
+    said = done.stdout[:200].decode("ascii", "replace").strip()
+    if done.returncode != 0 or not said:
+        last = done.stderr[-500:].decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise SpawnFailed(f"{python} has no SGLang ({last}); name the interpreter of an environment that has it")
+    return said
+
+
+def _open_in_shm(pids: frozenset[int]) -> set[Path]:
+    """Files of /dev/shm that these processes have mapped or open and that nobody else is supposed to have."""
+    found: set[Path] = set()
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+                found |= {Path(line.split(maxsplit=5)[5].rstrip("\n")) for line in maps if " /dev/shm/" in line}
+            found |= {Path(os.readlink(f"/proc/{pid}/fd/{number}")) for number in os.listdir(f"/proc/{pid}/fd")}
+        except OSError:  # it has ended
+            continue
+    return {path for path in found if path.parent == SHM and path.name.startswith(LEFT_OVER)}
