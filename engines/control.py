@@ -73,6 +73,7 @@ FLUSH: Final = Verb("POST", "/flush_cache?timeout=30", 40.0, True)
 RELEASE: Final = Verb("POST", "/release_memory_occupation", 120.0, False)
 RESUME: Final = Verb("POST", "/resume_memory_occupation", 120.0, False)
 UPDATE: Final = Verb("POST", "/update_weights_from_disk", 600.0, False)
+CHECK: Final = Verb("POST", "/weights_checker", 120.0, True)
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -142,11 +143,21 @@ class _Updated(msgspec.Struct, frozen=True):
     message: str = ""
 
 
+class _Checked(msgspec.Struct, frozen=True):
+    per_engine_checksum: str
+    success: bool = True
+
+
 class EngineControl:
     """One incarnation of one engine. All deadlines are seconds from now, for the whole operation."""
 
-    def __init__(self, url: str, key: str, session: aiohttp.ClientSession) -> None:
-        """`url` without a trailing slash; `key` is this incarnation's API key ("" if it has none); `session` from `new_session`."""
+    def __init__(self, url: str, key: str, session: aiohttp.ClientSession, *, retract_flushes: bool = True) -> None:
+        """`url` without a trailing slash; `key` is this incarnation's API key ("" if it has none); `session` from `new_session`.
+
+        `retract_flushes`: whether the cache can be flushed while retracted requests wait (`engines.sglang.versions`). Where it cannot,
+        a load in place aborts what runs instead; the gateway goes on with it.
+        """
+        self._mode = "retract" if retract_flushes else "abort"
         self._calls = Calls(url, key, session)
         self._url = self._calls.url
         self._one_at_a_time = anyio.Lock()
@@ -199,22 +210,40 @@ class EngineControl:
         return Load(sum(load.num_running_reqs for load in loads), sum(load.num_waiting_reqs for load in loads))
 
     async def health(self, deadline: float) -> None:
-        """Liveness; never ask a paused engine. Raises EngineError."""
+        """Liveness. Raises EngineError; EngineRefused (409) unless it is awake: a paused engine would call itself unhealthy."""
+        self._must_be_awake("a health probe")
         with within(deadline, HEALTH.path):
             await self._calls.send(HEALTH)
 
     async def health_generate(self, deadline: float) -> None:
-        """One token through the model by the engine's own probe; never ask a paused engine. Raises EngineError."""
+        """One token through the model by the engine's own probe. Raises EngineError; EngineRefused (409) unless it is awake."""
+        self._must_be_awake("a health probe")
         with within(deadline, HEALTH_GENERATE.path):
             await self._calls.send(HEALTH_GENERATE)
 
     async def canary(self, deadline: float) -> None:
-        """One token by the route that samples take. Raises EngineError; EngineRefused also when the engine aborted it."""
+        """One token by the route that samples take. Raises EngineError; EngineRefused also when the engine aborted it, or is not awake."""
+        self._must_be_awake("the canary")
         body = {"input_ids": [0], "rid": uuid.uuid4().hex, "sampling_params": {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}}
         with within(deadline, "the canary"):
             meta = (await self._calls.ask(GENERATE, _Generated, body)).meta_info
         if meta.finish_reason.type == "abort" or meta.completion_tokens != 1:
             raise EngineRefused(f"the canary came back as {meta.finish_reason.type} {meta.finish_reason.message}".rstrip(), 200)
+
+    async def checksum(self, deadline: float) -> str:
+        """Of all weights as they lie in device memory: engines of one shape with the same weights agree. Raises EngineError.
+
+        EngineRefused (409) unless it is awake: weights that are not resident have no bytes.
+        """
+        self._must_be_awake("a checksum")
+        with within(deadline, CHECK.path):
+            return (await self._calls.ask(CHECK, _Checked, {"action": "checksum"})).per_engine_checksum
+
+    def _must_be_awake(self, what: str) -> None:
+        if self.memory is not Memory.AWAKE:
+            raise EngineRefused(
+                f"{self._url} is {self.memory.value}: {what} is for an engine that is awake, with no other operation under way", 409
+            )
 
     # -- acting -------------------------------------------------------------------------------------------------------------
 
@@ -258,7 +287,7 @@ class EngineControl:
         if self.memory is Memory.ASLEEP:
             raise EngineRefused(f"{self._url} is asleep: load is for an awake engine, wake for this one", 409)
         async with self._operation("load", deadline, Memory.AWAKE):
-            await self._calls.send(PAUSE, {"mode": "retract"})
+            await self._calls.send(PAUSE, {"mode": self._mode})
             await self._update(version, path)
             await self._calls.send(FLUSH)
             loaded = await self._version()

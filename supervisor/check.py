@@ -131,7 +131,8 @@ def _engine_needs(pipeline: Pipeline, size: ModelSize | None) -> int | None:
         return None
     if engine.kind == "embedded":
         return None if size.kv_token is None else size.weights + size.kv_token * engine.context * engine.slots
-    return size.weights // engine.tp
+    pool = (engine.kv_tokens or engine.context * engine.slots) * (size.kv_token or 0) // 2  # as 16 bits, SGLang's default
+    return (size.weights + pool) // engine.tp
 
 
 def _rooms(config: Config, machine: Machine, sizes: Mapping[str, ModelSize | None]) -> Iterator[Room]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from supervisor.runtime.operator import Reply, Request, Verb
 
 VERSION: Final = "0.1.0"
-_COMMANDS: Final = ("run", "check", "status", "logs", "stop", "restart", "pause", "resume", "reset")
+_COMMANDS: Final = ("run", "check", "status", "logs", "stop", "restart", "drain", "pause", "resume", "reset")
 _GLOBAL: Final = frozenset(["--help", "-h", "--version"])
 _POLL_S: Final = 0.1
 
@@ -225,8 +225,14 @@ def pause(target: str, /, *, run: Run = None) -> int:
 
 
 @app.command
+def drain(target: str, /, *, run: Run = None) -> int:
+    """Like `pause`, and then end the engine's processes: nothing of it is left on its GPUs until `resume`."""
+    return _act("drain", target, run)
+
+
+@app.command
 def resume(target: str, /, *, run: Run = None) -> int:
-    """Undo `pause`. (To go on with a stopped run: run FILE --resume.)"""
+    """Undo `pause` and `drain`. (To go on with a stopped run: run FILE --resume.)"""
     return _act("resume", target, run)
 
 

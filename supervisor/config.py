@@ -83,7 +83,8 @@ class Engine(_Table, frozen=True, forbid_unknown_fields=True):
     ep: Positive = 1  # sglang: expert-parallel size within the tp GPUs
     members: Literal["one", "per-gpu"] = "one"  # sglang: processes of one engine
     slots: Positive = 16
-    context: Positive = 64  # embedded: length of the KV cache in tokens
+    context: Positive = 64  # tokens of prompt and answer together; embedded: length of the KV cache
+    kv_tokens: Positive | None = None  # sglang: tokens of the KV pool, the same at every start; default slots x context
     python: str | None = None
     args: list[str] = []
     env: dict[str, str] = {}

@@ -48,7 +48,7 @@ class Knobs:
     late = 0.0  # what late means
     update = "ok"  # ok, 400, wrong (another version than was asked for)
     ignore_term = False
-    child = ""  # a double-forked process: sleep, hold (the memory), port (the listener), bare (clean environment)
+    child = ""  # a double-forked process: sleep, or some of: hold (the memory), port (the listener), bare (clean environment)
     helper = False  # a child of its own, as SGLang's scheduler is: its death goes unnoticed here
     open_to_all = False  # answers without a key, as somebody else's server does
     bind_other = False  # listens on another port than it was told to
@@ -70,6 +70,8 @@ class Request:
         self.versions = []
         self.aborted = False
         self.due = 0.0
+        self.sent = 0
+        self.health = False
 
     def step(self, version):
         token = FIRST + self.state % VOCABULARY
@@ -81,10 +83,10 @@ class Request:
         else:
             self.versions.append({"version": version, "start": len(self.tokens) - 1, "end": len(self.tokens)})
 
-    def answer(self, version, reason):
+    def answer(self, version, reason, since=0):
         return {
             "text": "",
-            "output_ids": self.tokens,
+            "output_ids": self.tokens[since:],
             "meta_info": {
                 "id": self.rid,
                 "finish_reason": reason,
@@ -93,7 +95,7 @@ class Request:
                 "cached_tokens": 0,
                 "weight_version": version,
                 "weight_versions": self.versions,
-                "output_token_logprobs": self.pairs,
+                "output_token_logprobs": self.pairs[since:],
             },
         }
 
@@ -125,7 +127,7 @@ class Engine:
         self.key = key
         self.knobs = Knobs()
         self.scripts = options.get("scripts")
-        self.version = "default"
+        self.version = options.get("weight-version", "default")
         self.model = options.get("model-path", "scripted")
         self.paused = False
         self.released = set()
@@ -138,6 +140,8 @@ class Engine:
         self.peers = []
         self.rendezvous = None
         self.stuck = False  # a follower is gone: every collective blocks
+        self.waiting = 0  # followers that have not answered this step
+        self.acknowledged = False
         self.memory = []
         self.poll = select.poll()
 
@@ -220,13 +224,13 @@ class Engine:
         os.setsid()
         if os.fork():
             os._exit(0)
-        keep = {"hold": set(self.memory), "port": {self.listener.fileno()}}.get(kind, set())
+        keep = set(self.memory if "hold" in kind else ()) | ({self.listener.fileno()} if "port" in kind else set())
         for descriptor in (*self.memory, self.listener.fileno()):
             if descriptor not in keep:
                 os.close(descriptor)
             else:
                 os.set_inheritable(descriptor, True)
-        environment = {} if kind == "bare" else dict(os.environ)
+        environment = {} if "bare" in kind else dict(os.environ)
         os.execve(sys.executable, [sys.executable, "-I", "-S", "-E", "-c", "import time; time.sleep(600)"], environment)
 
     def meet(self):
@@ -293,6 +297,21 @@ class Engine:
             self.give()
         elif said == b"t":
             self.take()
+        elif said == b"c":
+            self.waiting -= 1
+            self.acknowledged = self.waiting == 0
+        elif said == b"C":
+            os.write(fd, b"c")
+
+    def together(self):
+        """Whether all members have made this step: asks them first, and is true when the last has answered."""
+        if self.count == 1 or self.acknowledged:
+            self.acknowledged = False
+            return True
+        if not self.waiting:
+            self.waiting = len(self.peers)
+            self.tell(b"C")
+        return False
 
     def tell(self, word):
         for peer in self.peers if self.rank == 0 else ():
@@ -424,8 +443,9 @@ class Engine:
             self.later(self.knobs.slow, lambda: self.reply(connection, 200))
         elif not self.ready:
             self.reply(connection, 503)
-        elif path == "/health_generate" and mode != "lie" and (self.paused or self.stuck or self.knobs.generate == "hang"):
-            pass  # it waits for a token that does not come
+        elif path == "/health_generate" and mode != "lie":
+            connection.request = Request("health", {"input_ids": [1], "sampling_params": {"max_new_tokens": 1}})
+            connection.request.health = True  # it waits for a token as any request does
         else:
             self.reply(connection, 200)
 
@@ -512,6 +532,10 @@ class Engine:
         self.model = body["model_path"]
         self.reply(connection, 200, {"success": True, "message": "ok"})
 
+    def checksum(self, connection, body):
+        sum_ = f"{zlib.crc32(self.version.encode()):08x}"
+        self.reply(connection, 200, {"success": True, "message": "", "ranks": [], "per_engine_checksum": sum_})
+
     # -- computing
 
     def work(self, now):
@@ -522,17 +546,21 @@ class Engine:
         wait = min([timer[0] - now for timer in self.timers], default=60.0)
         if 0 <= self.knobs.exit_after:
             wait = min(wait, self.born + self.knobs.exit_after - now)
+        computing = not (self.paused or self.stuck or self.knobs.generate == "hang")
+        due = computing and any(other.request and other.request.due <= now for other in self.connections.values())
+        step = due and self.together()
         for connection in list(self.connections.values()):
             request = connection.request
             if request is None:
                 continue
             if request.aborted:
                 self.end(connection, {"type": "abort", "message": "Aborted"})
-            elif self.paused or self.stuck or self.knobs.generate == "hang":
+            elif not computing:
                 continue  # nothing ends it but an abort of before
             elif request.due <= now:
-                self.token(connection, request, now)
-                wait = min(wait, self.knobs.token_delay)
+                if step:
+                    self.token(connection, request, now)
+                    wait = min(wait, self.knobs.token_delay)
             else:
                 wait = min(wait, request.due - now)
         return wait
@@ -549,7 +577,11 @@ class Engine:
         if len(request.tokens) >= request.limit:
             self.end(connection, {"type": "length", "length": request.limit})
         elif request.stream:
-            self.event(connection, request.answer(self.version, None))
+            self.event(connection, request.answer(self.version, None, self.since(request)))
+            request.sent = len(request.tokens)
+
+    def since(self, request):
+        return request.sent if "incremental-streaming-output" in self.options else 0
 
     def event(self, connection, answer):
         connection.out += b"data: " + json.dumps(answer).encode() + b"\n\n"
@@ -557,7 +589,10 @@ class Engine:
 
     def end(self, connection, reason):
         request, connection.request = connection.request, None
-        answer = request.answer(self.version, reason)
+        if request.health:
+            self.reply(connection, 200)
+            return
+        answer = request.answer(self.version, reason, self.since(request) if request.stream else 0)
         if request.stream:
             connection.out += b"data: " + json.dumps(answer).encode() + b"\n\ndata: [DONE]\n\n"
             connection.closing = True
@@ -578,6 +613,7 @@ ROUTES = {
     "/release_memory_occupation": Engine.release,
     "/resume_memory_occupation": Engine.resume_memory,
     "/update_weights_from_disk": Engine.update,
+    "/weights_checker": Engine.checksum,
 }
 
 
@@ -593,6 +629,10 @@ def parsed(argv):
 
 if __name__ == "__main__":
     arguments = parsed(sys.argv[1:])
-    engine = Engine(arguments, os.environ.get("TRAINSHED_TAG", ""), arguments.get("api-key") or os.environ.get("TRAINSHED_API_KEY", ""))
+    api_key = ""
+    if "config" in arguments:
+        with open(arguments["config"], encoding="utf-8") as config:
+            api_key = json.load(config)["api-key"]
+    engine = Engine(arguments, os.environ.get("TRAINSHED_TAG", ""), api_key)
     engine.start()
     engine.run()

@@ -1,7 +1,7 @@
 """Seeds of the whole-system simulation with faults: the production scheduler against fakes that answer late, twice, never, or die.
 
     bin/check --long simulation [EVENTS [FIRST_SEED]]     until so many events (default 5,000,000)
-bin/check --long simulation --seed BOX:SEED            one of them again
+    bin/check --long simulation --seed BOX:SEED            one of them again
 
 A seed that fails is printed and kept in tests/simulation/seeds.txt.
 """

@@ -190,7 +190,10 @@ class Dispatch:
 
     def _tokens(self, event: events.Tokens) -> None:
         attempt = self._attempts.get(event.attempt)
-        if attempt is None or (sample := attempt.sample) is None:
+        if attempt is None:
+            return
+        attempt.engine.tokens += len(event.ids)
+        if (sample := attempt.sample) is None:
             return
         attempt.marks = event.marks
         request, known = sample.request, len(sample.ids)
@@ -227,8 +230,8 @@ class Dispatch:
         match end:
             case events.Finished() if not aborted:
                 engine.succeeded()
-            case events.Broken():
-                engine.failures += 1
+            case events.Broken(busy=busy):
+                engine.failures += not busy
                 engine.rest(self._now)
             case _ if aborted and not attempt.aborting:
                 engine.rest(self._now)  # somebody else has aborted it, as a pause does

@@ -17,6 +17,7 @@ SILENCE_S: Final = 900.0
 """Without a byte for so long an attempt counts as lost. The supervisor's probes find a hung engine much earlier; weights may load meanwhile."""
 ABORT_S: Final = 3.0
 REST_S: Final = 0.5
+BUSY: Final = (429, 503)
 _READ: Final = 1 << 18
 
 
@@ -41,7 +42,7 @@ class EngineClient:
                     text = error_text(await response.content.read(1 << 16))
                     if response.status in CLIENT_ERRORS:
                         return Refused(response.status, text)
-                    return Broken(f"HTTP {response.status}: {text}", accepted=response.status == 500)
+                    return Broken(f"HTTP {response.status}: {text}", accepted=response.status == 500, busy=response.status in BUSY)
                 accepted = True
                 async for data in response.content.iter_any():
                     for tokens in stream.feed(data):

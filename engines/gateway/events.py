@@ -54,10 +54,14 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The engine is lost or does not make sense. `accepted`: it had taken the request, so the request itself may be the cause."""
+    """The engine is lost or does not make sense. `accepted`: it had taken the request, so the request itself may be the cause.
+
+    `busy`: it has only said that it takes no more now, which is no failure.
+    """
 
     cause: str
     accepted: bool
+    busy: bool = False
 
 
 End = Finished | Refused | Broken

@@ -11,6 +11,8 @@ from engines.gateway.events import Abort, Ask, Broken, Cut, Deliver, Effect, End
 from engines.gateway.messages import Done, Order, Progress
 from engines.gateway.samples import Failure, Request
 
+TOKENS_EVERY_S: Final = 0.5
+"""While only tokens come the supervisor is told of them this often: that an engine makes some is the best news of its health."""
 _ABORT_AGAIN: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 
@@ -63,6 +65,7 @@ class Exchange:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._askers = 0
+        self._tokens_told = 0.0
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self.on_done: Callable[[Done], None] = lambda done: None
         self.on_change: Callable[[], None] = lambda: None
@@ -120,6 +123,9 @@ class Exchange:
             self._perform(effect)
         if effects or not isinstance(event, Tokens):
             self._set_timer()
+            self.on_change()
+        elif (now := self._loop.time()) >= self._tokens_told + TOKENS_EVERY_S:
+            self._tokens_told = now
             self.on_change()
 
     def _set_timer(self) -> None:

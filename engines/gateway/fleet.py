@@ -23,6 +23,7 @@ class Engine:
     running: int = 0
     completed: int = 0
     failures: int = 0
+    tokens: int = 0
     strikes: int = 0
     rests_until: float = 0.0
 
@@ -87,7 +88,7 @@ class Fleet:
 
     def loads(self) -> tuple[EngineLoad, ...]:
         return tuple(
-            EngineLoad(e.rank, e.incarnation, e.running, e.completed, e.failures)
+            EngineLoad(e.rank, e.incarnation, e.running, e.completed, e.failures, e.tokens)
             for e in sorted(self._engines.values(), key=lambda engine: engine.rank)
             if e.routed or e.running
         )

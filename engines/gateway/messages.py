@@ -114,13 +114,14 @@ class RolloutProgress(msgspec.Struct, frozen=True):
 
 
 class EngineLoad(msgspec.Struct, frozen=True):
-    """In-flight requests on one engine, and how many requests it has completed and failed in a row since the route was set."""
+    """In-flight requests on one engine, and since the route was set: requests completed, requests failed in a row, tokens made."""
 
     engine: int
     incarnation: int
     in_flight: Count
     completed: Count
     failures: Count
+    tokens: Count = 0
 
 
 class Progress(_Report, frozen=True, tag="progress"):

@@ -11,6 +11,7 @@ from typing import Final
 
 from engines.ids import PipelineId
 from engines.launch import MOST_MEMBERS
+from engines.sglang.launch import refused
 from supervisor.config import Engine, Host, Trainer
 from supervisor.configuration.facts import Finding
 from supervisor.scheduler.spec import ROLE_PRIORITY
@@ -131,6 +132,9 @@ def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
         if engine.ep != 1:
             remedy = 'Remove it, or write kind = "sglang".'
             yield Finding(f"{path}.ep", engine.ep, "is more than 1, but an embedded engine has no experts", remedy, also=(f"{path}.kind",))
+        if engine.kv_tokens is not None:
+            problem = 'is for kind = "sglang": an embedded engine has slots x context'
+            yield Finding(f"{path}.kv_tokens", engine.kv_tokens, problem, "Remove it.", also=(f"{path}.kind",))
         if engine.context < 2:
             yield Finding(f"{path}.context", engine.context, "leaves no room for a prompt and a token", "Write 32 or more.")
     elif engine.python is None:
@@ -147,6 +151,12 @@ def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
 
 
 def _shape(engine: Engine, path: str) -> Iterator[Finding]:
+    if (flag := refused(engine.args)) is not None:
+        remedy = "Remove it: the supervisor sets it (size of the group: `tp`, `ep`; more engines: more `gpus`)."
+        yield Finding(f"{path}.args", flag, "may not be set by hand", remedy, also=(f"{path}.kind",))
+    if engine.kv_tokens is not None and engine.kv_tokens < engine.context:
+        problem = f"has no room for one sequence of context = {engine.context} tokens"
+        yield Finding(f"{path}.kv_tokens", engine.kv_tokens, problem, f"Write {engine.context} or more.", also=(f"{path}.context",))
     if engine.tp % engine.ep:
         fitting = ", ".join(str(size) for size in range(1, engine.tp + 1) if engine.tp % size == 0)
         problem = f"does not divide tp = {engine.tp}: experts are spread over the GPUs of one engine"

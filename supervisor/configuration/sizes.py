@@ -18,6 +18,7 @@ class _ModelConfig(msgspec.Struct, frozen=True):
     hidden_size: int
     num_key_value_heads: int | None = None
     head_dim: int | None = None
+    kv_lora_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ def _kv_token(path: Path) -> int | None:
         with path.open("rb") as file:
             config = msgspec.json.decode(file.read(_CONFIG_LIMIT), type=_ModelConfig)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if config.kv_lora_rank is not None:  # latent attention: much less, and not told by these numbers
         return None
     if min(config.num_hidden_layers, config.num_attention_heads, config.hidden_size) < 1:
         return None

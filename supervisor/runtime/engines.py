@@ -1,22 +1,27 @@
 """The engine groups: started on ports of their own, seen ready and able, paused, woken and loaded through their control dialect."""
 
 import os
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 import anyio
 
 from engines import launch
-from engines.control import EngineControl, EngineError, new_session
+from engines.control import EngineControl, EngineError, EnginePoisoned, new_session
 from engines.ids import EngineId, Incarnation, PipelineId, Version
 from supervisor.environment import choose
+from supervisor.runtime.checksums import Checksums
 from supervisor.runtime.fronts import Front, Fronts
 from supervisor.runtime.gpus import visible
 from supervisor.runtime.life import Life
 from supervisor.runtime.processes import Command, Group
+from supervisor.runtime.sglang import Sglang
 from supervisor.runtime.site import CHECKOUT, Site
 from supervisor.scheduler.actions import LoadWeights, Pause, StartGroup, Wake
 from supervisor.scheduler.events import ActionFailed, GroupReady, Paused, Woken
 from trainers import weights
+
+Sync = Callable[[Version, str, float], Awaitable[Version]]
 
 
 class Engines:
@@ -28,9 +33,12 @@ class Engines:
         self._fronts = fronts
         self._controls: dict[EngineId, tuple[Incarnation, EngineControl]] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._sglang = Sglang(site)
+        self._checksums = Checksums()
 
     async def __aenter__(self) -> "Engines":
         self._session = new_session()
+        await self._sglang.look()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -45,55 +53,51 @@ class Engines:
         engine, incarnation = action.engine, action.incarnation
         assert self._session is not None
         front = self._fronts.open(engine, self._site.ports.reserve(engine, launch.WINDOW))
-        control = EngineControl(front.url, front.key, self._session)
+        commands = self._commands(action, front)
+        control = EngineControl(front.url, front.key, self._session, retract_flushes=self._sglang.retract_flushes(engine))
         limit = self._site.config.health.start_s
 
         async def ready(group: Group) -> None:
             await _or_exit(group, control, limit)
+            await self._sglang.trace(engine, await group.pids())
 
-        group = await self._life.begin(engine, incarnation, self._commands(action, front), ready)
+        group = await self._life.begin(engine, incarnation, commands, ready)
         if group is None:
             return ActionFailed(id=action.id, reason="stopped while it was started")
         self._controls[engine] = (incarnation, control)
+        self._site.spawn_task(self._life.watch_tree, engine, incarnation, name=f"watch the tree of {engine}")
         return GroupReady(id=action.id, version=Version(0), pids=tuple(member.pid for member in group.members))
 
     def _commands(self, action: StartGroup, front: Front) -> list[Command]:
         """One for each member of the group, the head first."""
         spec = self._site.pipeline(action.engine.pipeline).engine
         members = launch.shape(spec.members, spec.tp)
-        return [self._command(action, front, member, len(members)) for member in members]
+        if spec.kind == "sglang":
+            self._sglang.prepare(action.engine, action.incarnation, front)
+            return [self._sglang.command(action.engine, action.incarnation, front, member, len(members)) for member in members]
+        return [self._command(action, front)]
 
-    def _command(self, action: StartGroup, front: Front, member: launch.Member, count: int) -> Command:
+    def _command(self, action: StartGroup, front: Front) -> Command:
         site, engine = self._site, action.engine
         spec = site.pipeline(engine.pipeline).engine
-        bundle = site.bundle(engine)
-        seen = visible([bundle[position] for position in member.gpus])
+        seen = visible(site.bundle(engine))
         env = {
             **choose("engine", site.environ, spec.pass_env, spec.env).kept,
             **seen.env,
+            "PYTHONPATH": str(CHECKOUT),
             "PYTHONUNBUFFERED": "1",
             "TRAINSHED_API_KEY": front.key,
             "TRAINSHED_GPUS": ",".join(seen.devices),
             "TRAINSHED_RUN": str(site.directory.path),
             "TRAINSHED_TAG": site.tag(engine, action.incarnation),
         }
-        if spec.kind == "embedded":
-            argv = ["--model", str(site.model(engine.pipeline)), "--slots", str(spec.slots), "--context", str(spec.context)]
-            argv += ["--host", "127.0.0.1", "--port", str(front.window.first), "--gpu", seen.devices[0], *spec.args]
-            module: str | None = "engines.embedded"
-            env["PYTHONPATH"] = str(CHECKOUT)
-        else:
-            assert spec.python is not None, "a rule refuses it"
-            argv = [spec.python, "-m", "sglang.launch_server", "--model-path", str(site.model(engine.pipeline))]
-            argv += launch.arguments(member, count, launch.Ports(front.window.first), tp=spec.tp, ep=spec.ep)
-            argv += spec.args
-            module = None
-        log = site.directory.log_of(engine, member.index or None)
-        return Command(argv=argv, module=module, env=env, cwd=site.directory.path, log=log)
+        argv = ["--model", str(site.model(engine.pipeline)), "--slots", str(spec.slots), "--context", str(spec.context)]
+        argv += ["--host", "127.0.0.1", "--port", str(front.window.first), "--gpu", seen.devices[0], *spec.args]
+        return Command(argv=argv, module="engines.embedded", env=env, cwd=site.directory.path, log=site.directory.log_of(engine))
 
     async def pause(self, action: Pause) -> Paused | ActionFailed:
         """Raises EngineError."""
-        control = self._control(action.engine, action.incarnation)
+        control = self.control(action.engine, action.incarnation)
         if control is None:
             return _gone_meanwhile(action.id)
         await control.pause(self._site.config.health.pause_s)
@@ -101,21 +105,34 @@ class Engines:
 
     async def wake(self, action: Wake) -> Woken | ActionFailed:
         """Raises EngineError."""
-        control = self._control(action.engine, action.incarnation)
+        control = self.control(action.engine, action.incarnation)
         if control is None:
             return _gone_meanwhile(action.id)
         path = self._weights(action.engine.pipeline, action.version)
-        return Woken(id=action.id, version=await control.wake(action.version, path, self._site.config.health.wake_s))
+        return Woken(id=action.id, version=await self._synced(action, control, control.wake, path, self._site.config.health.wake_s))
 
     async def load(self, action: LoadWeights) -> Woken | ActionFailed:
         """Raises EngineError."""
-        control = self._control(action.engine, action.incarnation)
+        control = self.control(action.engine, action.incarnation)
         if control is None:
             return _gone_meanwhile(action.id)
         path = self._weights(action.engine.pipeline, action.version)
-        return Woken(id=action.id, version=await control.load(action.version, path, self._site.config.health.load_s))
+        return Woken(id=action.id, version=await self._synced(action, control, control.load, path, self._site.config.health.load_s))
 
-    def _control(self, engine: EngineId, incarnation: Incarnation) -> EngineControl | None:
+    async def _synced(self, action: Wake | LoadWeights, control: EngineControl, sync: Sync, path: str, limit: float) -> Version:
+        """Weights loaded, the version read back, and now and then its bytes compared with other engines'. Raises EngineError."""
+        engine, began = action.engine, anyio.current_time()
+        version = await sync(action.version, path, limit)
+        if self._sglang.has_checksums(engine) and self._checksums.due(engine, action.incarnation):
+            checksum = await control.checksum(limit - (anyio.current_time() - began))
+            log = self._site.group_log(engine, action.incarnation)
+            if (complaint := self._checksums.disagreement(engine, version, checksum)) is not None:
+                raise EnginePoisoned(complaint, 200)
+            log.info("weights verified", version=version, checksum=checksum[:16])
+        return version
+
+    def control(self, engine: EngineId, incarnation: Incarnation) -> EngineControl | None:
+        """The line to this life of the engine; None when it is over."""
         known = self._controls.get(engine)
         return known[1] if known is not None and known[0] == incarnation else None
 
@@ -127,6 +144,7 @@ class Engines:
     def gone(self, engine: EngineId) -> None:
         """Nothing of this incarnation lives."""
         self._controls.pop(engine, None)
+        self._sglang.gone(engine)
         self._fronts.close(engine)
         self._site.ports.release(engine)
 

@@ -21,7 +21,7 @@ class Fronts:
         self._fronts: dict[EngineId, Front] = {}
 
     def open(self, engine: EngineId, window: Window) -> Front:
-        front = Front(f"http://127.0.0.1:{window.first}", secrets.token_urlsafe(24), window)
+        front = Front(f"http://127.0.0.1:{window.first}", secrets.token_hex(24), window)
         self._fronts[engine] = front
         return front
 

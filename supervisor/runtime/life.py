@@ -4,14 +4,17 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
+from anyio import to_thread
 
-from engines.ids import GroupId, Incarnation
+from engines.ids import EngineId, GroupId, Incarnation
 from supervisor.runtime.crash import CrashClass, exit_class
+from supervisor.runtime.ports import holder
 from supervisor.runtime.processes import Command, Group, Member
 from supervisor.runtime.site import Living, Site
 from supervisor.scheduler.actions import StopGroup
 from supervisor.scheduler.events import GroupGone, MemberExited
 
+PORT_POLL_S = 0.02
 TAIL = 32 << 10
 """Bytes of a child's log that its crash record is read from."""
 
@@ -73,6 +76,25 @@ class Life:
         last = record.last_lines[-1] if record.last_lines and record.crash is not CrashClass.KILLED else ""
         return f"{record.crash.value}{': ' + last if last else ''}"
 
+    async def _port_held(self, engine: EngineId, limit: float) -> str:
+        """Empty when every port of the engine's window can be bound again, or who holds one: something of it lives that we do not know."""
+        with anyio.move_on_after(limit):
+            while (port := self._site.ports.bindable(engine)) is not None:
+                await anyio.sleep(PORT_POLL_S)  # nothing tells when a port becomes free
+            return ""
+        port = self._site.ports.bindable(engine)
+        return "" if port is None else f"port {port} is still held by {await to_thread.run_sync(holder, port)}"
+
+    async def watch_tree(self, group: GroupId, incarnation: Incarnation) -> None:
+        """After its members are ready: the end of any other process that the group consists of now counts as the end of a member."""
+        living = self._site.living.get(group)
+        if living is None or living.incarnation != incarnation:
+            return
+        exit_ = await living.group.exited()
+        if exit_.index is None and not living.stopping:
+            note = f"pid {exit_.pid}"
+            self._site.feed(MemberExited(group=group, incarnation=incarnation, member=-1, code=-255, note=note))
+
     async def end(self, action: StopGroup) -> GroupGone:
         """Every pid of that incarnation, or the word that one could not be ended."""
         group = action.group
@@ -81,6 +103,8 @@ class Life:
             scope.cancel()
             await done.wait()
         living = self._site.living.get(group)
+        if living is None:
+            self._released(group)  # what was kept for a life that never came to be
         if living is None or living.incarnation != action.incarnation:
             return GroupGone(id=action.id, confirmed=True)
         living.stopping = True
@@ -90,6 +114,8 @@ class Life:
         )
         if left:
             return GroupGone(id=action.id, confirmed=False, note=f"pids {sorted(identity.pid for identity in left)} do not end")
+        if isinstance(group, EngineId) and (held := await self._port_held(group, health.release_deadline_s)):
+            return GroupGone(id=action.id, confirmed=False, note=held)
         if self._site.living.get(group) is living:  # else a second, harder stop of the same life has been faster
             del self._site.living[group]
             self._site.processes.discard(living.group)

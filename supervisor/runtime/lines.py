@@ -10,7 +10,9 @@ from supervisor.runtime.plain import one_line
 COLOURS: Final = ("36", "35", "33", "32", "34", "96", "95", "93", "92", "94")
 _LEVELS: Final = {"debug": "2", "info": "0", "warning": "33", "error": "31", "critical": "1;31"}
 _SHOWN_FIRST: Final = ("pipeline", "engine", "incarnation")
-_HIDDEN: Final = frozenset(["timestamp", "level", "event", "run", *_SHOWN_FIRST])
+_HIDDEN: Final = frozenset(["timestamp", "level", "event", "run", "group", *_SHOWN_FIRST])
+_LONGEST_VALUE: Final = 100
+"""Characters of one value on a readable line; the whole of it is in the JSON log."""
 
 
 def paint(text: str, code: str, colour: bool) -> str:
@@ -18,15 +20,16 @@ def paint(text: str, code: str, colour: bool) -> str:
 
 
 def source_of(record: Mapping[str, Any]) -> str:
-    """What a record is about: `p1/engine/0`, `p1`, or nothing."""
-    pipeline, engine = record.get("pipeline"), record.get("engine")
+    """What a record is about: `p1/engine/0`, `p1/trainer`, `p1`, or nothing."""
+    pipeline, engine, group = record.get("pipeline"), record.get("engine"), record.get("group")
     if pipeline is None:
         return ""
-    return one_line(f"{pipeline}/engine/{engine}" if engine is not None else str(pipeline), 64)
+    part = f"/engine/{engine}" if engine is not None else f"/{group}" if group is not None else ""
+    return one_line(f"{pipeline}{part}", 64)
 
 
 def readable(record: Mapping[str, Any], colour: bool) -> str:
-    """`12:03:04.123 info    p1/engine/0  ready  incarnation=1 port=20001`, always one line."""
+    """`12:03:04.123 info    p1/engine/0 ready incarnation=2 port=20001`, always one line."""
     level = one_line(str(record.get("level", "info")), 10)
     time = one_line(str(record.get("timestamp", "")), 40)
     clock = time[11:23] if len(time) >= 23 else time
@@ -34,7 +37,7 @@ def readable(record: Mapping[str, Any], colour: bool) -> str:
     if source := source_of(record):
         parts.append(paint(source, colour_of(source), colour))
     parts.append(paint(one_line(str(record.get("event", ""))), "1" if level != "debug" else "0", colour))
-    if record.get("incarnation") is not None:
+    if record.get("incarnation") not in (None, 1):  # a first life is nothing to mention
         parts.append(paint(f"incarnation={one_line(str(record['incarnation']), 20)}", "2", colour))
     for key, value in record.items():
         if key not in _HIDDEN and value is not None:
@@ -48,7 +51,8 @@ def _value(value: Any) -> str:
         return text if text and " " not in text else f'"{text}"'
     if isinstance(value, float):
         return f"{value:.4g}"
-    return one_line(msgspec.json.encode(value).decode())
+    text = one_line(msgspec.json.encode(value).decode())
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
 
 
 def colour_of(source: str) -> str:

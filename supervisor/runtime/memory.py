@@ -7,6 +7,7 @@ import anyio
 from engines.ids import EngineId, GpuId, GroupId, Incarnation
 from supervisor.runtime.emptiness import MIB, Usage, Verdict, judge
 from supervisor.runtime.gpus import MeasureFailed
+from supervisor.runtime.processes import census
 from supervisor.runtime.site import Site
 from supervisor.scheduler.actions import Measure
 from supervisor.scheduler.events import GpuFree, GpuHeld
@@ -77,4 +78,4 @@ class Memory:
                 log.warning("residual memory has grown", gpu=gpu, first_mib=known[1] / MIB, now_mib=kept / MIB)
 
     async def _pids(self) -> Mapping[GroupId, frozenset[int]]:
-        return {group: await living.group.pids() for group, living in tuple(self._site.living.items())}
+        return await census({group: living.group for group, living in self._site.living.items()})

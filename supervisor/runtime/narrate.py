@@ -5,7 +5,13 @@ from supervisor.runtime.site import Site
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action, StartTrainer, TellTrainer
 from supervisor.scheduler.events import ActionFailed, Event, MemberExited, TrainerSaid
+from supervisor.scheduler.faults import Cause, Fault
+from supervisor.scheduler.fleet import Engine
 from trainers import messages as say
+
+
+_RESERVED = frozenset(["event", "level", "timestamp", "run", "pipeline", "engine", "group", "incarnation", "step"])
+"""Names of a log record of ours that a trainer's figures cannot take."""
 
 
 class Narrator:
@@ -16,6 +22,7 @@ class Narrator:
         self._scheduler = scheduler
         self._states: dict[EngineId, str] = {}
         self._trainers: dict[PipelineId, str] = {}
+        self._faults: dict[EngineId, Fault] = {}
 
     def tell(self, event: Event, actions: list[Action], now: float) -> None:
         """After every event."""
@@ -38,7 +45,7 @@ class Narrator:
         log = self._site.log.bind(pipeline=event.pipeline, group="trainer", incarnation=event.incarnation)
         match event.message:
             case say.Report(step=step, metrics=metrics):
-                log.info("report", step=step, **{f"metric_{name}": value for name, value in metrics.items()})
+                log.info("step done", step=step, **{name: value for name, value in metrics.items() if name not in _RESERVED})
             case say.OpenRollout(rollout=rollout, target=target):
                 log.info("rollout wanted", rollout=rollout, target=target)
             case say.RequestLease(roles=roles) | say.ExchangeLease(roles=roles):
@@ -85,3 +92,28 @@ class Narrator:
                     log = self._site.group_log(engine.id, engine.incarnation)
                     log.info("engine is " + engine.state.value, was=before, gpus=list(engine.gpus), version=engine.version)
                 self._states[engine.id] = engine.state.value
+                self._faulty(engine)
+
+    def _faulty(self, engine: Engine) -> None:
+        """A failure is told twice: when it happens, and when it is over, with the time of each step."""
+        known = self._faults.pop(engine.id, None)
+        if known is not None and known is not engine.fault:
+            log = self._site.group_log(engine.id, known.incarnation)
+            steps = {f"{step}_s": seconds for step, seconds in known.seconds.items()}
+            log.info("engine group: " + (known.outcome or "over"), cause=known.cause.value, attempt=known.attempt, **steps)
+        if engine.fault is None:
+            return
+        self._faults[engine.id] = fault = engine.fault
+        if fault is not known:
+            log = self._site.group_log(engine.id, fault.incarnation)
+            tell = log.warning if fault.cause is Cause.OPERATOR else log.error
+            tell(
+                "engine group failed",
+                cause=fault.cause.value,
+                why=fault.reason,
+                member=fault.member,
+                collateral=list(fault.collateral),
+                attempt=fault.attempt,
+                silent_s=round(fault.silent, 3),
+                gpus=list(engine.gpus),
+            )

@@ -1,6 +1,7 @@
 """The scheduler's records as `status` and the summary show them."""
 
 from engines.state import EngineState
+from supervisor.runtime import unmeasured
 from supervisor.runtime.memory import Memory
 from supervisor.runtime.site import Site
 from supervisor.runtime.snapshot import EngineView, GatewayView, GpuView, PipelineView, Snapshot, TrainerView
@@ -13,6 +14,7 @@ def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: fl
     """The state of the run at this moment. `started_at` in seconds since the epoch."""
     leases = scheduler.desk.leases
     gpus = []
+    blind = unmeasured.gpus(site.config)
     for gpu in site.meter.gpus:
         lease = leases.lease(gpu.id)
         gpus.append(
@@ -21,7 +23,7 @@ def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: fl
                 name=gpu.name,
                 holder=str(lease.holder) if lease is not None else None,
                 priority=lease.priority.name.lower() if lease is not None else None,
-                used_bytes=memory.last.total.get(gpu.id) if memory.last is not None else None,
+                used_bytes=memory.last.total.get(gpu.id) if memory.last is not None and gpu.id not in blind else None,
                 fenced=leases.fenced(gpu.id),
             )
         )

@@ -27,7 +27,7 @@ CLIENTS: Final = 8
 DEADLINE_S: Final = 30.0
 """Of one connection, from accepted to answered."""
 
-Verb = Literal["stop", "restart", "pause", "resume", "reset"]
+Verb = Literal["stop", "restart", "drain", "pause", "resume", "reset"]
 
 
 class WholePipeline(msgspec.Struct, frozen=True, order=True, tag="pipeline", tag_field="group"):

@@ -5,21 +5,24 @@ been compared with the start time, never to a bare number.
 """
 
 import contextlib
+import functools
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 from anyio import to_thread
 
 from supervisor.runtime.children import Child, Command, SpawnFailed, Status, reap, release, start_plain, wait_exit
 from supervisor.runtime.prewarm import Prewarm
-from supervisor.runtime.proc import Identity, Lineage, lineage, read_stat, table
+from supervisor.runtime.proc import Identity, Lineage, lineage, read_stat, table, tag_of
+from supervisor.runtime.signals import kill_all, send
 
-__all__ = ["Command", "Group", "Member", "MemberExit", "Processes", "SpawnFailed", "Status"]
+__all__ = ["Command", "Group", "Member", "MemberExit", "Processes", "SpawnFailed", "Status", "census"]
 
+Key = TypeVar("Key", bound=Hashable)
 SPAWN_SECONDS: Final = 60.0
 KILL_SECONDS: Final = 5.0
 ORPHAN_SECONDS: Final = 2.0
@@ -142,8 +145,15 @@ class Group:
     async def _scan(self) -> frozenset[Identity]:
         if self._confirmed_gone:
             return frozenset()
-        of = Lineage(frozenset(member.identity for member in self.members), self.tag, self._seen)
-        alive = await to_thread.run_sync(lambda: lineage(of, table()))
+        of = self.lineage
+        return self.saw(await to_thread.run_sync(lambda: lineage(of, table())))
+
+    @property
+    def lineage(self) -> Lineage:
+        return Lineage(frozenset(member.identity for member in self.members), self.tag, self._seen)
+
+    def saw(self, alive: frozenset[Identity]) -> frozenset[Identity]:
+        """Remember who was found, so that nobody is lost who later leaves the tree."""
         self._seen |= alive
         return alive
 
@@ -170,45 +180,17 @@ async def _other_ends(pid: int, pidfd: int, exits: list[MemberExit], over: anyio
     over.cancel()
 
 
-def open_verified(identity: Identity) -> int | None:
-    """A pidfd of exactly this process; None when it has ended (its number may name somebody else by now)."""
-    try:
-        pidfd = os.pidfd_open(identity.pid)
-    except ProcessLookupError:
-        return None
-    stat = read_stat(identity.pid)
-    if stat is not None and stat.identity == identity:
-        return pidfd
-    os.close(pidfd)
-    return None
+async def census(groups: Mapping[Key, Group]) -> dict[Key, frozenset[int]]:
+    """Every living process of each group that is not known to be gone, from one look around."""
+    living = {key: group for key, group in groups.items() if not group.gone}
+    of = {key: group.lineage for key, group in living.items()}
 
+    def look() -> dict[Key, frozenset[Identity]]:
+        processes, tag = table(), functools.cache(tag_of)
+        return {key: lineage(one, processes, tag) for key, one in of.items()}
 
-def send(identity: Identity, *numbers: signal.Signals) -> None:
-    pidfd = open_verified(identity)
-    if pidfd is None:
-        return
-    try:
-        for number in numbers:
-            signal.pidfd_send_signal(pidfd, number)
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(pidfd)
-
-
-async def kill_all(identities: Iterable[Identity]) -> None:
-    """KILL each and wait until all have ended."""
-    with contextlib.ExitStack() as stack:
-        pidfds = []
-        for identity in identities:
-            if (pidfd := open_verified(identity)) is not None:
-                stack.callback(os.close, pidfd)
-                pidfds.append(pidfd)
-        for pidfd in pidfds:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # one that changed its user is waited for, up to the deadline
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        for pidfd in pidfds:
-            await anyio.wait_readable(pidfd)
+    found = await to_thread.run_sync(look)
+    return {key: frozenset(identity.pid for identity in group.saw(found[key])) for key, group in living.items()}
 
 
 Record = Callable[[str, Sequence[Child]], Awaitable[None]]

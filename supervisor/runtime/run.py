@@ -10,13 +10,13 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
-from engines.ids import EngineId, PipelineId
+from engines.ids import EngineId, GatewayId, PipelineId, TrainerId
 from engines.state import EngineState
 from supervisor.config import Config
 from supervisor.environment import choose
 from supervisor.environment import secrets as secret_values
 from supervisor.errors import ExitCode, SetUpError, UsageError
-from supervisor.runtime import guarded, operator
+from supervisor.runtime import guarded, operator, unmeasured
 from supervisor.runtime.checkpoints import Checkpoints
 from supervisor.runtime.directory import RunDirectory
 from supervisor.runtime.driver import Driver
@@ -30,6 +30,7 @@ from supervisor.runtime.options import Options
 from supervisor.runtime.perform import Performer
 from supervisor.runtime.ports import NoPortFree, Ports, PortsUnusable
 from supervisor.runtime.prewarm import Prewarm
+from supervisor.runtime.probes import Probes
 from supervisor.runtime.processes import Processes
 from supervisor.runtime.site import CHECKOUT, Site
 from supervisor.runtime.snapshot import Snapshot
@@ -147,6 +148,11 @@ class _Run:
             raise SetUpError(f"host.ports = {list(self._config.host.ports)}: {error}") from error
         if not site.meter.measures_others:
             self._logs.log.info("virtual GPUs: memory of our own engines and trainers is measured, other programs' is unmeasured")
+        for pipeline in unmeasured.pipelines(self._config):
+            self._logs.log.warning(
+                "memory of its engines is unmeasured on virtual GPUs: they are taken for asleep by their word, no promise is made",
+                pipeline=pipeline,
+            )
         async with performer.engines:
             await self._conduct(performer, tasks)
         performer.gateways.close()
@@ -154,6 +160,7 @@ class _Run:
     async def _conduct(self, performer: Performer, tasks: anyio.abc.TaskGroup) -> None:
         await tasks.start(operator.serve, self._directory.control_socket, self._operator)
         tasks.start_soon(self._site.processes.reap_forever, name="reap orphans")
+        tasks.start_soon(Probes(self._site, self._scheduler.desk.fleet, performer.engines).run, name="probes")
         if self._options.progress is not None:
             tasks.start_soon(self._show_progress, name="progress")
         self._guard.ready()
@@ -199,7 +206,10 @@ class _Run:
                 rank = target.rank if isinstance(target, EngineId) else None
                 if rank is not None and rank not in self._scheduler.desk.fleet.pipelines[target.pipeline].engines:
                     raise UsageError(f"{target.pipeline} has no engine {rank}")
-                self._driver.feed(OperatorAsked(verb=verb, pipeline=target.pipeline, rank=rank))
+                part = "gateway" if isinstance(target, GatewayId) else "trainer" if isinstance(target, TrainerId) else ""
+                if part and verb not in ("restart", "reset", "stop"):
+                    raise UsageError(f"{verb} is for engines and pipelines; {target} is neither")
+                self._driver.feed(OperatorAsked(verb=verb, pipeline=target.pipeline, rank=rank, part=part))
                 return operator.Done(f"{verb} {target}")
 
     def _snapshot(self) -> Snapshot:

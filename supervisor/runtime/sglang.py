@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import anyio
 from anyio import to_thread
 
 from engines import launch
@@ -44,41 +45,54 @@ class Sglang:
 
     def __init__(self, site: Site) -> None:
         self._site = site
-        self._profiles: dict[str, Profile] = {}
+        self._found: dict[str, Profile | SpawnFailed] = {}
         self._places: dict[EngineId, _Place] = {}
 
-    async def prepare(self, engine: EngineId, incarnation: Incarnation, front: Front) -> None:
+    async def look(self) -> None:
+        """Ask every interpreter of the configuration which SGLang it has; the answer counts when an engine is prepared. Raises nothing."""
+        pythons = {engine.python for engine in (pipeline.engine for pipeline in self._site.config.pipeline) if engine.kind == "sglang"}
+        async with anyio.create_task_group() as tasks:
+            for python in pythons - self._found.keys():
+                assert python is not None, "a rule refuses it"
+                tasks.start_soon(self._look, python)
+
+    async def _look(self, python: str) -> None:
+        log = self._site.log.bind(python=python)
+        try:
+            version = await to_thread.run_sync(_version, python, choose("engine", self._site.environ).kept, abandon_on_cancel=True)
+            known, warning = profile(version)
+        except (SpawnFailed, UnknownVersion) as error:
+            self._found[python] = SpawnFailed(f"{python}: {error}")
+            return
+        self._found[python] = known
+        log.info("SGLang found", version=version)
+        if warning:
+            log.warning(warning)
+
+    def prepare(self, engine: EngineId, incarnation: Incarnation, front: Front) -> None:
         """Before its commands are made. Raises SpawnFailed, OSError."""
-        spec = self._site.pipeline(engine.pipeline).engine
-        assert spec.python is not None, "a rule refuses it"
-        known = await self._profile(engine, incarnation, spec.python)
+        python = self._site.pipeline(engine.pipeline).engine.python
+        assert python is not None, "a rule refuses it"
+        known = self._found[python]
+        if isinstance(known, SpawnFailed):
+            raise known
         folder = self._site.shm / ".tmp" / f"{engine.pipeline}.{engine.rank}.{incarnation}"
         if len(os.fsencode(folder)) > SOCKET_ROOM:
-            raise SpawnFailed(f"host.shm = {self._site.config.host.shm!r} is too long: SGLang makes sockets in {folder}; name a shorter folder")
+            raise SpawnFailed(
+                f"host.shm = {self._site.config.host.shm!r} is too long: SGLang makes sockets in {folder}; name a shorter folder"
+            )
         folder.mkdir(parents=True, mode=0o700)
         descriptor = os.open(folder / "settings.yaml", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as file:
             file.write(sglang.settings(front.key))
         self._places[engine] = _Place(folder, known)
 
-    async def _profile(self, engine: EngineId, incarnation: Incarnation, python: str) -> Profile:
-        """Looked up once an interpreter."""
-        if python not in self._profiles:
-            version = await to_thread.run_sync(_version, python, choose("engine", self._site.environ).kept, abandon_on_cancel=True)
-            try:
-                known, warning = profile(version)
-            except UnknownVersion as error:
-                raise SpawnFailed(f"{python}: {error}") from error
-            log = self._site.group_log(engine, incarnation)
-            log.info("SGLang found", python=python, version=version)
-            if warning:
-                log.warning(warning)
-            self._profiles[python] = known
-        return self._profiles[python]
+    def retract_flushes(self, engine: EngineId) -> bool:
+        """See `engines.sglang.versions`; of an engine of another kind, what the newest SGLang does."""
+        return (place := self._places.get(engine)) is None or place.profile.retract_flushes
 
-    def profile(self, engine: EngineId) -> Profile:
-        """Of the incarnation that was prepared last."""
-        return self._places[engine].profile
+    def has_checksums(self, engine: EngineId) -> bool:
+        return (place := self._places.get(engine)) is not None and place.profile.checksum
 
     def command(self, engine: EngineId, incarnation: Incarnation, front: Front, member: launch.Member, count: int) -> Command:
         """What one member runs. To be called between `prepare` and `gone`."""
@@ -86,7 +100,9 @@ class Sglang:
         spec = site.pipeline(engine.pipeline).engine
         bundle = site.bundle(engine)
         seen = visible([bundle[position] for position in member.gpus])
-        described = self._described(engine, incarnation, spec, launch.arguments(member, count, launch.Ports(front.window.first), tp=spec.tp, ep=spec.ep))
+        described = self._described(
+            engine, incarnation, spec, launch.arguments(member, count, launch.Ports(front.window.first), tp=spec.tp, ep=spec.ep)
+        )
         env = {
             **sglang.environment(described, choose("engine", site.environ, spec.pass_env).kept, spec.env),
             "CUDA_VISIBLE_DEVICES": seen.env["CUDA_VISIBLE_DEVICES"],
@@ -119,7 +135,7 @@ class Sglang:
     async def trace(self, engine: EngineId, pids: Iterable[int]) -> None:
         """Note what these living processes have open in /dev/shm, so that it can be removed when they are gone."""
         if (place := self._places.get(engine)) is not None:
-            place.traces |= await to_thread.run_sync(_open_in_shm, frozenset(pids), abandon_on_cancel=True)
+            place.traces |= await to_thread.run_sync(open_in_shm, frozenset(pids), abandon_on_cancel=True)
 
     def gone(self, engine: EngineId) -> None:
         """Nothing of this incarnation lives: what it has left goes, too."""
@@ -136,15 +152,15 @@ def _version(python: str, environ: dict[str, str]) -> str:
     try:
         done = subprocess.run(ask, env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=ASK_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SpawnFailed(f"{python} does not say which SGLang it has: {error}") from error
+        raise SpawnFailed(f"does not say which SGLang it has: {error}") from error
     said = done.stdout[:200].decode("ascii", "replace").strip()
     if done.returncode != 0 or not said:
         last = done.stderr[-500:].decode("utf-8", "replace").strip().rpartition("\n")[2]
-        raise SpawnFailed(f"{python} has no SGLang ({last}); name the interpreter of an environment that has it")
+        raise SpawnFailed(f"has no SGLang ({last}); name the interpreter of an environment that has it")
     return said
 
 
-def _open_in_shm(pids: frozenset[int]) -> set[Path]:
+def open_in_shm(pids: frozenset[int]) -> set[Path]:
     """Files of /dev/shm that these processes have mapped or open and that nobody else is supposed to have."""
     found: set[Path] = set()
     for pid in pids:

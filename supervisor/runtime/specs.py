@@ -19,6 +19,7 @@ def box_spec(config: Config, gpus: tuple[GpuId, ...], remembered: Mapping[Pipeli
         load=health.load_s,
         release=health.release_deadline_s,
         grace=health.grace_s,
+        attempt=health.attempt_s,
         restarts=health.restarts,
         restart_window=health.restart_window_s,
     )

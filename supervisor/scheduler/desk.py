@@ -1,11 +1,13 @@
 """What every rule works on: the records, the leases, what is under way, and the time of this event."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engines.ids import GroupId, PipelineId
 
 from .actions import Action
+from .faults import KEPT, Fault
 from .fleet import Fleet
 from .inflight import InFlight
 from .leases import LeaseBook
@@ -24,6 +26,7 @@ class Desk:
     alarm: float | None = None
     stopping: int = 0  # level of the operator's stop: 0 none, 1 graceful, 2 without draining, 3 kill
     stop_at: float = 0.0  # when a graceful stop loses patience
+    faults: deque[Fault] = field(default_factory=lambda: deque(maxlen=KEPT))  # of engine groups, ended
     notes: list[tuple[str, str, str]] = field(default_factory=list)  # (level, about whom, what) of this event, for the log
 
     def do(self, make: Callable[[int], Action], within: float) -> int:

@@ -92,7 +92,7 @@ class MemberExited(_Event, frozen=True):
 
     group: GroupId
     incarnation: Incarnation
-    member: int
+    member: int  # -1: no member, but a process of its tree
     code: int
     note: str = ""
 
@@ -106,11 +106,15 @@ class PeerFailed(_Event, frozen=True):
 
 
 class ProbeFailed(_Event, frozen=True):
-    """An engine failed its last probe budget; the state and incarnation were the same before and after."""
+    """An engine failed its last probe budget; the state and incarnation were the same before and after.
+
+    `silent_for`: seconds since its last sign of life.
+    """
 
     group: GroupId
     incarnation: Incarnation
     reason: str
+    silent_for: float = 0.0
 
 
 class TrainerSaid(_Event, frozen=True):
@@ -127,11 +131,12 @@ class GatewaySaid(_Event, frozen=True):
 
 
 class OperatorAsked(_Event, frozen=True):
-    """`verb` is restart, pause, resume, reset or stop; `pipeline` and, for one engine, `rank` say of what."""
+    """`verb` is restart, drain, pause, resume, reset or stop; of a pipeline, of its engine `rank`, or of its `part` (trainer, gateway)."""
 
     verb: str
     pipeline: PipelineId
     rank: int | None = None
+    part: str = ""
 
 
 class Stop(_Event, frozen=True):

@@ -7,6 +7,7 @@ from enum import Enum
 from engines.ids import EngineId, GatewayId, GpuId, Incarnation, PipelineId, TrainerId, Version
 from engines.state import TRANSITIONS, EngineState, Turn, advance
 
+from .faults import Fault
 from .reservations import Request
 from .restarts import Budget
 from .rollouts import Rollout
@@ -38,6 +39,11 @@ class Engine:
     not_before: float = 0.0  # of the next start
     in_flight: int = 0
     completed: int = 0
+    failures: int = 0  # requests that failed in a row, as its gateway counts
+    tokens: int = 0
+    fault: Fault | None = None  # since it failed, until it is well again
+    attempt_until: float | None = None  # of a start: when it must be loaded, or asleep
+    drained: bool = False  # an operator's drain: held, and without processes
     pids: tuple[int, ...] = ()
     pauses: int = 0
     wakes: int = 0

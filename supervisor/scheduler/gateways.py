@@ -52,7 +52,7 @@ def fail(desk: Desk, pipeline: Pipeline, reason: str) -> None:
     for engine in pipeline.engines.values():
         engine.route = engine.routing_to = None
         engine.touched = False
-        engine.in_flight = 0
+        engine.in_flight = engine.failures = engine.completed = engine.tokens = 0
 
 
 def _forget_orders(desk: Desk, pipeline: Pipeline) -> None:
@@ -126,6 +126,7 @@ def absorb(desk: Desk, pipeline: Pipeline, progress: Progress) -> None:
         engine = pipeline.engines.get(load.engine)
         if engine is not None and engine.incarnation == load.incarnation:
             engine.in_flight, engine.completed = load.in_flight, load.completed
+            engine.failures, engine.tokens = load.failures, load.tokens
 
 
 def step(desk: Desk, pipeline: Pipeline) -> None:

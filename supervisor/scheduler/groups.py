@@ -10,21 +10,49 @@ from engines.state import EngineState, Turn
 from .actions import Action, Drain, LoadWeights, Lost, Measure, Pause, Route, StartGroup, StopGroup, Unroute, Wake
 from .desk import Desk
 from .events import ActionFailed, Answer, GpuFree, GpuHeld, GroupGone, GroupReady, Ordered, Paused, Woken
+from .faults import Cause, Fault
 from .fleet import Engine, Pipeline
 from .spec import Priority
 
 
-def fail(desk: Desk, engine: Engine, reason: str) -> None:
-    """The whole group has failed, whatever the cause: out of the routes, killed, confirmed gone, and only then perhaps started again."""
+def fail(desk: Desk, engine: Engine, cause: Cause, reason: str, *, member: int | None = None, silent: float = 0.0) -> None:
+    """The whole group has failed, whatever the cause: out of the routes, killed, confirmed gone, and only then perhaps started again.
+
+    `member` is the one whose fault it is, where that is known; `silent` the seconds since the last sign of life.
+    """
     if not engine.can(Turn.FAIL) or engine.state is EngineState.STOPPING:  # an end that was asked for is no failure
         return
+    _record(desk, engine, cause, reason, member, silent)
     desk.inflight.forget(engine.op)
     engine.op = engine.routing_to = None
     engine.turn(Turn.FAIL, desk.now)
     engine.gone = engine.released = False
     engine.told_lost = False
     engine.note = reason
-    desk.note("error", engine.id, f"engine group failed: {reason}")
+
+
+def _record(desk: Desk, engine: Engine, cause: Cause, reason: str, member: int | None, silent: float) -> None:
+    before = engine.fault
+    collateral = tuple(index for index in range(len(engine.pids)) if index != member)
+    fault = Fault(engine.id, engine.incarnation, cause, reason, desk.now, 1, member, collateral, silent)
+    if before is not None:
+        fault.began, fault.attempt = before.began, before.attempt + 1
+        _close(desk, engine, "failed again")
+    fault.mark("failed", desk.now)
+    engine.fault = fault
+
+
+def _mark(desk: Desk, engine: Engine, step: str) -> None:
+    if engine.fault is not None:
+        engine.fault.mark(step, desk.now)
+
+
+def _close(desk: Desk, engine: Engine, outcome: str) -> None:
+    """The group is well again, or will not be."""
+    if engine.fault is not None:
+        engine.fault.outcome = outcome
+        desk.faults.append(engine.fault)
+        engine.fault = None
 
 
 def stop(desk: Desk, engine: Engine) -> None:
@@ -46,10 +74,13 @@ def answered(desk: Desk, pipeline: Pipeline, engine: Engine, action: Action, ans
     match answer:
         case GroupReady(version=version):
             engine.version, engine.pids = version, answer.pids
+            _mark(desk, engine, "ready")
         case Woken(version=version):
             engine.version = version
             # any other version than the published one means: load again, never route
             engine.turn(Turn.CURRENT if version == pipeline.published else Turn.STALE, desk.now)
+            if version == pipeline.published:
+                _loaded(desk, engine)
         case Paused():
             engine.released = True
         case Ordered():
@@ -57,6 +88,7 @@ def answered(desk: Desk, pipeline: Pipeline, engine: Engine, action: Action, ans
         case GroupGone(confirmed=True):
             engine.gone = True
             engine.pids = ()
+            _mark(desk, engine, "gone")
             if not desk.leases.held_by(engine.id):  # it died asleep, its GPUs are somebody else's: nothing of its own to measure
                 _gone(desk, engine)
         case GroupGone():
@@ -65,7 +97,7 @@ def answered(desk: Desk, pipeline: Pipeline, engine: Engine, action: Action, ans
             _measured_free(desk, engine)
         case GpuHeld():
             if engine.state is EngineState.PAUSING:
-                fail(desk, engine, f"paused, but device memory is still held: {answer.note}")
+                fail(desk, engine, Cause.MEMORY, f"paused, but device memory is still held: {answer.note}")
             else:
                 _stuck(desk, engine, answer.note)
         case ActionFailed():
@@ -78,15 +110,17 @@ def _ordered(desk: Desk, engine: Engine, action: Action, error: str) -> None:
     match action:
         case Route(version=version):
             if error:
-                fail(desk, engine, f"its gateway refuses the route: {error}")
+                fail(desk, engine, Cause.ACTION, f"its gateway refuses the route: {error}")
             else:
                 engine.route = version
+                _mark(desk, engine, "routed")
+                _close(desk, engine, "routed")
         case Unroute():
             engine.route = None
         case Drain():
             engine.route, engine.touched = None, False
         case Lost():
-            pass
+            _mark(desk, engine, "unrouted")
         case _:
             raise AssertionError(f"{action} is no order about an engine")
 
@@ -101,7 +135,7 @@ def _failed(desk: Desk, engine: Engine, action: Action, reason: str) -> None:
     if isinstance(action, StopGroup | Measure):
         _stuck(desk, engine, reason)
     else:
-        fail(desk, engine, f"{type(action).__name__} failed: {reason}")
+        fail(desk, engine, Cause.ACTION, f"{type(action).__name__} failed: {reason}")
 
 
 def _measured_free(desk: Desk, engine: Engine) -> None:
@@ -109,7 +143,10 @@ def _measured_free(desk: Desk, engine: Engine) -> None:
         engine.turn(Turn.EMPTY, desk.now)
         engine.released = False
         engine.pauses += 1
+        engine.attempt_until = None
         desk.leases.release(engine.id)
+        _mark(desk, engine, "asleep")
+        _close(desk, engine, "asleep")
     else:
         _gone(desk, engine)
 
@@ -123,12 +160,18 @@ def _gone(desk: Desk, engine: Engine) -> None:
     engine.version = engine.route = None
     engine.touched = False
     engine.gone = engine.released = engine.told_lost = False
-    engine.in_flight = 0
+    engine.in_flight = engine.failures = engine.completed = engine.tokens = 0
+    engine.attempt_until = None
+    _mark(desk, engine, "empty")
     if not failed:
+        _close(desk, engine, "stopped")
+        return
+    if engine.fault is not None and engine.fault.cause is Cause.OPERATOR:
         return
     wait = engine.budget.fail(desk.now, salt=engine.incarnation * 64 + engine.id.rank)
     if wait is None:
         engine.turn(Turn.GIVE_UP, desk.now)
+        _close(desk, engine, "retired")
         desk.note("error", engine.id, f"retired after {engine.budget.limit} restarts within {engine.budget.window:.0f} s: {engine.note}")
     else:
         engine.not_before = desk.now + wait
@@ -165,6 +208,9 @@ def step(desk: Desk, pipeline: Pipeline, engine: Engine, *, wanted: bool, leave:
             if desk.due(engine.since + desk.box.limits.remeasure):
                 engine.since = desk.now
                 _confirm(desk, engine, kill=True)
+        case EngineState.PAUSED if engine.drained:
+            stop(desk, engine)
+            _end(desk, pipeline, engine)
         case EngineState.PAUSED | EngineState.COLD:
             if wanted and not leave and desk.leases.all_free(engine.gpus):
                 _rise(desk, pipeline, engine)
@@ -180,7 +226,10 @@ def _rise(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
             return
         desk.leases.grant(engine.gpus, engine.id, Priority.ROLLOUT, engine.incarnation)
         engine.turn(Turn.START, desk.now)
-        engine.op = desk.do(lambda id: StartGroup(id=id, engine=engine.id, incarnation=engine.incarnation), limits.start)
+        engine.attempt_until = desk.now + limits.attempt
+        _mark(desk, engine, "started")
+        limit = min(limits.start, limits.attempt)
+        engine.op = desk.do(lambda id: StartGroup(id=id, engine=engine.id, incarnation=engine.incarnation), limit)
         return
     desk.leases.grant(engine.gpus, engine.id, Priority.ROLLOUT, engine.incarnation)
     engine.turn(Turn.WAKE, desk.now)
@@ -195,10 +244,21 @@ def _after_start(desk: Desk, pipeline: Pipeline, engine: Engine, *, wanted: bool
         _pause(desk, engine)
     elif engine.version == pipeline.published:
         engine.turn(Turn.CURRENT, desk.now)
+        _loaded(desk, engine)
         _serve(desk, pipeline, engine, leave=False)
     else:
         engine.turn(Turn.READY_WANTED, desk.now)
         _load(desk, pipeline, engine, leave=False)
+
+
+def _loaded(desk: Desk, engine: Engine) -> None:
+    engine.attempt_until = None
+    _mark(desk, engine, "loaded")
+
+
+def _left(desk: Desk, engine: Engine, limit: float) -> float:
+    """The limit of a step, or what is left of the attempt that it belongs to."""
+    return limit if engine.attempt_until is None else max(0.0, min(limit, engine.attempt_until - desk.now))
 
 
 def _load(desk: Desk, pipeline: Pipeline, engine: Engine, *, leave: bool) -> None:
@@ -210,7 +270,8 @@ def _load(desk: Desk, pipeline: Pipeline, engine: Engine, *, leave: bool) -> Non
     else:
         version: Version = pipeline.published
         engine.op = desk.do(
-            lambda id: LoadWeights(id=id, engine=engine.id, incarnation=engine.incarnation, version=version), desk.box.limits.load
+            lambda id: LoadWeights(id=id, engine=engine.id, incarnation=engine.incarnation, version=version),
+            _left(desk, engine, desk.box.limits.load),
         )
 
 
@@ -249,7 +310,8 @@ def _drain(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
 def _pause(desk: Desk, engine: Engine) -> None:
     limits = desk.box.limits
     if not engine.released:
-        engine.op = desk.do(lambda id: Pause(id=id, engine=engine.id, incarnation=engine.incarnation), limits.pause)
+        limit = _left(desk, engine, limits.pause)
+        engine.op = desk.do(lambda id: Pause(id=id, engine=engine.id, incarnation=engine.incarnation), limit)
     else:
         engine.op = desk.do(
             lambda id: Measure(id=id, holder=engine.id, gpus=engine.gpus, within=limits.release), limits.release + limits.order
@@ -261,7 +323,8 @@ def _end(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
         engine.told_lost = True
         engine.route = None  # from this order on, in the order of the gateway's own descriptor
         desk.do(lambda id: Lost(id=id, engine=engine.id, incarnation=engine.incarnation), desk.box.limits.order)
-    _confirm(desk, engine, kill=engine.state is EngineState.QUARANTINED or desk.stopping >= 3)
+    asked = engine.fault is not None and engine.fault.cause is Cause.OPERATOR
+    _confirm(desk, engine, kill=(engine.state is EngineState.QUARANTINED and not asked) or desk.stopping >= 3)
 
 
 def _confirm(desk: Desk, engine: Engine, *, kill: bool) -> None:

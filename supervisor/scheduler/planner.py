@@ -15,6 +15,8 @@ from engines.ids import EngineId, GpuId, PipelineId
 
 from .packing import Claim, serve
 
+KEEP = 'flight'
+PLACE = -1
 FILL = 0.5
 """An engine less full than this is served from leftovers only; it does not take from others."""
 
@@ -209,7 +211,7 @@ class _Table:
     def _price(self, seat: _Seat, order: Order) -> tuple[object, ...] | None:
         """None: it cannot be had for this bid."""
         if not seat.mask & self.busy:
-            return (0, (), 0, -seat.home, seat.rank)
+            return (0, (), 0, PLACE * seat.home, seat.rank)
         lost = 0
         running = 0
         latest: Order = ()
@@ -223,7 +225,7 @@ class _Table:
                 running += sum(spare.in_flight for spare in hit)
                 backwards = tuple(-part for part in theirs)
                 latest = max(latest, backwards)
-        return (lost, latest, running, -seat.home, seat.rank)
+        return (lost, latest, running, PLACE * seat.home, seat.rank)
 
     # -- what is left
 
@@ -239,7 +241,13 @@ class _Table:
 
 def _worth(seat: _Seat) -> tuple[int, int, int]:
     """Which awake engine to keep first: the one with most under way."""
-    return (-seat.in_flight, -seat.home, seat.rank)
+    if KEEP == "flight":
+        return (-seat.in_flight, -seat.home, seat.rank)
+    if KEEP == "home":
+        return (-seat.home, -seat.in_flight, seat.rank)
+    if KEEP == "away":
+        return (seat.home, -seat.in_flight, seat.rank)
+    return (-seat.in_flight, seat.home, seat.rank)
 
 
 def gaps(view: View, wanted: Plan) -> dict[PipelineId, int]:

@@ -46,6 +46,7 @@ from .events import (
     Tick,
     TrainerSaid,
 )
+from .faults import Cause
 from .fleet import Fleet, Pipeline, TrainerState, TrainerTurn
 from .grants import grant
 from .inflight import InFlight
@@ -57,6 +58,13 @@ from .spec import BoxSpec
 from .view import held_by_trainers, must_leave, view
 
 NOT_MEASURED = "not measured yet"
+UNKNOWN_CODE = -255
+
+
+def _exit(event: MemberExited) -> str:
+    who = f"member {event.member}" if event.member >= 0 else "a process of its tree"
+    how = "" if event.code == UNKNOWN_CODE else f" with signal {-event.code}" if event.code < 0 else f" with exit code {event.code}"
+    return f"{who} ended{how}{': ' + event.note if event.note else ''}"
 
 
 class Scheduler:
@@ -104,11 +112,10 @@ class Scheduler:
         match event:
             case MemberExited(group=group, incarnation=incarnation):
                 self._member_exited(group, incarnation, event)
-            case (
-                PeerFailed(group=group, incarnation=incarnation, reason=reason)
-                | ProbeFailed(group=group, incarnation=incarnation, reason=reason)
-            ):
-                self._condemn(group, incarnation, reason)
+            case PeerFailed(group=group, incarnation=incarnation, reason=reason):
+                self._condemn(group, incarnation, Cause.PEER, reason)
+            case ProbeFailed(group=group, incarnation=incarnation, reason=reason, silent_for=silent):
+                self._condemn(group, incarnation, Cause.PROBE, reason, silent)
             case TrainerSaid():
                 pipeline = self.desk.fleet.pipelines[event.pipeline]
                 alive = pipeline.trainer.state in (TrainerState.STARTING, TrainerState.RUNNING)
@@ -195,20 +202,19 @@ class Scheduler:
         if isinstance(group, EngineId):
             engine = pipeline.engines[group.rank]
             if engine.incarnation == incarnation:
-                how = f"signal {-event.code}" if event.code < 0 else f"exit code {event.code}"
-                groups.fail(self.desk, engine, f"member {event.member} ended with {how}{': ' + event.note if event.note else ''}")
+                groups.fail(self.desk, engine, Cause.EXIT, _exit(event), member=event.member if event.member >= 0 else None)
         elif isinstance(group, GatewayId):
             if pipeline.gateway.incarnation == incarnation:
                 gateways.fail(self.desk, pipeline, f"ended with {event.code}{': ' + event.note if event.note else ''}")
         elif pipeline.trainer.incarnation == incarnation:
             trainers.exited(self.desk, pipeline, event.member, event.code, event.note)
 
-    def _condemn(self, group: GroupId, incarnation: Incarnation, reason: str) -> None:
+    def _condemn(self, group: GroupId, incarnation: Incarnation, cause: Cause, reason: str, silent: float = 0.0) -> None:
         pipeline = self.desk.fleet.pipelines[group.pipeline]
         if isinstance(group, EngineId):
             engine = pipeline.engines[group.rank]
             if engine.incarnation == incarnation:
-                groups.fail(self.desk, engine, reason)
+                groups.fail(self.desk, engine, cause, reason, silent=silent)
         elif isinstance(group, GatewayId):
             if pipeline.gateway.incarnation == incarnation:
                 gateways.fail(self.desk, pipeline, reason)
@@ -228,16 +234,21 @@ class Scheduler:
         desk = self.desk
         pipeline = desk.fleet.pipelines[event.pipeline]
         chosen = [pipeline.engines[event.rank]] if event.rank is not None else list(pipeline.engines.values())
-        desk.note("warning", pipeline.id, f"operator: {event.verb} {event.pipeline}{'' if event.rank is None else f'/engine/{event.rank}'}")
+        of = event.pipeline if event.rank is None else chosen[0].id
+        desk.note("warning", of, f"operator: {event.verb}{' ' + event.part if event.part else ''}")
         match event.verb:
-            case "pause" | "resume":
+            case "pause" | "drain" | "resume":
                 for engine in chosen:
-                    engine.held = event.verb == "pause"
-                pipeline.suspended = event.verb == "pause" and event.rank is None
+                    engine.held = event.verb != "resume"
+                    engine.drained = event.verb == "drain" or (engine.drained and event.verb == "pause")
+                if event.rank is None:
+                    pipeline.suspended = event.verb != "resume"
+            case "restart" if event.part == "gateway":
+                gateways.fail(desk, pipeline, "restarted by the operator")
             case "restart" if event.rank is None:
                 trainers.fail(desk, pipeline, "restarted by the operator")
             case "restart":
-                groups.fail(desk, chosen[0], "restarted by the operator")
+                groups.fail(desk, chosen[0], Cause.OPERATOR, "restarted by the operator")
             case "reset":
                 for engine in chosen:
                     engine.budget.reset()
@@ -309,7 +320,7 @@ class Scheduler:
         for engine in pipeline.engines.values():
             if pipeline.ended or (desk.stopping and pipeline.trainer.state is TrainerState.STOPPING):
                 groups.stop(desk, engine)
-            leave = must_leave(engine, wanted, wanted_gpus, blocked)
+            leave = must_leave(pipeline, engine, wanted, wanted_gpus, blocked)
             eager = pipeline.spec.engine.eager and engine.state is EngineState.COLD and not pipeline.ended and not engine.restarts
             contested = any(gpu in blocked or wanted_gpus.get(gpu, engine.id) != engine.id for gpu in engine.gpus)
             awake = engine.id in wanted or (eager and not contested and not desk.stopping)

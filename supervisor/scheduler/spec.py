@@ -47,6 +47,7 @@ class Limits:
     remeasure: float = 5.0
     straggler: float = 60.0
     gateway_start: float = 30.0
+    attempt: float = 1200.0
 
 
 @dataclass(frozen=True, slots=True)

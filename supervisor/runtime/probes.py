@@ -1,0 +1,120 @@
+"""Looks at the engines from outside, and reports. It stops nothing: what an engine's silence means is the scheduler's to decide."""
+
+import time
+from typing import Final
+
+import anyio
+import anyio.abc
+
+from engines.control import EngineControl, EngineError, EngineRefused
+from engines.health import Health, Kind, Look, Mode, Outcome, Probe, Rates, Word
+from engines.ids import EngineId
+from engines.state import EngineState
+from supervisor.config import Health as Settings
+from supervisor.runtime.engines import Engines
+from supervisor.runtime.site import Site
+from supervisor.scheduler.events import ProbeFailed
+from supervisor.scheduler.fleet import Engine, Fleet
+
+MODES: Final = {EngineState.SERVING: Mode.SERVING, EngineState.PAUSED: Mode.ASLEEP}
+
+
+def rates(settings: Settings) -> Rates:
+    return Rates(
+        liveness_every=settings.probe_s,
+        liveness_within=settings.probe_timeout_s,
+        liveness_failures=settings.probe_failures,
+        progress_every=settings.progress_s,
+        progress_within=settings.progress_timeout_s,
+        progress_failures=settings.progress_failures,
+        request_failures=settings.request_failures,
+        silence=settings.silence_s,
+        canary_within=settings.canary_s,
+        asleep_every=settings.asleep_s,
+        lag=settings.lag_s,
+    )
+
+
+class Probes:
+    """`run` until cancelled. It reads the scheduler's records before and after each probe: nobody has to tell it to pause or to resume."""
+
+    def __init__(self, site: Site, fleet: Fleet, engines: Engines) -> None:
+        self._site, self._fleet, self._engines = site, fleet, engines
+        self.health = Health(rates(site.config.health))
+        self.longest_lag = 0.0
+
+    async def run(self) -> None:
+        """Each probe runs by itself, so that one that hangs delays no other."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch_ourselves, name="own lag")
+            while True:
+                for probe in self.health.look(self._looks(), time.monotonic()):
+                    tasks.start_soon(self._ask, probe, name=f"probe {probe.engine}")
+                await anyio.sleep(self.health.rates.tick)
+
+    async def _watch_ourselves(self) -> None:
+        every = self.health.rates.lag / 4
+        while True:
+            before = time.monotonic()
+            await anyio.sleep(every)
+            late = time.monotonic() - before - every
+            self.longest_lag = max(self.longest_lag, late)
+            if late > self.health.rates.lag:
+                self.health.lagged(time.monotonic())
+                self._site.log.warning("our own loop was late; probes of that time do not count", late_s=round(late, 3))
+
+    def _looks(self) -> dict[EngineId, Look]:
+        return {engine.id: look for engine in self._fleet.engines if (look := self._look(engine)) is not None}
+
+    def _look(self, engine: Engine) -> Look | None:
+        if engine.state in (EngineState.COLD, EngineState.RETIRED):
+            return None
+        mode = MODES.get(engine.state, Mode.QUIET)
+        if engine.state is EngineState.PAUSED and engine.op is not None:
+            mode = Mode.QUIET
+        evidence = engine.completed + engine.tokens
+        return Look(engine.incarnation, mode, engine.since, evidence, engine.failures, engine.in_flight)
+
+    async def _ask(self, probe: Probe) -> None:
+        control = self._engines.control(probe.engine, probe.incarnation)
+        problem = "it has no endpoint" if control is None else await _problem(control, probe)
+        look = self._look(self._fleet.engine(probe.engine))
+        outcome = self.health.ended(probe, problem, look, time.monotonic())
+        if outcome is not None:
+            self._tell(outcome)
+
+    def _tell(self, outcome: Outcome) -> None:
+        log = self._site.group_log(outcome.engine, outcome.incarnation)
+        fields = {"why": outcome.reason, "silent_s": round(outcome.silent_for, 3)}
+        if outcome.word is Word.CONDEMNED:
+            log.error("engine is condemned", **fields)
+            self._site.feed(
+                ProbeFailed(
+                    group=outcome.engine, incarnation=outcome.incarnation, reason=outcome.reason, silent_for=max(0.0, outcome.silent_for)
+                )
+            )
+        elif outcome.word is Word.SUSPECT:
+            log.warning("engine is suspect", **fields)
+        else:
+            log.info("engine is well again", **fields)
+
+
+async def _problem(control: EngineControl, probe: Probe) -> str:
+    """Empty, or what is wrong. A refusal proves that somebody is there: it is no bad sign where only this was asked."""
+    try:
+        match probe.kind:
+            case Kind.LIVENESS:
+                await control.health(probe.within)
+            case Kind.PROGRESS:
+                await control.health_generate(probe.within)
+            case Kind.CANARY:
+                await control.canary(probe.within)
+            case Kind.ASLEEP:
+                await control.probe(probe.within)
+    except EngineRefused as refusal:
+        if probe.kind is Kind.LIVENESS or (probe.kind is Kind.CANARY and 400 <= refusal.status < 500):
+            return ""
+        return str(refusal)
+    except EngineError as error:
+        return str(error) or type(error).__name__
+    return ""

@@ -1,0 +1,338 @@
+"""What an engine must do to be driven by us, and what must not reach it: the same for ours, the scripted one and real SGLang.
+
+Real SGLang runs where TRAINSHED_SGLANG names an environment made by `bin/sglang-cpu`. Numbers in names of tests are those of the traps
+in docs/engines.md.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import anyio
+import msgspec
+import pytest
+
+from engines.control import EngineControl, EngineGarbled, EnginePoisoned, EngineRefused, EngineTimedOut, Memory
+from engines.gateway.engine_client import EngineClient
+from engines.gateway.events import Finished, Start, Tokens
+from engines.ids import Version
+from tests.sglang.served import CONTEXT, Served
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
+
+PROMPT = [5, 9, 13, 21]
+LONG = CONTEXT - len(PROMPT) - 4
+
+
+def params(most: int, **more: Any) -> dict[str, Any]:
+    return {"max_new_tokens": most, "temperature": 0.0, "ignore_eos": True, "sampling_seed": 3, **more}
+
+
+def body(prompt: list[int], most: int) -> dict[str, Any]:
+    return {"input_ids": prompt, "sampling_params": params(most), "return_logprob": True, "stream": True}
+
+
+class Asked:
+    """One request through the gateway's own client: tokens as they come, then the end."""
+
+    def __init__(self, engine: Served, prompt: list[int], most: int) -> None:
+        self.rid = uuid4().hex
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.end: Any = None
+        self._start = Start(1, 0, 1, engine.url, engine.key, body(prompt, most))
+
+    async def run(self) -> "Asked":
+        client = EngineClient()
+        try:
+            self.end = await client.run(self._start, self.rid, self._got)
+        finally:
+            await client.close()
+        return self
+
+    def _got(self, tokens: Tokens) -> None:
+        self.ids += tokens.ids
+        self.logprobs += tokens.logprobs
+
+    async def has(self, count: int) -> None:
+        with anyio.fail_after(60):
+            while len(self.ids) < count and self.end is None:  # noqa: ASYNC110 - nothing tells
+                await anyio.sleep(0.001)
+
+    @property
+    def reason(self) -> str:
+        assert isinstance(self.end, Finished), self.end
+        return str(self.end.reason["type"])
+
+
+@asynccontextmanager
+async def asking(*requests: Asked) -> AsyncIterator[None]:
+    """These run meanwhile, and have ended at the end."""
+    tasks = [asyncio.ensure_future(request.run()) for request in requests]
+    try:
+        yield
+        with anyio.fail_after(60):
+            await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def greedy(engine: Served, prompt: list[int], most: int) -> list[int]:
+    asked = await Asked(engine, prompt, most).run()
+    assert asked.reason == "length", asked.end
+    return asked.ids
+
+
+# -- it is there, it is ours, it can
+
+
+async def test_it_is_ready_and_ours(engine: Served, control: EngineControl) -> None:
+    info = await control.ready(10)
+    assert info.version == 0
+    await control.canary(30)
+    await control.health(5)
+    await control.health_generate(30)
+    assert (await control.probe(10)).version.startswith("0.5.")
+    load = await control.load_info(10)
+    assert load.waiting == 0
+
+
+async def test_it_turns_away_who_has_no_key(engine: Served, session: aiohttp.ClientSession) -> None:
+    with pytest.raises(EngineGarbled, match="another process has the port"):
+        await EngineControl(engine.url, "key of another life", session).ready(10)
+    async with session.post(engine.url + "/abort_request", json={"abort_all": True}) as reply:
+        assert reply.status in (401, 403)
+
+
+async def test_a_stream_has_every_token_once_with_its_logprob(engine: Served, control: EngineControl) -> None:
+    asked = await Asked(engine, PROMPT, 40).run()
+    assert asked.reason == "length"
+    assert len(asked.ids) == len(asked.logprobs) == 40
+    assert all(logprob <= 0 for logprob in asked.logprobs)
+    assert asked.end.meta["completion_tokens"] == 40
+    spans = asked.end.meta["weight_versions"]
+    assert (spans[0]["start"], spans[-1]["end"]) == (0, 40)
+
+
+async def test_greedy_answers_repeat(engine: Served) -> None:
+    assert await greedy(engine, PROMPT, 32) == await greedy(engine, PROMPT, 32)
+
+
+# -- partial rollouts
+
+
+async def test_an_abort_keeps_the_tokens_so_far(engine: Served, control: EngineControl) -> None:
+    asked = Asked(engine, PROMPT, LONG)
+    async with asking(asked):
+        await asked.has(3)
+        engine.post("/abort_request", {"rid": asked.rid})
+    assert asked.reason in ("abort", "length")
+    assert len(asked.ids) == len(asked.logprobs) >= 3
+
+
+@pytest.mark.parametrize("after", [1, 7, 30])
+async def test_interrupted_and_continued_is_the_uninterrupted(engine: Served, after: int) -> None:
+    whole = await greedy(engine, PROMPT, 80)
+    first = Asked(engine, PROMPT, 80)
+    async with asking(first):
+        await first.has(after)
+        engine.post("/abort_request", {"rid": first.rid})
+    got = first.ids
+    if len(got) < 80:
+        got = got + await greedy(engine, PROMPT + got, 80 - len(got))
+    assert got == whole
+
+
+async def test_abort_of_an_unknown_request_is_nothing(engine: Served) -> None:
+    engine.post("/abort_request", {"rid": uuid4().hex})
+
+
+async def test_an_abort_takes_everything_that_begins_with_its_id(engine: Served) -> None:
+    """Trap: the id is matched as a prefix, so ours are all of one length."""
+    one, other = Asked(engine, PROMPT, LONG), Asked(engine, PROMPT[:2], LONG)
+    one.rid, other.rid = "a" * 31 + "1", "b" * 32
+    async with asking(one, other):
+        await one.has(1)
+        await other.has(1)
+        engine.post("/abort_request", {"rid": "a" * 31})
+    assert other.reason == "length"
+    assert len(other.ids) == LONG
+
+
+# -- sleep and wake
+
+
+async def test_it_sleeps_and_wakes_with_the_version_that_was_asked_for(engine: Served, control: EngineControl) -> None:
+    before = await greedy(engine, PROMPT, 24)
+    await control.pause(30)
+    await control.pause(30)  # does nothing
+    assert control.memory is Memory.ASLEEP
+    began = time.monotonic()
+    await control.probe(5)
+    await control.model_info(5)
+    assert time.monotonic() - began < 5
+    assert await control.wake(Version(11), str(engine.other), 60) == 11
+    other = await greedy(engine, PROMPT, 24)
+    await control.pause(30)
+    assert await control.wake(Version(12), str(engine.first), 60) == 12
+    assert await greedy(engine, PROMPT, 24) == before
+    assert (other != before) is engine.computes
+    assert (await control.model_info(5)).version == 12
+
+
+async def test_pausing_a_busy_engine_gives_what_there_is(engine: Served, control: EngineControl) -> None:
+    requests = [Asked(engine, [*PROMPT, index + 4], LONG) for index in range(8)]
+    async with asking(*requests):
+        for request in requests:
+            await request.has(1)
+        await control.pause(30)
+    for request in requests:
+        assert request.reason in ("abort", "length")
+        assert len(request.ids) == len(request.logprobs)
+    assert any(request.reason == "abort" for request in requests)
+    assert await control.wake(Version(13), str(engine.first), 60) == 13
+
+
+async def test_a_load_in_place_lets_what_runs_go_on(engine: Served, control: EngineControl) -> None:
+    requests = [Asked(engine, [*PROMPT, index + 4], LONG) for index in range(8)]
+    async with asking(*requests):
+        for request in requests:
+            await request.has(1)
+        assert await control.load(Version(21), str(engine.other), 60) == 21
+    for request in requests:
+        assert request.reason == "length"
+        assert len(request.ids) == len(request.logprobs) == LONG
+    spans = [[span["version"] for span in request.end.meta["weight_versions"]] for request in requests]
+    assert any(len(versions) == 2 and versions[1] == "21" for versions in spans), spans
+    assert await control.load(Version(22), str(engine.first), 60) == 22
+
+
+async def test_bytes_are_told_apart_and_labels_are_not_bytes(engine: Served, control: EngineControl) -> None:
+    if engine.kind == "embedded":
+        pytest.skip("the embedded engine has no checksums")
+    await control.load(Version(31), str(engine.first), 60)
+    first = await control.checksum(30)
+    assert await control.checksum(30) == first
+    await control.load(Version(32), str(engine.other), 60)
+    assert await control.checksum(30) != first
+    if engine.computes:
+        await control.load(Version(33), str(engine.first), 60)
+        assert await control.checksum(30) == first
+
+
+# -- traps: what a bare engine dies of, or hangs in, is never sent
+
+
+async def test_trap_1_release_and_resume_out_of_turn_are_refused_here(engine: Served, control: EngineControl) -> None:
+    with pytest.raises(EngineRefused, match="awake"):
+        await control.wake(Version(1), str(engine.first), 10)
+    await control.pause(30)
+    with pytest.raises(EngineRefused, match="asleep"):
+        await control.load(Version(1), str(engine.first), 10)
+    assert await control.wake(Version(41), str(engine.first), 60) == 41
+    with pytest.raises(EngineRefused, match="awake"):
+        await control.wake(Version(1), str(engine.first), 10)
+    await control.canary(30)
+    assert engine.alive()
+
+
+async def test_trap_4_no_health_probe_and_no_canary_reaches_a_sleeper(engine: Served, control: EngineControl) -> None:
+    await control.pause(30)
+    for probe in (control.health, control.health_generate, control.canary, control.checksum):
+        with pytest.raises(EngineRefused, match="asleep"):
+            await probe(5)
+    await control.probe(5)
+    assert await control.wake(Version(42), str(engine.first), 60) == 42
+    await control.health_generate(30)  # it has not latched an unhealthy state
+
+
+async def test_trap_7_what_is_sent_to_a_paused_engine_waits_and_cannot_be_aborted(engine: Served) -> None:
+    engine.post("/pause_generation", {"mode": "abort"})
+    asked = Asked(engine, PROMPT, 4)
+    async with asking(asked):
+        await anyio.sleep(0.3)
+        engine.post("/abort_request", {"rid": asked.rid})
+        await anyio.sleep(0.3)
+        assert asked.end is None
+        engine.post("/continue_generation")
+    assert asked.reason in ("length", "abort")
+
+
+async def test_nothing_can_be_flushed_while_requests_stay_in_place(engine: Served) -> None:
+    if engine.kind == "scripted":
+        pytest.skip("the scripted engine pauses by abort and retract only")
+    asked = Asked(engine, PROMPT, LONG)
+    async with asking(asked):
+        await asked.has(1)
+        engine.post("/pause_generation", {"mode": "in_place"})
+        status, _ = engine.call("POST", "/flush_cache", {})
+        engine.post("/continue_generation")
+    assert status == 400
+    assert asked.reason == "length"
+
+
+async def test_trap_6_tensors_need_an_open_session(engine: Served) -> None:
+    """Not one of our calls yet; the adapter for faster paths must know it."""
+    if not engine.real:
+        pytest.skip("only SGLang takes tensors")
+    status, answer = engine.call("POST", "/update_weights_from_tensor", {"serialized_named_tensors": ["AAAA"], "flush_cache": False})
+    assert status == 400, answer
+    assert engine.alive()
+
+
+async def test_trap_9_memory_usage_is_of_the_start(engine: Served, control: EngineControl) -> None:
+    if not engine.real:
+        pytest.skip("only SGLang tells it")
+
+    def told() -> Any:
+        return engine.call("GET", "/server_info")[1]["internal_states"][0]["memory_usage"]
+
+    before = told()
+    await control.pause(30)
+    assert told() == before  # so memory is measured from outside
+    assert await control.wake(Version(43), str(engine.first), 60) == 43
+
+
+# -- poison; these leave the engine paused, and put it right by hand
+
+
+async def test_a_load_that_fails_is_poison_and_nothing_is_sent_after_it(engine: Served, control: EngineControl, session: aiohttp.ClientSession) -> None:
+    if engine.kind == "scripted":
+        pytest.skip("the scripted engine loads whatever it is told")
+    with pytest.raises(EnginePoisoned, match="version 9 from /nonexistent"):
+        await control.load(Version(9), "/nonexistent", 60)
+    assert control.memory is Memory.UNKNOWN
+    for operation in (control.pause(5), control.load(Version(9), str(engine.first), 5), control.wake(Version(9), str(engine.first), 5)):
+        with pytest.raises(EngineTimedOut, match="unknown"):
+            await operation
+    assert engine.alive()
+    engine.post("/continue_generation")
+    assert await EngineControl(engine.url, engine.key, session).load(Version(51), str(engine.first), 60) == 51
+
+
+async def test_a_broken_snapshot_is_poison(engine: Served, control: EngineControl, session: aiohttp.ClientSession, tmp_path: Any) -> None:
+    if engine.kind == "scripted":
+        pytest.skip("the scripted engine loads whatever it is told")
+    broken = tmp_path / "v7"
+    broken.mkdir()
+    for file in engine.other.iterdir():
+        data = file.read_bytes()
+        (broken / file.name).write_bytes(data[: len(data) // 2] if file.suffix == ".safetensors" else data)
+    with pytest.raises(EnginePoisoned):
+        await control.load(Version(7), str(broken), 60)
+    assert engine.alive(), engine.tail()
+    engine.post("/continue_generation")
+    assert await EngineControl(engine.url, engine.key, session).load(Version(52), str(engine.first), 60) == 52
+
+
+async def test_no_answer_of_it_is_too_long_or_of_another_shape(engine: Served) -> None:
+    """Every reply that we read decodes within our limit (`/server_info` is the longest)."""
+    for path in ("/model_info", "/server_info", "/v1/loads?include=core"):
+        status, answer = engine.call("GET", path)
+        assert status == 200
+        assert len(msgspec.json.encode(answer)) < 1 << 20
