@@ -70,6 +70,7 @@ ABORT: Final = Verb("POST", "/abort_request", 10.0, True)
 PAUSE: Final = Verb("POST", "/pause_generation", 120.0, True)
 CONTINUE: Final = Verb("POST", "/continue_generation", 30.0, True)
 FLUSH: Final = Verb("POST", "/flush_cache?timeout=30", 40.0, True)
+FLUSH_QUEUED: Final = Verb("POST", "/flush_cache", 30.0, True)  # with a time-out it would wait for what was retracted to end
 RELEASE: Final = Verb("POST", "/release_memory_occupation", 120.0, False)
 RESUME: Final = Verb("POST", "/resume_memory_occupation", 120.0, False)
 UPDATE: Final = Verb("POST", "/update_weights_from_disk", 600.0, False)
@@ -289,7 +290,7 @@ class EngineControl:
         async with self._operation("load", deadline, Memory.AWAKE):
             await self._calls.send(PAUSE, {"mode": self._mode})
             await self._update(version, path)
-            await self._calls.send(FLUSH)
+            await self._calls.send(FLUSH_QUEUED)
             loaded = await self._version()
             await self._calls.send(CONTINUE, {})
             return loaded

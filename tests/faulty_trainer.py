@@ -7,6 +7,7 @@ to `samples.jsonl` in its directory, one line a rollout; a wrong, lost or double
 import ctypes
 import json
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -69,6 +70,7 @@ def main():
         record.flush()
         if train:
             with pipeline.lease("train"):
+                time.sleep(float(pipeline.options.get("training", 0.0)))
                 pipeline.publish({"w": Weights(float(step))})
         pipeline.report(step, reward=1.0)
         pipeline.checkpoint(step, record.name)

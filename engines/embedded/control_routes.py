@@ -101,7 +101,7 @@ async def continue_generation(request: web.Request) -> web.Response:
 
 
 async def flush_cache(request: web.Request) -> web.Response:
-    """200 only if nothing runs or waits; with `?timeout=` seconds, waits for that."""
+    """200 only if nothing runs or waits; with `?timeout=` seconds, waits for that (also for what was retracted, which only goes on later)."""
     engine = request.app[ENGINE]
     try:
         limit = float(request.query.get("timeout", "0"))
@@ -112,7 +112,7 @@ async def flush_cache(request: web.Request) -> web.Response:
     deadline = time.monotonic() + limit
     while True:
         turn = engine.gate.turn
-        if await engine.compute.call(lambda core: core.flush()):
+        if await engine.compute.call(lambda core: core.flush(patient=limit > 0)):
             return web.Response(text=FLUSHED)
         left = deadline - time.monotonic()
         if left <= 0:

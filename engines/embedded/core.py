@@ -128,9 +128,9 @@ class Core:
     def go_on(self) -> None:
         self.pausing = None
 
-    def flush(self) -> bool:
-        """Whether nothing runs or waits (there is no prefix cache to flush)."""
-        return self.idle
+    def flush(self, patient: bool = False) -> bool:
+        """Whether nothing runs or waits (there is no prefix cache to flush). Who is `patient` waits for retracted requests to end, too."""
+        return self.idle and not (patient and self.batch.waiting)
 
     def release(self, tags: Iterable[str]) -> None:
         """Give device memory back. Raises Death while busy, or for what is released already."""

@@ -97,7 +97,7 @@ def environment(spec: Spec, inherited: Mapping[str, str], own: Mapping[str, str]
         "NCCL_SOCKET_IFNAME": kept.get("NCCL_SOCKET_IFNAME", "lo"),
     }
     if spec.device == "cpu":
-        ours |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
+        ours |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}  # compiling costs more than it brings
         if spec.gpus > 1:
             ours["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(spec.cpus[rank % len(spec.cpus)]) for rank in range(spec.gpus))
     else:

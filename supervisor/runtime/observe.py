@@ -71,6 +71,8 @@ def _pipeline(site: Site, pipeline: Pipeline) -> PipelineView:
 
 
 def _state(pipeline: Pipeline) -> str:
+    if pipeline.model_op is not None:
+        return "preparing its model"
     if pipeline.trainer.state is not TrainerState.RUNNING:
         return str(pipeline.trainer.state.value)
     if pipeline.trainer.grant is not None:

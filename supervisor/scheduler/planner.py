@@ -16,6 +16,8 @@ from engines.ids import EngineId, GpuId, PipelineId
 from .packing import Claim, serve
 
 KEEP = 'flight'
+NEED = 0.0
+
 PLACE = -1
 FILL = 0.5
 """An engine less full than this is served from leftovers only; it does not take from others."""
@@ -173,6 +175,8 @@ class _Table:
         share = bidder.share
         fill = (share.unfinished - index * share.slots) / share.slots
         level = 1.0 if fill >= FILL else 2.0
+        if NEED and share.longest > 0 and index >= NEED * share.expected / (share.longest * share.slots):
+            level = 2.0
         if self.view.targets == "proportional":
             # engines already counted per unit of demand: the smaller, the wider the gap
             return (level, (index + 1) / (share.unfinished * share.weight), bidder.age, bidder.index, index)

@@ -3,9 +3,9 @@
 from typing import assert_never
 
 from engines.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation
-from engines.state import EngineState, Turn
+from engines.state import EngineState
 
-from . import gateways, groups, trainers
+from . import gateways, groups, operators, trainers
 from .actions import (
     Action,
     AdoptSnapshot,
@@ -126,9 +126,9 @@ class Scheduler:
                 if event.incarnation == pipeline.gateway.incarnation and pipeline.gateway.up:
                     gateways.absorb(self.desk, pipeline, event.progress)
             case OperatorAsked():
-                self._operator(event)
+                operators.asked(self.desk, event)
             case Stop(level=level):
-                self._stop(level)
+                operators.stop(self.desk, level)
             case Tick():
                 pass
             case _:
@@ -220,48 +220,6 @@ class Scheduler:
                 gateways.fail(self.desk, pipeline, reason)
         elif pipeline.trainer.incarnation == incarnation:
             trainers.fail(self.desk, pipeline, reason)
-
-    def _stop(self, level: int) -> None:
-        desk = self.desk
-        if level > desk.stopping:
-            if not desk.stopping:
-                desk.stop_at = desk.now + desk.box.limits.grace
-            desk.stopping = level
-            for pipeline in desk.fleet.pipelines.values():
-                trainers.stop(desk, pipeline)
-
-    def _operator(self, event: OperatorAsked) -> None:
-        desk = self.desk
-        pipeline = desk.fleet.pipelines[event.pipeline]
-        chosen = [pipeline.engines[event.rank]] if event.rank is not None else list(pipeline.engines.values())
-        of = event.pipeline if event.rank is None else chosen[0].id
-        desk.note("warning", of, f"operator: {event.verb}{' ' + event.part if event.part else ''}")
-        match event.verb:
-            case "pause" | "drain" | "resume":
-                for engine in chosen:
-                    engine.held = event.verb != "resume"
-                    engine.drained = event.verb == "drain" or (engine.drained and event.verb == "pause")
-                if event.rank is None:
-                    pipeline.suspended = event.verb != "resume"
-            case "restart" if event.part == "gateway":
-                gateways.fail(desk, pipeline, "restarted by the operator")
-            case "restart" if event.rank is None:
-                trainers.fail(desk, pipeline, "restarted by the operator")
-            case "restart":
-                groups.fail(desk, chosen[0], Cause.OPERATOR, "restarted by the operator")
-            case "reset":
-                for engine in chosen:
-                    engine.budget.reset()
-                    if engine.state is EngineState.RETIRED:
-                        engine.turn(Turn.RESET, desk.now)
-                if event.rank is None and pipeline.trainer.state is TrainerState.RETIRED:
-                    pipeline.trainer.budget.reset()
-                    pipeline.trainer.turn(TrainerTurn.RESET)
-                    pipeline.failed = ""
-            case "stop":
-                trainers.stop(desk, pipeline)
-            case _:
-                desk.note("warning", pipeline.id, f"no such operation: {event.verb}")
 
     # -- what is due
 

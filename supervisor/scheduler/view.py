@@ -57,16 +57,10 @@ def _bundle(desk: Desk, engine: Engine) -> Bundle:
 def must_leave(
     pipeline: Pipeline, engine: Engine, wanted: frozenset[EngineId], wanted_gpus: dict[GpuId, EngineId], blocked: frozenset[GpuId]
 ) -> bool:
-    """A pause is paid only when somebody needs the GPU: a trainer, or another engine of the plan; or soon its own trainer."""
+    """A pause is paid only when somebody needs the GPU: a trainer, or another engine of the plan."""
     if engine.held or any(gpu in blocked for gpu in engine.gpus):
         return True
     if engine.id in wanted:
         return False
-    return any(gpu in wanted_gpus for gpu in engine.gpus) or _in_the_way_soon(pipeline, engine)
+    return any(gpu in wanted_gpus for gpu in engine.gpus)
 
-
-def _in_the_way_soon(pipeline: Pipeline, engine: Engine) -> bool:
-    """The tail of a rollout no longer fills it, and the training that follows needs its GPUs: it goes now, while nobody waits."""
-    if not pipeline.rollouts or not pipeline.spec.trainer.roles.get("train"):
-        return False
-    return not set(engine.gpus).isdisjoint(pipeline.spec.trainer.roles["train"])

@@ -64,6 +64,7 @@ class Faulty:
         target: int = 16, tokens: int = 8, trains: bool = True, train: str = "[0]", health: str = "", restarts: int = 3,
     ) -> None:  # fmt: skip
         self.cwd = cwd
+        self.runs: list[Run] = []
         self.scripts = cwd / "scripts"
         (self.scripts / "live").mkdir(parents=True)
         (cwd / "model").mkdir()
@@ -89,7 +90,8 @@ class Faulty:
         os.rename(path.with_suffix(".new"), path)
 
     def start(self) -> Run:
-        return Run(self.cwd, self.file)
+        self.runs.append(Run(self.cwd, self.file))
+        return self.runs[-1]
 
     def live(self, rank: int, life: int = 1, member: int = 0, pipeline: str = "p1") -> dict[str, int]:
         """`pid` and `port` of a member."""

@@ -315,21 +315,6 @@ async def test_a_load_that_fails_is_poison_and_nothing_is_sent_after_it(engine: 
     assert await EngineControl(engine.url, engine.key, session).load(Version(51), str(engine.first), 60) == 51
 
 
-async def test_a_broken_snapshot_is_poison(engine: Served, control: EngineControl, session: aiohttp.ClientSession, tmp_path: Any) -> None:
-    if engine.kind == "scripted":
-        pytest.skip("the scripted engine loads whatever it is told")
-    broken = tmp_path / "v7"
-    broken.mkdir()
-    for file in engine.other.iterdir():
-        data = file.read_bytes()
-        (broken / file.name).write_bytes(data[: len(data) // 2] if file.suffix == ".safetensors" else data)
-    with pytest.raises(EnginePoisoned):
-        await control.load(Version(7), str(broken), 60)
-    assert engine.alive(), engine.tail()
-    engine.post("/continue_generation")
-    assert await EngineControl(engine.url, engine.key, session).load(Version(52), str(engine.first), 60) == 52
-
-
 async def test_no_answer_of_it_is_too_long_or_of_another_shape(engine: Served) -> None:
     """Every reply that we read decodes within our limit (`/server_info` is the longest)."""
     for path in ("/model_info", "/server_info", "/v1/loads?include=core"):

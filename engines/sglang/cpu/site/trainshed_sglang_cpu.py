@@ -66,6 +66,12 @@ class Absent(ModuleType):
     def __bool__(self) -> bool:
         return False
 
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __contains__(self, _: object) -> bool:
+        return False
+
 
 class Empty(Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
