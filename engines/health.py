@@ -250,7 +250,11 @@ class Health:
         if probe.kind is not Kind.CANARY:
             return f"{probe.kind.value} failed {streak} times in a row: {problem}"
         failures = pulse.look.failures
-        why = f"{failures} requests failed in a row" if failures > pulse.forgiven else f"requests run, and no token for {self.rates.silence:g} s"
+        why = (
+            f"{failures} requests failed in a row"
+            if failures > pulse.forgiven
+            else f"requests run, and no token for {self.rates.silence:g} s"
+        )
         return f"{why}, and a canary failed: {problem}"
 
     @staticmethod

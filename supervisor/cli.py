@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import App, CycloptsError, Parameter
 
+from supervisor import commands_operate, commands_simulate
 from supervisor.errors import ConfigError, ExitCode, SetUpError, SupervisorError, UsageError
 
 if TYPE_CHECKING:
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
     from supervisor.configuration.facts import GpuFact
     from supervisor.load import Loaded
     from supervisor.runtime.directory import RunDirectory
-    from supervisor.runtime.operator import Reply, Request, Verb
 
 VERSION: Final = "0.1.0"
-_COMMANDS: Final = ("run", "check", "status", "logs", "stop", "restart", "drain", "pause", "resume", "reset")
+_COMMANDS: Final = ("run", "check", "status", "logs", "stop", "restart", "drain", "pause", "resume", "reset", "plan", "simulate")
 _GLOBAL: Final = frozenset(["--help", "-h", "--version"])
 _POLL_S: Final = 0.1
 
@@ -32,6 +32,8 @@ app = App(
     version=f"trainshed {VERSION}",
     result_action="return_value",
 )
+commands_operate.register(app)
+commands_simulate.register(app)
 
 Json = Annotated[bool, Parameter("--json", negative="", help="For programs: JSON on standard output.")]
 Run = Annotated[str | None, Parameter("--run", help="A run's directory, its name, or name/attempt_N. Default: the latest here.")]
@@ -150,7 +152,7 @@ def status(run: str | None = None, /, *, json: Json = False) -> int:
             _show_summary(attempt)
         return int(ExitCode.DONE)
     if not isinstance(reply, operator.StatusReply):
-        return _tell(reply)
+        return commands_operate.tell(reply)
     if json:
         _print_json(reply.snapshot)
     else:
@@ -171,7 +173,7 @@ def logs(
     attempt, target = _run_and_target(names)
     if lines is not None and lines < 0:
         raise UsageError("--lines counts from 0.")
-    merge = view.Merge(attempt, view.parse_target(target), _colour())
+    merge = view.Merge(attempt, view.parse_target(target), sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
     try:
         for line in merge.history(10 if follow and lines is None else lines):
             _say(line)
@@ -191,79 +193,6 @@ def _run_and_target(names: Sequence[str]) -> tuple[Path, str | None]:
     if names and (os.path.isdir(names[0]) or os.path.isdir(Path("runs") / names[0])):
         return _find(names[0]), None
     return _find(None), names[0] if names else None
-
-
-@app.command
-def stop(
-    target: str | None = None,
-    /,
-    *,
-    run: Run = None,
-    now: Annotated[bool, Parameter("--now", negative="", help="Do not wait for running samples.")] = False,
-    kill: Annotated[bool, Parameter("--kill", negative="", help="Kill everything of the run.")] = False,
-) -> int:
-    """Stop a run gracefully, or one pipeline of it (stop p1)."""
-    from supervisor.runtime.operator import StopRequest
-
-    if target is not None:
-        if now or kill:
-            raise UsageError("--now and --kill are for a whole run; without a target.")
-        return _act("stop", target, run)
-    return _ask(run, StopRequest(3 if kill else 2 if now else 1))
-
-
-@app.command
-def restart(target: str, /, *, run: Run = None) -> int:
-    """Restart a pipeline's group: restart p1/engine/0, p1/trainer, p1/gateway or p1."""
-    return _act("restart", target, run)
-
-
-@app.command
-def pause(target: str, /, *, run: Run = None) -> int:
-    """Take an engine or a pipeline off the GPUs until `resume`."""
-    return _act("pause", target, run)
-
-
-@app.command
-def drain(target: str, /, *, run: Run = None) -> int:
-    """Like `pause`, and then end the engine's processes: nothing of it is left on its GPUs until `resume`."""
-    return _act("drain", target, run)
-
-
-@app.command
-def resume(target: str, /, *, run: Run = None) -> int:
-    """Undo `pause` and `drain`. (To go on with a stopped run: run FILE --resume.)"""
-    return _act("resume", target, run)
-
-
-@app.command
-def reset(target: str, /, *, run: Run = None) -> int:
-    """Give a retired engine or a failed pipeline a new restart budget."""
-    return _act("reset", target, run)
-
-
-def _act(verb: "Verb", target: str, run: str | None) -> int:
-    from supervisor.runtime.operator import ActRequest
-    from supervisor.target import parse
-
-    return _ask(run, ActRequest(verb, parse(target)))
-
-
-def _ask(run: str | None, request: "Request") -> int:
-    from supervisor.runtime.operator import ask
-
-    return _tell(ask(_find(run) / "control.sock", request))
-
-
-def _tell(reply: "Reply") -> int:
-    from supervisor.runtime.operator import Declined, Done
-    from supervisor.runtime.plain import one_line
-
-    if isinstance(reply, Declined):
-        raise UsageError(one_line(reply.text))
-    if isinstance(reply, Done):
-        _say(one_line(reply.text) or "Done.")
-    return int(ExitCode.DONE)
 
 
 def _find(run: str | None) -> Path:
@@ -289,10 +218,6 @@ def _print_json(value: Any) -> None:
     import msgspec
 
     _say(msgspec.json.encode(value).decode())
-
-
-def _colour() -> bool:
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:

@@ -544,7 +544,7 @@ class Engine:
             self.timers.remove((due, what))
             what()
         wait = min([timer[0] - now for timer in self.timers], default=60.0)
-        if 0 <= self.knobs.exit_after:
+        if self.knobs.exit_after >= 0:
             wait = min(wait, self.born + self.knobs.exit_after - now)
         computing = not (self.paused or self.stuck or self.knobs.generate == "hang")
         due = computing and any(other.request and other.request.due <= now for other in self.connections.values())

@@ -73,7 +73,9 @@ def main():
                 time.sleep(float(pipeline.options.get("training", 0.0)))
                 pipeline.publish({"w": Weights(float(step))})
         pipeline.report(step, reward=1.0)
-        pipeline.checkpoint(step, record.name)
+        saved = pipeline.directory / f"step-{step}"
+        saved.write_text("as much of a state as there is\n", encoding="utf-8")
+        pipeline.checkpoint(step, saved)
 
 
 if __name__ == "__main__":

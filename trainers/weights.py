@@ -17,6 +17,8 @@ MAX_HEADER: Final = 64 << 20
 """Bytes of a safetensors header (a description of about 100 bytes a tensor)."""
 MAX_FILES: Final = 10_000
 """Entries of one snapshot."""
+TIED: Final = frozenset({"lm_head.weight"})
+"""Tied to the embedding in many models: their files leave it out, a trainer's state has it."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION: Final = re.compile(r"v[0-9]+")
 
@@ -32,13 +34,17 @@ def path_of(weights_dir: Path, version: int) -> Path:
     return weights_dir / f"v{version}"
 
 
-def adopt(weights_dir: Path, name: str, version: int) -> Path:
-    """Makes the snapshot `name` version `version`: looks at it, renames it, returns its new path. Raises SnapshotError, and removes it then."""
+def adopt(weights_dir: Path, name: str, version: int, layout: frozenset[str] = frozenset()) -> Path:
+    """Makes the snapshot `name` version `version`: looks at it, renames it, returns its new path. Raises SnapshotError, and removes it then.
+
+    `layout`: names of the tensors of version 0, for engines that skip names they do not know without a word (SGLang). A snapshot that has
+    others *instead* is refused: the engine would say that it has the version, and keep what it had.
+    """
     if not _NAME.fullmatch(name) or _VERSION.fullmatch(name):
         raise SnapshotError(f"{name[:64]!r} is not a name for a snapshot")
     source, target = weights_dir / name, path_of(weights_dir, version)
     try:
-        _inspect(source)
+        _compare(name, _inspect(source), layout)
         # An empty or stale target would be our own mistake; rename onto a full folder fails.
         os.rename(source, target)
     except OSError as error:
@@ -85,25 +91,50 @@ def _remove(path: Path) -> None:
         return
 
 
-def _inspect(folder: Path) -> None:
-    """Raises SnapshotError (or OSError) unless this is a real, flat folder of real files with at least one sane safetensors file."""
-    if not stat.S_ISDIR(folder.lstat().st_mode):
+def layout_of(folder: Path) -> frozenset[str]:
+    """Names of all tensors of a model; empty where its files do not say. For `adopt` and `missing`."""
+    try:
+        return _inspect(folder, links=True)
+    except (SnapshotError, OSError):
+        return frozenset()
+
+
+def missing(folder: Path, layout: frozenset[str]) -> list[str]:
+    """Names of the layout that a snapshot does not have, in order. Raises SnapshotError, OSError."""
+    return sorted(layout - _inspect(folder)) if layout else []
+
+
+def _compare(name: str, names: frozenset[str], layout: frozenset[str]) -> None:
+    absent, strange = layout - names, names - layout - TIED
+    if layout and absent and strange:
+        raise SnapshotError(
+            f"snapshot {name} names its tensors in another way than the model: it has {min(strange)[:200]!r} and {len(strange) - 1} more that"
+            f" the model has not, and lacks {min(absent)[:200]!r} and {len(absent) - 1} more; publish them under the names of the model's files"
+        )
+
+
+def _inspect(folder: Path, links: bool = False) -> frozenset[str]:
+    """The names of its tensors. `links`: files may be links, as in a cache of models.
+
+    Raises SnapshotError (or OSError) unless this is a real, flat folder of real files with at least one sane safetensors file.
+    """
+    if not stat.S_ISDIR((folder.stat() if links else folder.lstat()).st_mode):
         raise SnapshotError(f"{folder} is not a folder")
-    found = 0
+    found: list[frozenset[str]] = []
     with os.scandir(folder) as entries:
         for count, entry in enumerate(entries):
             if count >= MAX_FILES:
                 raise SnapshotError(f"{folder} holds more than {MAX_FILES} files")
-            if not entry.is_file(follow_symlinks=False):
+            if not links and not entry.is_file(follow_symlinks=False):
                 raise SnapshotError(f"{entry.path} is not a plain file")
             if entry.name.endswith(".safetensors"):
-                _inspect_tensors(Path(entry.path))
-                found += 1
+                found.append(_inspect_tensors(Path(os.path.realpath(entry.path) if links else entry.path)))
     if not found:
         raise SnapshotError(f"{folder} holds no *.safetensors")
+    return frozenset().union(*found)
 
 
-def _inspect_tensors(path: Path) -> None:
+def _inspect_tensors(path: Path) -> frozenset[str]:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -120,6 +151,7 @@ def _inspect_tensors(path: Path) -> None:
     ends = [_end(path, name, tensor) for name, tensor in tensors.items() if name != "__metadata__"]
     if not ends or max(ends) != size - 8 - length:
         raise SnapshotError(f"{path}: the tensors end at byte {max(ends, default=0)}, the file's data at {size - 8 - length}")
+    return frozenset(tensors) - {"__metadata__"}
 
 
 def _end(path: Path, name: str, tensor: object) -> int:

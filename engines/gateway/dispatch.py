@@ -190,11 +190,9 @@ class Dispatch:
 
     def _tokens(self, event: events.Tokens) -> None:
         attempt = self._attempts.get(event.attempt)
-        if attempt is None:
+        if attempt is None or (sample := attempt.sample) is None:
             return
         attempt.engine.tokens += len(event.ids)
-        if (sample := attempt.sample) is None:
-            return
         attempt.marks = event.marks
         request, known = sample.request, len(sample.ids)
         room = len(event.ids) if request.limit is None else max(0, request.limit - known)
@@ -231,8 +229,7 @@ class Dispatch:
             case events.Finished() if not aborted:
                 engine.succeeded()
             case events.Broken(busy=busy):
-                engine.failures += not busy
-                engine.rest(self._now)
+                engine.failed(self._now, busy)
             case _ if aborted and not attempt.aborting:
                 engine.rest(self._now)  # somebody else has aborted it, as a pause does
         if sample is None:

@@ -32,6 +32,11 @@ class Engine:
         self.failures = self.strikes = 0
         self.rests_until = 0.0
 
+    def failed(self, now: float, busy: bool) -> None:
+        """A request did not come to its end on it; one that it had no room for says nothing against it."""
+        self.failures += not busy
+        self.rest(now)
+
     def rest(self, now: float) -> None:
         """Let it alone for a moment: it has just failed, and the supervisor will say what is to become of it."""
         self.rests_until = now + min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self.strikes, 10))

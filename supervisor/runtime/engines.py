@@ -151,19 +151,22 @@ class Engines:
 
 async def _or_exit(group: Group, control: EngineControl, limit: float) -> None:
     """Ready and able, or raises EngineError: at once when a member ends, at the deadline else."""
-    failure: list[str] = []
+    failure: list[EngineError] = []
     async with anyio.create_task_group() as tasks:
 
         async def exit_first() -> None:
-            failure.append(f"ended before it was ready: {await group.exited()}")
+            failure.append(EngineError(f"ended before it was ready: {await group.exited()}"))
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(exit_first)
-        await control.ready(limit)
-        await control.canary(limit)
+        try:
+            await control.ready(limit)
+            await control.canary(limit)
+        except EngineError as error:  # not out of the task group, which would wrap it
+            failure.append(error)
         tasks.cancel_scope.cancel()
     if failure:
-        raise EngineError(failure[0])
+        raise failure[0]
     await group.watch_tree()
 
 

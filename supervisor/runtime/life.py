@@ -78,11 +78,12 @@ class Life:
 
     async def _port_held(self, engine: EngineId, limit: float) -> str:
         """Empty when every port of the engine's window can be bound again, or who holds one: something of it lives that we do not know."""
-        with anyio.move_on_after(limit):
-            while (port := self._site.ports.bindable(engine)) is not None:
-                await anyio.sleep(PORT_POLL_S)  # nothing tells when a port becomes free
-            return ""
-        port = self._site.ports.bindable(engine)
+        until = anyio.current_time() + limit
+        while True:
+            port = self._site.ports.bindable(engine)
+            if port is None or anyio.current_time() >= until:
+                break
+            await anyio.sleep(PORT_POLL_S)  # nothing tells when a port becomes free
         return "" if port is None else f"port {port} is still held by {await to_thread.run_sync(holder, port)}"
 
     async def watch_tree(self, group: GroupId, incarnation: Incarnation) -> None:

@@ -9,7 +9,6 @@ from supervisor.scheduler.faults import Cause, Fault
 from supervisor.scheduler.fleet import Engine
 from trainers import messages as say
 
-
 _RESERVED = frozenset(["event", "level", "timestamp", "run", "pipeline", "engine", "group", "incarnation", "step"])
 """Names of a log record of ours that a trainer's figures cannot take."""
 

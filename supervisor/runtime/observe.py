@@ -1,5 +1,6 @@
 """The scheduler's records as `status` and the summary show them."""
 
+from engines.ids import GpuId
 from engines.state import EngineState
 from supervisor.runtime import unmeasured
 from supervisor.runtime.memory import Memory
@@ -8,6 +9,7 @@ from supervisor.runtime.snapshot import EngineView, GatewayView, GpuView, Pipeli
 from supervisor.runtime.summary import PipelineSummary
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.fleet import Engine, Pipeline, TrainerState
+from supervisor.scheduler.leases import LeaseBook
 
 
 def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: float, uptime_s: float) -> Snapshot:
@@ -27,7 +29,7 @@ def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: fl
                 fenced=leases.fenced(gpu.id),
             )
         )
-    pipelines = tuple(_pipeline(site, pipeline) for pipeline in scheduler.desk.fleet.pipelines.values())
+    pipelines = tuple(_pipeline(site, pipeline, leases) for pipeline in scheduler.desk.fleet.pipelines.values())
     return Snapshot(
         run=site.directory.run_id,
         started_at=started_at,
@@ -38,7 +40,7 @@ def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: fl
     )
 
 
-def _pipeline(site: Site, pipeline: Pipeline) -> PipelineView:
+def _pipeline(site: Site, pipeline: Pipeline, leases: LeaseBook) -> PipelineView:
     figures, trainer = pipeline.figures, pipeline.trainer
     rollouts = list(pipeline.rollouts.values())
     return PipelineView(
@@ -53,14 +55,14 @@ def _pipeline(site: Site, pipeline: Pipeline) -> PipelineView:
         weight_version=pipeline.published,
         engines_awake=sum(engine.state is EngineState.SERVING for engine in pipeline.engines.values()),
         restarts=trainer.restarts + sum(engine.restarts for engine in pipeline.engines.values()),
-        waits_for=_waits_for(pipeline),
+        waits_for=_waits_for(pipeline, leases),
         engines=tuple(_engine(engine) for engine in pipeline.engines.values()),
         trainer=TrainerView(
             state=trainer.state.value,
             incarnation=trainer.incarnation,
             pids=trainer.pids,
             holds=trainer.grant.roles if trainer.grant is not None else (),
-            waits_for=_trainer_waits_for(pipeline),
+            waits_for=_trainer_waits_for(pipeline, leases),
         ),
         gateway=GatewayView(
             url=site.urls.get(pipeline.id, ""),
@@ -80,21 +82,31 @@ def _state(pipeline: Pipeline) -> str:
     return "rolling out" if pipeline.rollouts else "running"
 
 
-def _waits_for(pipeline: Pipeline) -> str | None:
-    if (waiting := _trainer_waits_for(pipeline)) is not None:
+def _waits_for(pipeline: Pipeline, leases: LeaseBook) -> str | None:
+    if (waiting := _trainer_waits_for(pipeline, leases)) is not None:
         return waiting
     if pipeline.rollouts and not pipeline.routable:
         return "an engine"
     return None
 
 
-def _trainer_waits_for(pipeline: Pipeline) -> str | None:
+def _trainer_waits_for(pipeline: Pipeline, leases: LeaseBook) -> str | None:
     trainer = pipeline.trainer
     if trainer.request is not None:
-        return f"lease {', '.join(trainer.request.roles)} on GPUs {', '.join(map(str, trainer.request.gpus))}"
+        withheld = [f"{gpu}: {who}" for gpu in trainer.request.gpus if (who := _holder(pipeline, leases, gpu))]
+        what = f"lease {', '.join(trainer.request.roles)} on GPUs {', '.join(map(str, trainer.request.gpus))}"
+        return what + (f" ({'; '.join(withheld)})" if withheld else "")
     if "rollout" in pipeline.figures.waits_since:
         return "a routable engine"
     return None
+
+
+def _holder(pipeline: Pipeline, leases: LeaseBook, gpu: GpuId) -> str:
+    """Who else has a GPU that this trainer waits for, or why it is withheld."""
+    if (fence := leases.fenced(gpu)) is not None:
+        return f"fenced, {fence}"
+    lease = leases.lease(gpu)
+    return "" if lease is None or lease.holder == pipeline.trainer.id else f"held by {lease.holder}"
 
 
 def _engine(engine: Engine) -> EngineView:
@@ -107,8 +119,13 @@ def _engine(engine: Engine) -> EngineView:
         version=engine.version,
         in_flight=engine.in_flight,
         restarts=engine.restarts,
-        note=engine.note,
+        note=_note(engine),
     )
+
+
+def _note(engine: Engine) -> str:
+    held = "drained by the operator" if engine.drained else "paused by the operator" if engine.held else ""
+    return "; ".join(filter(None, (held, engine.note)))
 
 
 def pipeline_summary(pipeline: Pipeline) -> PipelineSummary:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from anyio import to_thread
 
 from engines.control import EngineError
-from engines.ids import EngineId, GatewayId, GroupId, TrainerId
+from engines.ids import EngineId, GatewayId, GroupId, PipelineId, TrainerId
 from supervisor.runtime import models
 from supervisor.runtime.children import SpawnFailed
 from supervisor.runtime.engines import Engines
@@ -30,6 +30,7 @@ class Performer:
 
     def __init__(self, site: Site) -> None:
         self._site = site
+        self._layouts: dict[PipelineId, frozenset[str]] = {}
         fronts = Fronts()
         self.life = Life(site, self._gone)
         self.memory = Memory(site)
@@ -96,10 +97,24 @@ class Performer:
         if isinstance(action, do.DropSnapshot):
             await to_thread.run_sync(weights.drop, folder, action.version)
             return Told(id=action.id)
-        await to_thread.run_sync(weights.adopt, folder, action.name, action.version)
+        layout = await self._layout(action.pipeline)
+        path = await to_thread.run_sync(weights.adopt, folder, action.name, action.version, layout)
+        if lacking := await to_thread.run_sync(weights.missing, path, layout):
+            self._site.log.warning(
+                "published weights lack tensors of the model; the engine keeps what it has for them",
+                pipeline=action.pipeline, version=action.version, tensors=len(lacking), first=lacking[0],
+            )  # fmt: skip
         await to_thread.run_sync(self._site.checkpoints[action.pipeline].published, action.version)
         self._site.published[action.pipeline] = action.version
         return SnapshotAdopted(id=action.id)
+
+    async def _layout(self, pipeline: PipelineId) -> frozenset[str]:
+        """Names of version 0's tensors, where the engine would skip others without a word."""
+        if self._site.pipeline(pipeline).engine.kind != "sglang":
+            return frozenset()
+        if pipeline not in self._layouts:
+            self._layouts[pipeline] = await to_thread.run_sync(weights.layout_of, self._site.model(pipeline))
+        return self._layouts[pipeline]
 
     def _gone(self, group: GroupId) -> None:
         """What was kept for a group that has ended goes, too."""

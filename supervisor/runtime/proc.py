@@ -62,6 +62,15 @@ def tag_of(pid: int) -> str | None:
     return next((os.fsdecode(entry[len(start) :]) for entry in environment.split(b"\0") if entry.startswith(start)), None)
 
 
+def command_of(pid: int) -> bytes:
+    """Its command line, arguments separated by zero bytes; empty when it is gone."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
 def boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()

@@ -17,7 +17,7 @@ from anyio import to_thread
 
 from supervisor.runtime.children import Child, Command, SpawnFailed, Status, reap, release, start_plain, wait_exit
 from supervisor.runtime.prewarm import Prewarm
-from supervisor.runtime.proc import Identity, Lineage, lineage, read_stat, table, tag_of
+from supervisor.runtime.proc import Identity, Lineage, command_of, lineage, read_stat, table, tag_of
 from supervisor.runtime.signals import kill_all, send
 
 __all__ = ["Command", "Group", "Member", "MemberExit", "Processes", "SpawnFailed", "Status", "census"]
@@ -26,6 +26,8 @@ Key = TypeVar("Key", bound=Hashable)
 SPAWN_SECONDS: Final = 60.0
 KILL_SECONDS: Final = 5.0
 ORPHAN_SECONDS: Final = 2.0
+PASSING: Final = (b"/_inductor/compile_worker", b"multiprocessing.resource_tracker")
+"""Of command lines: torch's compilers end after a minute without work, and a tracker of resources with what it tracks."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,14 @@ class Group:
         return tuple([await member.ended() for member in self.members])
 
     async def watch_tree(self) -> frozenset[int]:
-        """From now on the end of any process that the group consists of at this moment counts as an exit. Returns their pids."""
+        """From now on the end of any process that the group consists of at this moment counts as an exit. Returns their pids.
+
+        Not the end of those that leave by themselves when they have nothing to do.
+        """
         members = {member.identity for member in self.members}
         for identity in await self._scan() - members - self._tree.keys():
+            if any(name in command_of(identity.pid) for name in PASSING):
+                continue
             with contextlib.suppress(ProcessLookupError):
                 self._tree[identity] = os.pidfd_open(identity.pid)
         self._tree_changed.set()

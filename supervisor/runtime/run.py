@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import time
@@ -47,7 +48,14 @@ PROGRESS_S = 0.5
 def run(config: Config, directory: RunDirectory, options: Options) -> ExitCode:
     """Until every pipeline has ended or the operator stops it; nothing of it lives afterwards. Raises SetUpError, UsageError."""
     guard = guarded.enter()
+    _allow_descriptors()
     return anyio.run(_run, config, directory, options, guard, backend="asyncio", backend_options={"use_uvloop": True})
+
+
+def _allow_descriptors() -> None:
+    """As many as we may have: each port that is reserved for a group takes one, and each child some."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _run(config: Config, directory: RunDirectory, options: Options, guard: guarded.Guard) -> ExitCode:

@@ -63,6 +63,7 @@ class Sglang:
             known, warning = profile(version)
         except (SpawnFailed, UnknownVersion) as error:
             self._found[python] = SpawnFailed(f"{python}: {error}")
+            log.error("no engine can start with this interpreter", why=str(error))
             return
         self._found[python] = known
         log.info("SGLang found", version=version)
@@ -161,13 +162,13 @@ def _version(python: str, environ: dict[str, str]) -> str:
 
 
 def open_in_shm(pids: frozenset[int]) -> set[Path]:
-    """Files of /dev/shm that these processes have mapped or open and that nobody else is supposed to have."""
-    found: set[Path] = set()
+    """Files of /dev/shm that these processes have mapped, by name. Compared by inode: the C library maps a semaphore before it names it."""
+    mapped: set[int] = set()
     for pid in pids:
         try:
             with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-                found |= {Path(line.split(maxsplit=5)[5].rstrip("\n")) for line in maps if " /dev/shm/" in line}
-            found |= {Path(os.readlink(f"/proc/{pid}/fd/{number}")) for number in os.listdir(f"/proc/{pid}/fd")}
+                mapped |= {int(line.split(maxsplit=5)[4]) for line in maps if " /dev/shm/" in line}
         except OSError:  # it has ended
             continue
-    return {path for path in found if path.parent == SHM and path.name.startswith(LEFT_OVER)}
+    with os.scandir(SHM) as entries:
+        return {Path(entry.path) for entry in entries if entry.name.startswith(LEFT_OVER) and entry.inode() in mapped}

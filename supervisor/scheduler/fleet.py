@@ -201,6 +201,7 @@ class Pipeline:
     model_ready: bool = False
     model_op: int | None = None
     forget: bool = False  # the gateway must forget the dead trainer's rollouts
+    step: int = 0  # of the newest rollout
     suspended: bool = False  # an operator's pause of the whole pipeline
     failed: str = ""
     figures: Figures = field(default_factory=Figures)
@@ -221,6 +222,11 @@ class Pipeline:
 
     def unfinished(self, now: float, quiet_after: float) -> int:
         return sum(rollout.unfinished(now, quiet_after) for rollout in self.rollouts.values())
+
+    @property
+    def steps_left(self) -> int:
+        """Steps still to finish, this one included; 0 when it has ended or nobody knows."""
+        return 0 if self.ended else max(0, self.spec.steps - max(self.step, self.trainer.steps_done))
 
     @property
     def opened(self) -> float:

@@ -7,10 +7,11 @@
 from engines.ids import Incarnation, Version
 from engines.state import EngineState, Turn
 
+from . import recoveries
 from .actions import Action, Drain, LoadWeights, Lost, Measure, Pause, Route, StartGroup, StopGroup, Unroute, Wake
 from .desk import Desk
 from .events import ActionFailed, Answer, GpuFree, GpuHeld, GroupGone, GroupReady, Ordered, Paused, Woken
-from .faults import Cause, Fault
+from .faults import Cause
 from .fleet import Engine, Pipeline
 from .spec import Priority
 
@@ -22,37 +23,13 @@ def fail(desk: Desk, engine: Engine, cause: Cause, reason: str, *, member: int |
     """
     if not engine.can(Turn.FAIL) or engine.state is EngineState.STOPPING:  # an end that was asked for is no failure
         return
-    _record(desk, engine, cause, reason, member, silent)
+    recoveries.begin(desk, engine, cause, reason, member, silent)
     desk.inflight.forget(engine.op)
     engine.op = engine.routing_to = None
     engine.turn(Turn.FAIL, desk.now)
     engine.gone = engine.released = False
     engine.told_lost = False
     engine.note = reason
-
-
-def _record(desk: Desk, engine: Engine, cause: Cause, reason: str, member: int | None, silent: float) -> None:
-    before = engine.fault
-    collateral = tuple(index for index in range(len(engine.pids)) if index != member)
-    fault = Fault(engine.id, engine.incarnation, cause, reason, desk.now, 1, member, collateral, silent)
-    if before is not None:
-        fault.began, fault.attempt = before.began, before.attempt + 1
-        _close(desk, engine, "failed again")
-    fault.mark("failed", desk.now)
-    engine.fault = fault
-
-
-def _mark(desk: Desk, engine: Engine, step: str) -> None:
-    if engine.fault is not None:
-        engine.fault.mark(step, desk.now)
-
-
-def _close(desk: Desk, engine: Engine, outcome: str) -> None:
-    """The group is well again, or will not be."""
-    if engine.fault is not None:
-        engine.fault.outcome = outcome
-        desk.faults.append(engine.fault)
-        engine.fault = None
 
 
 def stop(desk: Desk, engine: Engine) -> None:
@@ -74,23 +51,15 @@ def answered(desk: Desk, pipeline: Pipeline, engine: Engine, action: Action, ans
     match answer:
         case GroupReady(version=version):
             engine.version, engine.pids = version, answer.pids
-            _mark(desk, engine, "ready")
+            recoveries.mark(desk, engine, "ready")
         case Woken(version=version):
-            engine.version = version
-            # any other version than the published one means: load again, never route
-            engine.turn(Turn.CURRENT if version == pipeline.published else Turn.STALE, desk.now)
-            if version == pipeline.published:
-                _loaded(desk, engine)
+            _woken(desk, pipeline, engine, action, version)
         case Paused():
             engine.released = True
         case Ordered():
             _ordered(desk, engine, action, answer.error)
         case GroupGone(confirmed=True):
-            engine.gone = True
-            engine.pids = ()
-            _mark(desk, engine, "gone")
-            if not desk.leases.held_by(engine.id):  # it died asleep, its GPUs are somebody else's: nothing of its own to measure
-                _gone(desk, engine)
+            _ended(desk, engine)
         case GroupGone():
             _stuck(desk, engine, answer.note)
         case GpuFree():
@@ -106,6 +75,28 @@ def answered(desk: Desk, pipeline: Pipeline, engine: Engine, action: Action, ans
             raise AssertionError(f"{answer} does not answer {action}")
 
 
+def _woken(desk: Desk, pipeline: Pipeline, engine: Engine, action: Action, version: Version) -> None:
+    engine.version = version
+    if isinstance(action, Wake | LoadWeights) and version != action.version:
+        fail(desk, engine, Cause.ACTION, f"was given version {action.version} and says that it has {version}")
+    elif version == pipeline.published:
+        engine.turn(Turn.CURRENT, desk.now)
+        _loaded(desk, engine)
+    else:
+        engine.turn(Turn.STALE, desk.now)  # another has been published meanwhile: load again, never route
+
+
+def _ended(desk: Desk, engine: Engine) -> None:
+    """Every pid of it is gone."""
+    engine.gone = True
+    engine.pids = ()
+    recoveries.mark(desk, engine, "gone")
+    if engine.state is EngineState.STUCK:
+        engine.since = desk.now - desk.box.limits.remeasure  # the measurement is next, now
+    if not desk.leases.held_by(engine.id):  # it died asleep, its GPUs are somebody else's: nothing of its own to measure
+        _gone(desk, engine)
+
+
 def _ordered(desk: Desk, engine: Engine, action: Action, error: str) -> None:
     match action:
         case Route(version=version):
@@ -113,14 +104,14 @@ def _ordered(desk: Desk, engine: Engine, action: Action, error: str) -> None:
                 fail(desk, engine, Cause.ACTION, f"its gateway refuses the route: {error}")
             else:
                 engine.route = version
-                _mark(desk, engine, "routed")
-                _close(desk, engine, "routed")
+                recoveries.mark(desk, engine, "routed")
+                recoveries.close(desk, engine, "routed")
         case Unroute():
             engine.route = None
         case Drain():
             engine.route, engine.touched = None, False
         case Lost():
-            _mark(desk, engine, "unrouted")
+            recoveries.mark(desk, engine, "unrouted")
         case _:
             raise AssertionError(f"{action} is no order about an engine")
 
@@ -145,8 +136,8 @@ def _measured_free(desk: Desk, engine: Engine) -> None:
         engine.pauses += 1
         engine.attempt_until = None
         desk.leases.release(engine.id)
-        _mark(desk, engine, "asleep")
-        _close(desk, engine, "asleep")
+        recoveries.mark(desk, engine, "asleep")
+        recoveries.close(desk, engine, "asleep")
     else:
         _gone(desk, engine)
 
@@ -162,16 +153,16 @@ def _gone(desk: Desk, engine: Engine) -> None:
     engine.gone = engine.released = engine.told_lost = False
     engine.in_flight = engine.failures = engine.completed = engine.tokens = 0
     engine.attempt_until = None
-    _mark(desk, engine, "empty")
+    recoveries.mark(desk, engine, "empty")
     if not failed:
-        _close(desk, engine, "stopped")
+        recoveries.close(desk, engine, "stopped")
         return
     if engine.fault is not None and engine.fault.cause is Cause.OPERATOR:
         return
     wait = engine.budget.fail(desk.now, salt=engine.incarnation * 64 + engine.id.rank)
     if wait is None:
         engine.turn(Turn.GIVE_UP, desk.now)
-        _close(desk, engine, "retired")
+        recoveries.close(desk, engine, "retired")
         desk.note("error", engine.id, f"retired after {engine.budget.limit} restarts within {engine.budget.window:.0f} s: {engine.note}")
     else:
         engine.not_before = desk.now + wait
@@ -180,6 +171,8 @@ def _gone(desk: Desk, engine: Engine) -> None:
 
 def _stuck(desk: Desk, engine: Engine, note: str) -> None:
     engine.note = note
+    if engine.state is EngineState.STUCK:
+        engine.since = desk.now
     if engine.state is EngineState.STOPPING:
         engine.turn(Turn.FAIL, desk.now)
     if engine.state is EngineState.QUARANTINED:
@@ -227,7 +220,7 @@ def _rise(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
         desk.leases.grant(engine.gpus, engine.id, Priority.ROLLOUT, engine.incarnation)
         engine.turn(Turn.START, desk.now)
         engine.attempt_until = desk.now + limits.attempt
-        _mark(desk, engine, "started")
+        recoveries.mark(desk, engine, "started")
         limit = min(limits.start, limits.attempt)
         engine.op = desk.do(lambda id: StartGroup(id=id, engine=engine.id, incarnation=engine.incarnation), limit)
         return
@@ -253,7 +246,7 @@ def _after_start(desk: Desk, pipeline: Pipeline, engine: Engine, *, wanted: bool
 
 def _loaded(desk: Desk, engine: Engine) -> None:
     engine.attempt_until = None
-    _mark(desk, engine, "loaded")
+    recoveries.mark(desk, engine, "loaded")
 
 
 def _left(desk: Desk, engine: Engine, limit: float) -> float:

@@ -32,6 +32,7 @@ def asked(desk: Desk, event: OperatorAsked) -> None:
         case "reset":
             for engine in chosen:
                 engine.budget.reset()
+                engine.not_before = desk.now
                 if engine.state is EngineState.RETIRED:
                     engine.turn(Turn.RESET, desk.now)
             if event.rank is None and pipeline.trainer.state is TrainerState.RETIRED:

@@ -5,13 +5,19 @@ chains of moves where it must, and is exact in how many it serves as far as `cou
 unless `NODES` partial assignments were not enough, and then the best that was found.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-NODES = 4000
+NODES = 1000
 """Partial assignments looked at for the fewest moves; beyond that the best one found is taken."""
 STATES = 20_000
 """Sets of GPUs kept by the exact count; boxes of 16 GPUs and 16 pipelines stay below."""
+SMALL = 16
+"""Claims up to which the search looks at everything; larger boxes get a shorter look."""
+
+_Cost = tuple[int, bool, int, int]  # claims skipped, the oldest among them, awake engines lost, seniority of the skipped
+_WORST: _Cost = (1 << 30, False, 0, 0)
+_OLDEST = 1 << 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,26 +30,48 @@ class Claim:
 
 
 def serve(claims: Sequence[Claim]) -> list[int | None]:
-    """For each claim the mask it gets, or None. Most claims served, then the senior ones, then fewest awake engines lost, then preference."""
+    """For each claim the mask it gets, or None.
+
+    Most claims served; of those ways one that serves the oldest; then fewest awake engines lost; then the seniors; then preference.
+    """
     search = _Search(claims)
-    unserved = [index for index, claim in enumerate(claims) if not claim.awake]
+    unserved = tuple(index for index, claim in enumerate(claims) if not claim.awake)
     if unserved:
-        search.skip_floor = 0
-        search.go(tuple(unserved), 0, {}, 0)
-        if search.skipped_at_best:
-            search.improve(count_best([claim.bundles for claim in claims]), tuple(unserved))
+        search.go(unserved, 0, 0, {}, 0, 0)
+        if search.best[0]:
+            search.improve(count_best([claim.bundles for claim in claims], STATES if len(claims) <= SMALL else SMALL))
     return search.answer()
 
 
-@dataclass(slots=True)
 class _Search:
-    claims: Sequence[Claim]
-    best: tuple[int, int] | None = None  # (weight of the skipped, engines lost)
-    chosen: dict[int, int] = field(default_factory=dict)
-    skipped_at_best: int = 0
-    nodes: int = 0
-    skip_floor: int = 0
-    seen: dict[tuple[tuple[int, ...], int], tuple[int, int]] = field(default_factory=dict)
+    """Depth first, cheapest bundle first, with a bound. Awake engines are bits of an int of their own: a bundle *hits* those in its way."""
+
+    def __init__(self, claims: Sequence[Claim]) -> None:
+        self.claims = claims
+        self.best: _Cost = _WORST
+        self.chosen: dict[int, int] = {}
+        self.nodes = 0
+        self.limit = NODES if len(claims) <= SMALL else NODES // len(claims)
+        self.seen: dict[tuple[tuple[int, ...], int], _Cost] = {}
+        engines = [mask for claim in claims for mask in claim.awake]
+        self.widest = max((mask.bit_count() for mask in engines), default=1)
+        self.held = 0
+        at: dict[int, int] = {}  # GPU -> engine awake on it, as a bit
+        for number, mask in enumerate(engines):
+            self.held |= mask
+            for gpu in _bits(mask):
+                at[gpu] = 1 << number
+        self.engine = {mask: 1 << number for number, mask in enumerate(engines)}
+        self.own = [sum(self.engine[mask] for mask in claim.awake) for claim in claims]
+        self.hits: list[dict[int, int]] = []
+        for claim in claims:
+            hits = {}
+            for mask in claim.bundles:
+                hit = 0
+                for gpu in _bits(mask & self.held):
+                    hit |= at[gpu]
+                hits[mask] = hit & ~(self.engine[mask] if mask in claim.awake else 0)
+            self.hits.append(hits)
 
     def answer(self) -> list[int | None]:
         """What each claim gets: its new bundle, or one awake that nobody took."""
@@ -56,61 +84,66 @@ class _Search:
             found.append(self.chosen.get(index, kept))
         return found
 
-    def go(self, agenda: tuple[int, ...], taken: int, chosen: dict[int, int], skipped: int) -> None:
+    def go(self, agenda: tuple[int, ...], taken: int, lost: int, chosen: dict[int, int], skipped: int, regret: int) -> None:
         """Place the claims of the agenda around `taken`; whoever loses his last awake engine by that joins it."""
-        cost = (skipped, self._lost(taken, chosen))
-        if self.best is not None and max(cost, (self.skip_floor, 0)) >= self.best:
-            return
+        cost = (skipped, regret >= _OLDEST, lost.bit_count(), regret)
         if not agenda:
-            self.best, self.chosen = cost, dict(chosen)
-            self.skipped_at_best = skipped
+            if cost < self.best:
+                self.best, self.chosen = cost, dict(chosen)
+            return
+        if cost >= self.best or (self.nodes > self.limit and self.best is not _WORST):
+            return
+        room = {i: [mask for mask in self.claims[i].bundles if not mask & taken] for i in agenda[:SMALL]}
+        hopeless = sum(not masks for masks in room.values())
+        if (skipped + hopeless, cost[1], cost[2] + self._at_least(room, lost), regret) >= self.best:
             return
         self.nodes += 1
-        if self.nodes > NODES and self.best is not None:
-            return
         key = (agenda, taken)
-        if self.seen.get(key, (1 << 200, 0)) <= cost:
+        if self.seen.get(key, _WORST) <= cost:
             return
         self.seen[key] = cost
-        index = min(agenda, key=lambda i: (self._room(i, taken), self.claims[i].seniority, i))
+        index = min(room, key=lambda i: (len(room[i]), self.claims[i].seniority, i))
         rest = tuple(i for i in agenda if i != index)
-        options = [mask for mask in self.claims[index].bundles if not mask & taken]
-        for mask in sorted(options, key=lambda m: self._loss(m, index, chosen)):
-            after = taken | mask
+        hits = self.hits[index]
+        for mask in sorted(room[index], key=lambda m: (hits[m] & ~lost).bit_count()):
+            gone = lost | hits[mask]
             chosen[index] = mask
+            fallen = gone & ~lost
             homeless = tuple(
-                i
-                for i, claim in enumerate(self.claims)
-                if claim.awake and i not in chosen and i not in rest and all(awake & after for awake in claim.awake)
+                i for i, own in enumerate(self.own) if own & fallen and not own & ~gone and i not in chosen and i not in rest
             )
-            self.go(rest + homeless, after, chosen, skipped)
+            self.go(rest + homeless, taken | mask, gone, chosen, skipped, regret)
             del chosen[index]
-        self.go(rest, taken, chosen, skipped + self._weight(index))
+        self.go(rest, taken, lost, chosen, skipped + 1, regret + self._regret(index))
 
-    def improve(self, possible: list[int | None], unserved: tuple[int, ...]) -> None:
-        """The count says that more can be served than was found before the nodes ran out: start from its assignment."""
-        served = sum(mask is not None for mask in possible)
-        mine = sum(mask is not None for mask in self.answer())
-        if served > mine:
+    def _at_least(self, room: dict[int, list[int]], lost: int) -> int:
+        """Engines that must still be lost whatever is chosen: those claims can only have GPUs of an awake one, and each GPU serves one."""
+        gpus = 0
+        for index, masks in room.items():
+            hits = self.hits[index]
+            if masks and all(hits[mask] & ~lost for mask in masks):
+                gpus += min((mask & self.held).bit_count() for mask in masks) if self.widest > 1 else 1
+        spare = sum(self.widest for _ in range(lost.bit_count())) if self.widest > 1 else 0  # GPUs that lost wide engines may have left
+        return max(0, -(-(gpus - spare) // self.widest))
+
+    def improve(self, possible: list[int | None]) -> None:
+        """More can be served than was found before the nodes ran out: take that assignment."""
+        if sum(mask is not None for mask in possible) > sum(mask is not None for mask in self.answer()):
             self.chosen = {index: mask for index, mask in enumerate(possible) if mask is not None}
 
-    def _weight(self, index: int) -> int:
-        """Skipping one more is worse than anything about whom; skipping a senior is worse than any number of his juniors."""
-        return (1 << 160) + (1 << max(0, 150 - 8 * min(self.claims[index].seniority, 18)))
-
-    def _room(self, index: int, taken: int) -> int:
-        return sum(not mask & taken for mask in self.claims[index].bundles)
-
-    def _loss(self, mask: int, index: int, chosen: dict[int, int]) -> int:
-        return sum(
-            1 for i, claim in enumerate(self.claims) if i != index for awake in claim.awake if awake & mask and chosen.get(i) != awake
-        )
-
-    def _lost(self, taken: int, chosen: dict[int, int]) -> int:
-        return sum(1 for i, claim in enumerate(self.claims) for awake in claim.awake if awake & taken and chosen.get(i) != awake)
+    def _regret(self, index: int) -> int:
+        """Skipping a senior is worse than skipping any number of his juniors."""
+        return 1 << max(0, 150 - 8 * min(self.claims[index].seniority, 18))
 
 
-def count_best(claims: Sequence[Sequence[int]]) -> list[int | None]:
+def _bits(mask: int) -> Iterator[int]:
+    while mask:
+        low = mask & -mask
+        yield low
+        mask ^= low
+
+
+def count_best(claims: Sequence[Sequence[int]], limit: int = STATES) -> list[int | None]:
     """An assignment that serves as many claims as any can. Wide claims by sets of GPUs reached, single GPUs by augmenting paths."""
     single = [i for i, masks in enumerate(claims) if masks and all(mask & (mask - 1) == 0 for mask in masks)]
     wide = [i for i, masks in enumerate(claims) if masks and i not in single]
@@ -121,8 +154,8 @@ def count_best(claims: Sequence[Sequence[int]]) -> list[int | None]:
             for mask in claims[index]:
                 if not used & mask and len(grown.get(used | mask, {})) <= len(have):
                     grown[used | mask] = {**have, index: mask}
-        if len(grown) > STATES:  # beyond what is exact: the most served on the fewest GPUs
-            best = sorted(grown, key=lambda used: (used.bit_count() - 2 * len(grown[used]), used))[:STATES]
+        if len(grown) > limit:  # beyond what is exact: the most served on the fewest GPUs
+            best = sorted(grown, key=lambda used: (used.bit_count() - 2 * len(grown[used]), used))[:limit]
             grown = {used: grown[used] for used in best}
         states = grown
     best_found: dict[int, int] = {}

@@ -8,19 +8,19 @@ one gap does not open a chain of others.
 """
 
 import heapq
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from engines.ids import EngineId, GpuId, PipelineId
 
 from .packing import Claim, serve
 
-KEEP = 'flight'
-NEED = 0.0
-
-PLACE = -1
-FILL = 0.5
-"""An engine less full than this is served from leftovers only; it does not take from others."""
+FILL, FILL_HELD = 0.5, 0.25
+"""An engine less full than this is served from leftovers only; it does not take from others. For one that is awake already it
+takes less: what is running stays where it is for a small gain."""
+NEED, NEED_HELD = 1.25, 3.0
+FAIR = 1.0
+"""Where expectations are known: the longest sample alone takes `longest`; more than `expected / longest` places at once do not end the
+rollout sooner. So many times that need may be taken from others, or kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ class Share:
     home: frozenset[GpuId] = frozenset()
     expected: float = 0.0
     longest: float = 0.0
+    behind: bool = False
 
     @property
     def cap(self) -> int:
@@ -71,7 +72,7 @@ Plan = frozenset[EngineId]
 Order = tuple[float, ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Seat:
     """A bundle as a mask."""
 
@@ -81,6 +82,7 @@ class _Seat:
     fresh: bool
     in_flight: int
     home: int  # how many of its GPUs its pipeline trains on
+    places: tuple[GpuId, ...]
 
 
 @dataclass(slots=True)
@@ -91,8 +93,13 @@ class _Bidder:
     share: Share
     seats: list[_Seat]
     age: int
+    had: int = 0
     spare: list[_Seat] = field(default_factory=list)
     granted: list[_Seat] = field(default_factory=list)
+
+    @property
+    def tp(self) -> int:
+        return self.seats[0].mask.bit_count()
 
     @property
     def held(self) -> int:
@@ -113,17 +120,17 @@ def plan(view: View) -> Plan:
 
 def _bidders(view: View) -> list[_Bidder]:
     bit = {gpu: 1 << place for place, gpu in enumerate(sorted(view.gpus))}
-    found = []
-    shares = sorted((s for s in view.shares if s.unfinished > 0), key=lambda s: (s.opened, s.pipeline))
-    ages = {opened: age for age, opened in enumerate(sorted({s.opened for s in shares}))}
+    found: list[_Bidder] = []
+    shares = sorted((s for s in view.shares if s.unfinished > 0), key=lambda s: (not s.behind, s.opened, s.pipeline))
+    ages = {key: age for age, key in enumerate(sorted({(not s.behind, s.opened) for s in shares}))}
     for share in shares:
         seats = [
-            _Seat(b.rank, sum(map(bit.__getitem__, b.gpus)), b.awake, b.fresh, b.in_flight, len(b.gpus & share.home))
+            _Seat(b.rank, sum(map(bit.__getitem__, b.gpus)), b.awake, b.fresh, b.in_flight, len(b.gpus & share.home), tuple(b.gpus))
             for b in share.bundles
             if b.gpus <= view.gpus
         ]
         if seats:
-            found.append(_Bidder(len(found), share, seats, ages[share.opened]))
+            found.append(_Bidder(len(found), share, seats, ages[not share.behind, share.opened]))
     return found
 
 
@@ -134,27 +141,28 @@ class _Table:
         self.view = view
         self.bidders = bidders
         self.locked = 0
+        self.fair = len(view.gpus) / sum(bidder.share.weight for bidder in bidders)  # GPUs for a weight of 1
         self.busy = 0  # GPUs of any awake engine of a bidder, surplus ones too
+        self.spare_at: dict[GpuId, tuple[_Bidder, _Seat]] = {}
 
     # -- first engines
 
     def first_engines(self) -> None:
-        claims = []
         for bidder in self.bidders:
             awake = sorted((seat for seat in bidder.seats if seat.awake), key=_worth)
-            cap = bidder.share.cap
-            bidder.spare = awake[:cap]
+            bidder.spare = awake[: bidder.share.cap]
+            bidder.had = len(bidder.spare)
             for seat in awake:
                 self.busy |= seat.mask
-            claims.append(bidder)
-        if all(bidder.spare for bidder in claims):
-            chosen: list[int | None] = [bidder.spare[0].mask for bidder in claims]
+            for seat in bidder.spare:
+                self.spare_at.update(dict.fromkeys(seat.places, (bidder, seat)))
+        if all(bidder.spare for bidder in self.bidders):
+            chosen: list[int | None] = [bidder.spare[0].mask for bidder in self.bidders]
         else:
-            chosen = serve([self._claim(bidder) for bidder in claims])
-        for bidder, mask in zip(claims, chosen, strict=True):
+            chosen = serve([self._claim(bidder) for bidder in self.bidders])
+        for bidder, mask in zip(self.bidders, chosen, strict=True):
             if mask is not None:
-                seat = next(seat for seat in bidder.seats if seat.mask == mask)
-                self._grant(bidder, seat)
+                self._grant(bidder, next(seat for seat in bidder.seats if seat.mask == mask))
 
     def _claim(self, bidder: _Bidder) -> Claim:
         seats = sorted(bidder.seats, key=lambda s: (not s.awake, (s.mask & self.busy).bit_count(), -s.home, s.rank))
@@ -164,23 +172,40 @@ class _Table:
         """Give it for good; whoever's awake engine is in the way loses it."""
         bidder.granted.append(seat)
         self.locked |= seat.mask
-        for other in self.bidders:
-            if other.spare:
-                other.spare = [spare for spare in other.spare if not spare.mask & seat.mask]
+        for place in seat.places:
+            if place in self.spare_at:
+                loser, spare = self.spare_at[place]
+                loser.spare.remove(spare)
+                for gone in spare.places:
+                    del self.spare_at[gone]
 
     # -- bids for more
 
     def _order(self, bidder: _Bidder, index: int) -> Order:
         """When the bid for its engine number `index` is served; always later for a later engine of the same pipeline."""
         share = bidder.share
-        fill = (share.unfinished - index * share.slots) / share.slots
-        level = 1.0 if fill >= FILL else 2.0
-        if NEED and share.longest > 0 and index >= NEED * share.expected / (share.longest * share.slots):
-            level = 2.0
+        level = self._level(bidder, index)
         if self.view.targets == "proportional":
             # engines already counted per unit of demand: the smaller, the wider the gap
-            return (level, (index + 1) / (share.unfinished * share.weight), bidder.age, bidder.index, index)
-        return (level, bidder.age, bidder.index, index)
+            return (level, (index + 1) / (share.unfinished * share.weight), bidder.index, index)
+        return (level, float(bidder.age), bidder.index, index)
+
+    def _level(self, bidder: _Bidder, index: int) -> float:
+        """How strong a bid is: 1 takes from others, 2 takes only what is free and gives to those of level 1."""
+        share = bidder.share
+        held = index < bidder.had
+        if share.unfinished - index * share.slots < (FILL_HELD if held else FILL) * share.slots:
+            return 2.0
+        if share.longest > 0.0 and index * share.longest * share.slots >= (NEED_HELD if held else NEED) * share.expected:
+            return 2.0
+        if self.view.targets == "proportional":
+            return 1.0
+        if index * bidder.tp >= FAIR * self.fair * share.weight:
+            if not held:
+                return 2.0
+            if share.longest > 0.0:
+                return 1.5
+        return 1.0
 
     def bids(self) -> None:
         heap: list[tuple[Order, int]] = []
@@ -215,21 +240,24 @@ class _Table:
     def _price(self, seat: _Seat, order: Order) -> tuple[object, ...] | None:
         """None: it cannot be had for this bid."""
         if not seat.mask & self.busy:
-            return (0, (), 0, PLACE * seat.home, seat.rank)
-        lost = 0
-        running = 0
+            return (0, (), 0, -seat.home, seat.rank)
+        losers: dict[int, tuple[_Bidder, list[_Seat]]] = {}
+        for place in seat.places:
+            if place in self.spare_at:
+                loser, spare = self.spare_at[place]
+                hit = losers.setdefault(loser.index, (loser, []))[1]
+                if spare not in hit:
+                    hit.append(spare)
+        lost = running = 0
         latest: Order = ()
-        for other in self.bidders:
-            hit = [spare for spare in other.spare if spare.mask & seat.mask]
-            if hit:
-                theirs = self._order(other, other.held - len(hit))
-                if order[0] >= 2.0 or theirs <= order or any(spare.fresh for spare in hit):
-                    return None
-                lost += len(hit)
-                running += sum(spare.in_flight for spare in hit)
-                backwards = tuple(-part for part in theirs)
-                latest = max(latest, backwards)
-        return (lost, latest, running, PLACE * seat.home, seat.rank)
+        for loser, hit in losers.values():
+            theirs = self._order(loser, loser.held - len(hit))
+            if order[0] >= 2.0 or theirs[:2] <= order[:2] or any(spare.fresh for spare in hit):
+                return None
+            lost += len(hit)
+            running += sum(spare.in_flight for spare in hit)
+            latest = max(latest, tuple(-part for part in theirs))
+        return (lost, latest, running, -seat.home, seat.rank)
 
     # -- what is left
 
@@ -245,22 +273,12 @@ class _Table:
 
 def _worth(seat: _Seat) -> tuple[int, int, int]:
     """Which awake engine to keep first: the one with most under way."""
-    if KEEP == "flight":
-        return (-seat.in_flight, -seat.home, seat.rank)
-    if KEEP == "home":
-        return (-seat.home, -seat.in_flight, seat.rank)
-    if KEEP == "away":
-        return (seat.home, -seat.in_flight, seat.rank)
-    return (-seat.in_flight, seat.home, seat.rank)
+    return (-seat.in_flight, -seat.home, seat.rank)
 
 
 def gaps(view: View, wanted: Plan) -> dict[PipelineId, int]:
     """Target minus held, in engines, by pipeline: what the moves of a plan close."""
     return {
         share.pipeline: sum(EngineId(share.pipeline, b.rank) in wanted for b in share.bundles) - sum(b.awake for b in share.bundles)
-        for share in _all(view)
+        for share in view.shares
     }
-
-
-def _all(view: View) -> Iterable[Share]:
-    return view.shares

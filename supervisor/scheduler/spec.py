@@ -90,6 +90,7 @@ class PipelineSpec:
     share: float = 1.0
     version: int = 0
     steps_done: int = 0
+    steps: int = 0  # of the whole run; 0: not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,9 @@ from .fleet import Engine, Pipeline
 from .planner import Bundle, Share, View
 from .spec import Priority
 
+BEHIND = 2
+"""Steps more than any other pipeline has to go: then its rollouts count as the oldest. Like pipelines stay within one step of each other."""
+
 
 def held_by_trainers(desk: Desk) -> frozenset[GpuId]:
     return frozenset(lease.gpu for lease in desk.leases.leases if lease.priority is not Priority.ROLLOUT)
@@ -39,7 +42,7 @@ def _share(desk: Desk, pipeline: Pipeline) -> Share | None:
     expected = sum(rollout.expected for rollout in rollouts) if known else 0.0
     longest = max(rollout.longest for rollout in rollouts) if known else 0.0
     slots = pipeline.spec.engine.slots
-    return Share(pipeline.id, unfinished, slots, pipeline.opened, bundles, pipeline.spec.share, home, expected, longest)
+    return Share(pipeline.id, unfinished, slots, pipeline.opened, bundles, pipeline.spec.share, home, expected, longest, _behind(desk, pipeline))
 
 
 def _available(desk: Desk, engine: Engine) -> bool:
@@ -64,3 +67,9 @@ def must_leave(
         return False
     return any(gpu in wanted_gpus for gpu in engine.gpus)
 
+
+
+def _behind(desk: Desk, pipeline: Pipeline) -> bool:
+    """By far the most steps still to go: what it waits for, the whole box waits for in the end."""
+    others = (other.steps_left for other in desk.fleet.pipelines.values() if other is not pipeline)
+    return pipeline.steps_left >= max(others, default=pipeline.steps_left) + BEHIND

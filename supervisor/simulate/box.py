@@ -41,6 +41,7 @@ class Unit:
     gpus: tuple[int, ...]
     state: UnitState = UnitState.ASLEEP
     running: dict[int, float] = field(default_factory=dict)  # sample -> when it started here
+    busy_since: float | None = None  # generates without a pause since
 
 
 @dataclass(slots=True)
@@ -80,7 +81,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it. Times are seconds, `busy` is GPU-seconds of engines awake or changing and of trainings."""
+    """What came of it. Times are seconds, `busy` are GPU-seconds in which a GPU trained or generated."""
 
     makespan: float
     resizes: int
@@ -99,7 +100,6 @@ class Box:
         for job in self.jobs:
             job.units = [Unit(job, rank, job.load.bundle(rank)) for rank in range(job.load.ranks)]
         self.holder: list[object | None] = [None] * scenario.gpus
-        self.held_since = [0.0] * scenario.gpus
         self.busy = 0.0
         self.resizes = 0
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -122,8 +122,6 @@ class Box:
             self.now, _, what = heapq.heappop(self._heap)
             what()
         ends = tuple(job.end for job in self.jobs)
-        for gpu in range(self.scenario.gpus):
-            self._let(gpu)
         return Outcome(max(ends), self.resizes, self.busy, ends)
 
     # -- what a policy may do
@@ -142,7 +140,7 @@ class Box:
         unit.state = UnitState.ASLEEP
         for gpu in unit.gpus:
             if self.holder[gpu] is unit:
-                self._let(gpu)
+                self.holder[gpu] = None
 
     def wake(self, unit: Unit) -> None:
         """Takes its GPUs now; produces after `wake_s`."""
@@ -200,6 +198,8 @@ class Box:
             unit = min(open_units, key=lambda u: (len(u.running), u.rank))
             _, sample = heapq.heappop(job.waiting)
             unit.running[sample] = self.now
+            if unit.busy_since is None:
+                unit.busy_since = self.now
             job.lives[sample] += 1
             life = job.lives[sample]
             self.after(job.left[sample], lambda s=sample, u=unit, n=life: self._finished(job, u, s, n))  # type: ignore[misc]
@@ -210,6 +210,7 @@ class Box:
         if job.phase is not Phase.ROLLING or sample not in unit.running or job.lives[sample] != life:
             return
         del unit.running[sample]
+        self._rest(unit)
         job.left[sample] = 0.0
         job.done += 1
         if job.done == len(job.left):
@@ -221,6 +222,12 @@ class Box:
             assert self.policy is not None
             self.policy.progressed(job)
 
+    def _rest(self, unit: Unit) -> None:
+        """Count its busy time when nothing runs on it any more."""
+        if not unit.running and unit.busy_since is not None:
+            self.busy += (self.now - unit.busy_since) * len(unit.gpus)
+            unit.busy_since = None
+
     def _interrupt(self, unit: Unit) -> None:
         job = unit.job
         for sample, since in unit.running.items():
@@ -228,6 +235,7 @@ class Box:
             job.lives[sample] += 1
             heapq.heappush(job.waiting, (self._turn(job, sample), sample))
         unit.running.clear()
+        self._rest(unit)
         self._fill(job)
 
     def _woken(self, unit: Unit) -> None:
@@ -240,13 +248,14 @@ class Box:
     def _slept(self, unit: Unit) -> None:
         unit.state = UnitState.ASLEEP
         for gpu in unit.gpus:
-            self._let(gpu)
+            self.holder[gpu] = None
         assert self.policy is not None
         self.policy.slept(unit)
 
     def _trained(self, job: Job) -> None:
         for gpu in job.load.train_gpus:
-            self._let(gpu)
+            self.holder[gpu] = None
+        self.busy += job.load.train_s * len(job.load.train_gpus)
         job.step += 1
         assert self.policy is not None
         if job.step < len(job.load.trajectories):
@@ -261,9 +270,3 @@ class Box:
         for gpu in gpus:
             assert self.holder[gpu] is None, f"GPU {gpu} is booked twice at {self.now:.2f} s"
             self.holder[gpu] = holder
-            self.held_since[gpu] = self.now
-
-    def _let(self, gpu: int) -> None:
-        if self.holder[gpu] is not None:
-            self.busy += self.now - self.held_since[gpu]
-            self.holder[gpu] = None

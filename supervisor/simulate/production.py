@@ -174,4 +174,4 @@ def _pipeline(load: PipelineLoad) -> PipelineSpec:
     train = tuple(GpuId(gpu) for gpu in load.train_gpus)
     engine = EngineSpec(infer, load.tp, load.slots_per_rank, eager=True)
     trainer = TrainerSpec({"init": train, "train": train}, 1, lease_limit=1e9)
-    return PipelineSpec(PipelineId(load.id), engine, trainer, load.share)
+    return PipelineSpec(PipelineId(load.id), engine, trainer, load.share, steps=len(load.trajectories))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from supervisor.runtime.operator import NotRunning, Request, StatusReply, StatusRequest, ask
+from supervisor.runtime.ports import holder
 from supervisor.runtime.snapshot import PipelineView, Snapshot
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -120,7 +121,16 @@ class Run:
             for record in self.log()
             if record["event"] == "gateway" and isinstance(record["url"], str)
         }
-        return found + [f"port {port}" for port in ports & listening()]
+        return found + [f"port {port}: {who}" for port in ports & listening() if (who := self._holder(port))]
+
+    def _holder(self, port: int) -> str:
+        """Who of this run has the port; another run may have taken it since."""
+        who = holder(port)
+        pid = who.split()[1] if who.startswith("pid ") else ""
+        try:
+            return who if Path(os.readlink(f"/proc/{pid}/cwd")).is_relative_to(self.cwd.resolve()) else ""
+        except OSError:  # it has ended
+            return ""
 
 
 def processes_of(run_id: str) -> list[tuple[int, str]]:

@@ -22,7 +22,7 @@ from supervisor.runtime.operator import ActRequest, ask
 from supervisor.runtime.snapshot import EngineView, PipelineView
 from supervisor.target import parse
 
-SHAPES = [("one", 1), ("one", 2), ("per-gpu", 2), ("per-gpu", 4)]
+SHAPES = [("one", 1), ("one", 2), ("per-gpu", 2), ("per-gpu", 8)]
 SLOW = {"set": {"token_delay": 0.02}}
 """A request of 20 tokens takes 0.4 s: there is time to hurt somebody."""
 
@@ -90,7 +90,7 @@ def act(run: Run, verb: str, target: str) -> None:
 # -- an end
 
 
-@pytest.mark.parametrize(("members", "tp"), [*SHAPES, ("per-gpu", 8)])
+@pytest.mark.parametrize(("members", "tp"), SHAPES)
 def test_f9_r4_r9_kill_of_any_member_ends_and_restarts_the_whole_group(make: Callable[..., Faulty], members: str, tp: int) -> None:
     """The head lives on and is stuck when a follower dies: without exit watching it would hang for ten minutes."""
     faulty = make(members=members, tp=tp, target=96)
@@ -118,14 +118,14 @@ def test_f9_r4_r9_kill_of_any_member_ends_and_restarts_the_whole_group(make: Cal
     assert recovery["routed_s"] < 5.0
 
 
-@pytest.mark.parametrize("member", [0, 1, 2, 3])
-def test_r9_each_member_of_four(make: Callable[..., Faulty], member: int) -> None:
-    faulty = make(members="per-gpu", tp=4, engines=1)
+def test_r9_each_member_of_four_in_turn(make: Callable[..., Faulty]) -> None:
+    faulty = make(members="per-gpu", tp=4, engines=1, target=96, restarts=10, health="restart_window_s = 0.001")
     run = faulty.start()
-    pids = run.when("p1", serving(), "a busy engine").engines[0].pids
-    os.kill(pids[member], signal.SIGKILL)
-    finished(faulty, run)
-    assert failures(run)[0]["member"] == member
+    for member in range(4):
+        view = run.when("p1", serving(life=member + 1), "a busy engine")
+        os.kill(view.engines[0].pids[member], signal.SIGKILL)
+    finished(faulty, run, restarts=4)
+    assert [failure["member"] for failure in failures(run)] == [0, 1, 2, 3]
 
 
 def test_f9_a_process_of_the_tree_that_nobody_else_watches(make: Callable[..., Faulty]) -> None:
@@ -193,7 +193,7 @@ def test_r1_an_interpreter_that_is_no_program(make: Callable[..., Faulty]) -> No
     assert engine(run).restarts == 1
 
 
-@pytest.mark.parametrize(("members", "tp", "member"), [("one", 1, 0), ("per-gpu", 2, 0), ("per-gpu", 2, 1), ("per-gpu", 4, 2)])
+@pytest.mark.parametrize(("members", "tp", "member"), [("one", 1, 0), ("per-gpu", 4, 2)])
 def test_f17_r2_r3_an_end_in_start_up_is_seen_at_once(make: Callable[..., Faulty], members: str, tp: int, member: int) -> None:
     faulty = make(members=members, tp=tp, health="start_s = 60.0")
     faulty.script(0, {"life": 1, "member": member, "set": {"start_exit": 7}}, SLOW)
@@ -220,7 +220,7 @@ def test_f17_a_member_that_never_comes_to_the_rendezvous(make: Callable[..., Fau
 
 
 def test_f18_an_engine_that_always_crashes_is_retired_and_the_others_go_on(make: Callable[..., Faulty]) -> None:
-    faulty = make(restarts=2, target=192)
+    faulty = make(restarts=2, target=96)
     faulty.script(0, {"set": {"start_exit": 7}})
     run = faulty.start()
     run.when("p1", lambda view: view.engines[0].state == "retired", "its retirement", 20)
@@ -294,7 +294,7 @@ def test_f20_at_most_two_start_at_a_time(make: Callable[..., Faulty]) -> None:
 # -- a hang
 
 
-@pytest.mark.parametrize(("members", "tp", "member"), [("one", 1, 0), ("one", 2, 0), ("per-gpu", 2, 0), ("per-gpu", 2, 1), ("per-gpu", 4, 3)])
+@pytest.mark.parametrize(("members", "tp", "member"), [("one", 1, 0), ("per-gpu", 2, 1), ("per-gpu", 4, 3)])
 def test_f25_r10_a_stopped_member_is_found_and_killed_before_anything_starts(
     make: Callable[..., Faulty], members: str, tp: int, member: int
 ) -> None:
@@ -349,7 +349,7 @@ def test_f11_r11_slow_but_alive(make: Callable[..., Faulty]) -> None:
     finished(faulty, run, restarts=0)
 
 
-@pytest.mark.parametrize("where", ["health", "health_generate"])
+@pytest.mark.parametrize("where", ["health_generate"])
 def test_f3_r13_a_probe_that_is_never_answered_is_asked_one_at_a_time(make: Callable[..., Faulty], where: str) -> None:
     faulty = make(engines=1, health="probe_failures = 1000\nprogress_failures = 1000", target=32)
     run = faulty.start()
@@ -375,34 +375,48 @@ def test_f15_four_hung_engines_take_the_time_of_one(make: Callable[..., Faulty])
 
 
 def test_f24_our_own_stall_kills_nobody(make: Callable[..., Faulty]) -> None:
-    faulty = make(engines=2, target=160)
+    """Whoever is asked just then answers in time, and we do not hear it; one unheard answer would be enough here."""
+    faulty = make(engines=2, target=96, health="probe_s = 0.02\nprobe_failures = 1\nprogress_s = 600.0\nsilence_s = 600.0")
     run = faulty.start()
-    run.when("p1", serving(), "a busy engine")
+    run.when("p1", lambda view: serving(0)(view) and serving(1)(view), "two busy engines")
+    for rank in range(2):
+        faulty.turn(rank, generate="hang", health="slow", slow=0.25)
+    time.sleep(0.3)
     supervisor = run.supervisor_pid()
     for _ in range(3):
         os.kill(supervisor, signal.SIGSTOP)
         time.sleep(0.7)  # longer than any probe of this run may take
         os.kill(supervisor, signal.SIGCONT)
         time.sleep(0.1)
+    for rank in range(2):
+        faulty.turn(rank, generate="ok", health="ok")
     finished(faulty, run, restarts=0)
     assert any("our own loop was late" in str(record["event"]) for record in run.log())
 
 
 # -- in the middle of a control call
 
-CONTROL = ["/pause_generation", "/flush_cache", "/release_memory_occupation", "/resume_memory_occupation", "/update_weights_from_disk", "/continue_generation"]
+CONTROL = [
+    "/pause_generation",
+    "/flush_cache",
+    "/release_memory_occupation",
+    "/resume_memory_occupation",
+    "/update_weights_from_disk",
+    "/continue_generation",
+]
 
 
-@pytest.mark.parametrize("path", CONTROL)
 @pytest.mark.parametrize("knob", ["die_at", "die_after"])
-def test_r5_r6_r7_r8_an_end_in_each_control_call(make: Callable[..., Faulty], path: str, knob: str) -> None:
-    """Two steps with training on one GPU: the engine there gives way and comes back; the other one changes its weights in place."""
-    faulty = make(steps=2, trains=True, target=16, tokens=4)
-    for rank in range(2):
-        faulty.script(rank, {"life": 1, "set": {knob: path, "token_delay": 0.02}}, SLOW)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_r5_r6_r7_r8_an_end_in_each_control_call(make: Callable[..., Faulty], rank: int, knob: str) -> None:
+    """Training on GPU 0: engine 0 gives way and comes back; engine 1 changes its weights in place. Each life dies in another call."""
+    paths = CONTROL if rank == 0 else [path for path in CONTROL if "memory_occupation" not in path]
+    faulty = make(steps=14, trains=True, target=24, tokens=4, restarts=100, health="restart_window_s = 0.001")
+    faulty.script(rank, *({"life": life, "set": {knob: path, "token_delay": 0.01}} for life, path in enumerate(paths, 1)), SLOW)
     run = faulty.start()
-    finished(faulty, run, restarts=None, steps=2)
-    assert failures(run), "the fault did not fire"
+    finished(faulty, run, restarts=None, steps=14, seconds=60)
+    lives = {failure["incarnation"] for failure in failures(run)}
+    assert lives >= set(range(1, len(paths) + 1)), "a fault did not fire"
     for line in faulty.samples(run):
         assert {version for _, _, version in line["spans"]} == {line["step"]}
 
@@ -452,7 +466,7 @@ def test_f12_r17_a_release_that_releases_nothing_grants_nothing(make: Callable[.
     log = run.log()
     granted = next(index for index, record in enumerate(log) if record["event"] == "lease granted" and record["roles"] == ["train"])
     gone = next(index for index, record in enumerate(log) if record["event"] == "engine is cold" and record["engine"] == 0)
-    assert gone <= granted
+    assert gone <= granted + 1  # one event may tell both, the grant first
 
 
 def test_f12_r17_a_release_that_takes_its_time_is_waited_for(make: Callable[..., Faulty]) -> None:
@@ -565,7 +579,7 @@ def test_a_sleeping_engine_that_hangs_is_found(make: Callable[..., Faulty]) -> N
 
 
 def test_restart_drain_pause_and_resume_are_idempotent_and_logged(make: Callable[..., Faulty]) -> None:
-    faulty = make(target=400)
+    faulty = make(target=280)
     run = faulty.start()
     run.when("p1", lambda view: serving(0)(view) and serving(1)(view), "two busy engines")
     for _ in range(2):
@@ -590,7 +604,9 @@ def test_restart_drain_pause_and_resume_are_idempotent_and_logged(make: Callable
     act(run, "resume", "p1/engine/0")
     finished(faulty, run, restarts=0)
     said = [str(record["event"]) for record in run.log() if str(record["event"]).startswith("operator: ")]
-    assert said == [f"operator: {verb}" for verb in ("pause", "pause", "drain", "drain", "resume", "resume", "restart", "restart", "drain", "resume")]
+    assert said == [
+        f"operator: {verb}" for verb in ("pause", "pause", "drain", "drain", "resume", "resume", "restart", "restart", "drain", "resume")
+    ]
 
 
 def test_restart_of_the_gateway_is_not_one_of_the_trainer(make: Callable[..., Faulty]) -> None:

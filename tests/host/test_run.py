@@ -168,6 +168,12 @@ def test_alone_and_beside_another_is_the_same_to_the_last_bit(start: Callable[..
     assert run.metrics("p1") == reference.run.metrics("p1")
 
 
+def test_probing_all_the_time_changes_nothing_that_is_learned(start: Callable[..., Run], reference: Reference, tmp_path: Path) -> None:
+    probes = "probe_s = 0.05\nprobe_timeout_s = 2.0\nprogress_s = 0.1\nprogress_timeout_s = 4.0\nasleep_s = 0.1"
+    run = start(configuration(tmp_path / "probed.toml", health=probes))
+    finished_well(run, reference)
+
+
 def test_a_trainer_that_hangs_in_its_lease_costs_only_its_own_pipeline(
     start: Callable[..., Run], reference: Reference, tmp_path: Path
 ) -> None:

@@ -24,7 +24,13 @@ SIZES: dict[str, Any] = {
     "eos_token_id": VOCABULARY["<eos>"],
     "bos_token_id": None,
 }
-EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1, "norm_topk_prob": True}
+EXPERTS: dict[str, Any] = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "decoder_sparse_step": 1,
+    "norm_topk_prob": True,
+}
 
 
 def dense(directory: Path, *, seed: int = 0, scale: float = 4.0) -> Path:

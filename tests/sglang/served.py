@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,10 +123,9 @@ def _launched(kind: str, directory: Path, model: Path, log: Path) -> Iterator[tu
     """As the supervisor launches it: the same ports, arguments and environment."""
     tp = 2 if kind == "sglang-moe" else 1
     python = f"{REAL}/bin/python" if kind != "scripted" else str(Path(__file__).parent.parent / "faulty_python")
+    folder = Path(tempfile.mkdtemp(prefix="trainshed-test-", dir="/dev/shm"))
     ports = Ports(20000, 29999)
-    window = ports.reserve(kind, launch.WINDOW)
-    folder = Path("/dev/shm") / f"trainshed-test-{os.getpid()}-{kind}"
-    folder.mkdir(mode=0o700)
+    window = ports.reserve(str(folder), launch.WINDOW)
     (folder / "settings.yaml").write_bytes(sglang.settings(KEY))
     (member,) = launch.shape("one", tp)
     spec = sglang.Spec(
@@ -180,10 +180,8 @@ def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
 def _kill(process: "subprocess.Popen[bytes]") -> None:
     """Its whole session, and wait until nothing of it is left."""
     members = [child for child in psutil.process_iter(["pid"]) if _session(child.pid) == process.pid]
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait(30)
     psutil.wait_procs(members, timeout=10)
 

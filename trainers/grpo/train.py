@@ -18,6 +18,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 # Named so that a forkserver which preloads this module has paid for them; Auto* would import them at the first build.
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
@@ -106,7 +107,7 @@ class Trainer:
             if pipeline.checkpoint_path is not None:
                 checkpoint.load(pipeline.checkpoint_path, self._model, self._optimizer)
             pipeline.resident(self._model, self._optimizer)
-            pipeline.restore(self._model.state_dict)
+            pipeline.restore(lambda: as_in_files(self._model))
         if pipeline.rank == 0:
             forget_steps(self._metrics, pipeline.steps_done)
 
@@ -127,7 +128,7 @@ class Trainer:
             self._group.share(rewards)
             batch = collate(samples, advantages(rewards.view(settings.prompts, settings.group)).flatten(), device)
             loss = self._update(batch, step)
-            version = pipeline.publish(self._model.state_dict)
+            version = pipeline.publish(lambda: as_in_files(self._model))
             reward = float(rewards.nanmean())
         last = step + 1 == pipeline.steps
         if pipeline.rank == 0:
@@ -202,6 +203,13 @@ def permutation(seed: int, step: int, epoch: int, count: int) -> Tensor:
     """The order of the samples in one epoch, the same on every rank and in every life."""
     digest = hashlib.blake2b(b"order:%d:%d:%d" % (seed, step, epoch), digest_size=8).digest()
     return torch.randperm(count, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1))
+
+
+def as_in_files(model: Any) -> dict[str, Tensor]:
+    """The weights under the names of the model's files: transformers holds all experts of a layer as one tensor, engines want them apart."""
+    state = model.state_dict()
+    named = dict(revert_weight_conversion(model, dict(state)))
+    return {name: named.pop(name) for name in state if name in named} | named  # in order: of tied tensors the first is the one that is kept
 
 
 def weights_hash(model: Any) -> str:

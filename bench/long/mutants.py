@@ -1,0 +1,125 @@
+# ruff: noqa: E501 - a mutant is a line of a table
+"""Each defence of engine groups taken out in turn, in a copy of the checkout: the tests named beside it must then fail.
+
+    bin/check --long mutants [NAME …]       all that this commit has not done yet, or these
+
+A mutant that survives is a promise without a test.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from _campaign import CHECKOUT, run
+
+HEALTH, PROBES, GROUPS = "engines/health.py", "supervisor/runtime/probes.py", "supervisor/scheduler/groups.py"
+LIFE, ENGINES, SCHEDULER = "supervisor/runtime/life.py", "supervisor/runtime/engines.py", "supervisor/scheduler/scheduler.py"
+PURE, RULES, HOST = "tests/engines/test_health.py", "tests/supervisor/scheduler/test_groups.py", "tests/host/test_groups.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """In `file` the text `old` (once) becomes `new`; then a test of `tests` (file and `-k`) must fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+    chosen: str
+
+
+MUTANTS = {
+    "f1 the threshold": Mutant(HEALTH, "if streak < self.rates.limit(probe.kind):", "if streak < 1:", PURE, "f1"),
+    "f1 the threshold, host": Mutant(HEALTH, "if streak < self.rates.limit(probe.kind):", "if streak < 1:", HOST, "f1_r11"),
+    "f2 the streak of requests": Mutant(HEALTH, "if look.failures >= self.rates.request_failures and", "if False and", HOST, "every_request_fails"),
+    "f2 the silence of requests": Mutant(HEALTH, "if look.in_flight and now - pulse.quiet_since", "if False and now - pulse.quiet_since", HOST, "generations_hang"),
+    "f2 the canary at the start": Mutant(ENGINES, "await control.canary(limit)", "pass", HOST, "green_light"),
+    "f3 one probe at a time": Mutant(HEALTH, "if pulse.asked is not None or pulse.condemned:", "if pulse.condemned:", PURE, "f3"),
+    "f4 the default limits": Mutant(HEALTH, "progress_within: float = 25.0", "progress_within: float = 0.5", PURE, "f4"),
+    "f5 descendants": Mutant("supervisor/runtime/proc.py", "if stat.pid not in known and stat.start >= born", "if False and stat.start >= born", HOST, "f5_r15"),
+    "f6 ports before confirmed": Mutant(LIFE, "if isinstance(group, EngineId) and (held :=", "if False and (held :=", HOST, "f6_r16"),
+    "f6 unconfirmed is stuck": Mutant(GROUPS, "case GroupGone(confirmed=True):", "case GroupGone(confirmed=_):", RULES, "f6_not"),
+    "f6 stuck keeps its lease": Mutant(GROUPS, "engine.turn(Turn.UNCONFIRMED, desk.now)", "engine.turn(Turn.UNCONFIRMED, desk.now); desk.leases.release(engine.id)", RULES, "f6"),
+    "f5 memory before the next life": Mutant(GROUPS, "    if not engine.gone:\n        engine.op = desk.do(lambda id: StopGroup", "    if engine.gone:\n        _gone(desk, engine)\n    elif not engine.gone:\n        engine.op = desk.do(lambda id: StopGroup", RULES, "f5_memory"),
+    "f7 ports that can be bound": Mutant("supervisor/runtime/ports.py", "blocked = next((port for port in window if not can_bind(port)), None)", "blocked = None", HOST, "f7"),
+    "f8 identity of the listener": Mutant("engines/control.py", "if status not in (401, 403):", "if False:", HOST, "f8"),
+    "f9 an exit of any member": Mutant(SCHEDULER, "if engine.incarnation == incarnation:\n                groups.fail(self.desk, engine, Cause.EXIT", "if event.member == 0 and engine.incarnation == incarnation:\n                groups.fail(self.desk, engine, Cause.EXIT", HOST, "f9_r4 and per-gpu-2"),
+    "f9 an exit in the tree": Mutant(LIFE, "if exit_.index is None and not living.stopping:", "if False:", HOST, "f9_a_process"),
+    "f9 unrouted first": Mutant(GROUPS, "if not engine.told_lost and pipeline.gateway.up:", "if False:", RULES, "f9"),
+    "f10 the state after the probe": Mutant(HEALTH, "(look.incarnation, look.epoch) != (probe.incarnation, probe.epoch)", "False", PURE, "f10"),
+    "f10 nothing asked in a control call": Mutant(HEALTH, "if look.mode is Mode.QUIET:\n            return None", "if False:\n            return None", PURE, "f10"),
+    "f11 the version that is said": Mutant(GROUPS, "version != action.version:", "False:", HOST, "f11_r7 and wrong"),
+    "f11 the published version": Mutant(GROUPS, "    elif engine.version != pipeline.published:\n        engine.turn(Turn.STALE", "    elif False:\n        engine.turn(Turn.STALE", "tests/simulation", "seed"),
+    "f12 memory after a release": Mutant("supervisor/runtime/memory.py", "if not held:\n                return GpuFree", "if True:\n                return GpuFree", HOST, "releases_nothing"),
+    "f13 the first wait": Mutant(HEALTH, "            pulse.quiet_since = now\n        pulse.forgiven", "            pulse.quiet_since = now\n        if look.epoch != before.epoch:\n            pulse.next = {kind: now + self.rates.every(kind) for kind in pulse.next}\n        pulse.forgiven", PURE, "f13"),
+    "f15 probes beside each other": Mutant(PROBES, "tasks.start_soon(self._ask, probe, name=f\"probe {probe.engine}\")", "await self._ask(probe)", HOST, "f15"),
+    "f17 the deadline of a start": Mutant(GROUPS, "limit = min(limits.start, limits.attempt)", "limit = 1e6", RULES, "f17"),
+    "f18 the budget": Mutant("supervisor/scheduler/restarts.py", "if count > self.limit:", "if False:", RULES, "f18"),
+    "f19 code 0": Mutant(LIFE, "        self._site.feed(MemberExited(group=group, incarnation=incarnation, member=member.index, code=code, note=note))", "        if code:\n            self._site.feed(MemberExited(group=group, incarnation=incarnation, member=member.index, code=code, note=note))", HOST, "f19"),
+    "f20 two starts at a time": Mutant(GROUPS, "if starting >= desk.box.rules.max_starting or", "if", RULES, "f20"),
+    "f21 streaks die with a life": Mutant(HEALTH, "if pulse is None or pulse.look.incarnation != look.incarnation:", "if pulse is None:", PURE, "f21"),
+    "f21 verdicts about the dead": Mutant(SCHEDULER, "if engine.incarnation == incarnation:\n                groups.fail(self.desk, engine, cause", "if True:\n                groups.fail(self.desk, engine, cause", RULES, "f21"),
+    "f23 tokens of the dead": Mutant("engines/gateway/seams.py", "\"input_ids\": [*request.prompt, *ids],", "\"input_ids\": [*request.prompt],", HOST, "f23"),
+    "f24 our own lateness": Mutant(PROBES, "self.health.lagged(time.monotonic())", "pass", HOST, "f24"),
+    "f24 our own lateness, pure": Mutant(HEALTH, "if self._late is not None and self._late >= probe.began:", "if False:", PURE, "f24"),
+    "f25 killed before anything starts": Mutant(LIFE, "            living.group.kill(health.release_deadline_s) if action.kill else", "            _nobody() if action.kill else", HOST, "f25 and one-1"),
+    "the mass guard": Mutant(HEALTH, "if not pulse.rechecked and self._many():", "if False:", PURE, "all_probes_fail_once"),
+    "tokens outweigh a probe": Mutant(HEALTH, "if not problem or pulse.sign > probe.began:", "if not problem:", PURE, "tokens_outweigh or whoever"),
+    "tokens instead of a probe": Mutant(HEALTH, "            pulse.next[kind] = now + self.rates.every(kind)\n\n    def _due", "            pass\n\n    def _due", PURE, "better_probe"),
+    "a verdict is told once": Mutant(HEALTH, "        pulse.condemned = True\n", "", PURE, "told_once"),
+    "a sleeping one is not asked for tokens": Mutant(HEALTH, "return Kind.ASLEEP if pulse.next[Kind.ASLEEP] <= now else None", "pass", PURE, "sleeping"),
+    "sleeping ones are watched": Mutant(PROBES, ", EngineState.PAUSED: Mode.ASLEEP", "", HOST, "sleeping_engine_that_hangs"),
+    "the attempt's deadline": Mutant(GROUPS, "max(0.0, min(limit, engine.attempt_until - desk.now))", "limit", RULES, "one_attempt"),
+    "an operator's restart is free": Mutant(GROUPS, "if engine.fault is not None and engine.fault.cause is Cause.OPERATOR:\n        return", "", RULES, "operators_restart"),
+    "drain ends the processes": Mutant(GROUPS, "case EngineState.PAUSED if engine.drained:", "case EngineState.PAUSED if False:", RULES, "drain"),
+    "an error of an engine is not ours": Mutant(ENGINES, "        except EngineError as error:  # not out of the task group, which would wrap it\n            failure.append(error)", "        except ZeroDivisionError:\n            pass", HOST, "f8"),
+    "a lent GPU starts nothing": Mutant(GROUPS, "if wanted and not leave and desk.leases.all_free(engine.gpus):", "if wanted and not leave:", "tests/simulation", "seed"),
+}  # fmt: skip
+
+
+def survive(name: str) -> dict[str, object]:
+    """Raises when the mutant survives."""
+    mutant = MUTANTS[name]
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        copy = Path(folder) / "checkout"
+        shutil.copytree(CHECKOUT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis"))
+        path = copy / mutant.file
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            raise SystemExit(f"{name}: {mutant.file} has {text.count(mutant.old)} times {mutant.old!r}")
+        path.write_text(
+            text.replace(mutant.old, mutant.new)
+            + ("\n\nasync def _nobody() -> frozenset[object]:\n    return frozenset()\n" if "_nobody" in mutant.new else "")
+        )
+        env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            mutant.tests,
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            mutant.chosen,
+            "--timeout",
+            "90",
+        ]
+        try:
+            done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=300, check=False)
+        except subprocess.TimeoutExpired:
+            return {"killed_by": "a test that did not end"}
+    if done.returncode != 1:
+        raise SystemExit(f"{name}: pytest ended with {done.returncode}; the mutant survives\n{done.stdout[-1500:]}")
+    failed = [line.split(" - ")[0].removeprefix("FAILED ") for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    return {"killed_by": failed[0] if failed else "?"}
+
+
+if __name__ == "__main__":
+    names = sys.argv[1:] or list(MUTANTS)
+    run("mutants", names, survive)
