@@ -47,4 +47,5 @@ def _pipeline(pipeline: Pipeline, remembered: Remembered) -> PipelineSpec:
         share=pipeline.share,
         version=remembered.version,
         steps_done=remembered.steps_done,
+        steps=trainer.steps,
     )

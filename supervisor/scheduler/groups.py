@@ -180,8 +180,16 @@ def _stuck(desk: Desk, engine: Engine, note: str) -> None:
         desk.note("error", engine.id, f"could not be confirmed gone; its GPUs {list(engine.gpus)} are withheld: {note}")
 
 
+def _take_back_route(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
+    """A route that was ordered and is wrong by now is not waited for: orders keep their order, so its `Unroute` can follow at once."""
+    if engine.routing_to is not None and (engine.routing_to != pipeline.published or not pipeline.trainer.restored):
+        desk.inflight.forget(engine.op)
+        engine.op, engine.route, engine.routing_to = None, engine.routing_to, None
+
+
 def step(desk: Desk, pipeline: Pipeline, engine: Engine, *, wanted: bool, leave: bool) -> None:
     """Start the next action, if one is due. `wanted`: the plan has it awake. `leave`: somebody needs its GPUs."""
+    _take_back_route(desk, pipeline, engine)
     if engine.op is not None:
         return
     match engine.state:

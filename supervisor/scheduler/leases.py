@@ -24,6 +24,7 @@ class LeaseBook:
     def __init__(self, gpus: Iterable[GpuId]) -> None:
         self._leases: dict[GpuId, Lease | None] = dict.fromkeys(gpus)
         self._fences: dict[GpuId, str] = {}
+        self._held: dict[GroupId, list[GpuId]] = {}
 
     @property
     def gpus(self) -> tuple[GpuId, ...]:
@@ -51,7 +52,7 @@ class LeaseBook:
         return all(self.is_free(gpu) for gpu in gpus)
 
     def held_by(self, holder: GroupId) -> tuple[GpuId, ...]:
-        return tuple(gpu for gpu, lease in self._leases.items() if lease is not None and lease.holder == holder)
+        return tuple(self._held.get(holder, ()))
 
     def grant(self, gpus: Iterable[GpuId], holder: GroupId, priority: Priority, incarnation: Incarnation) -> None:
         """All of them or none. Raises AssertionError when one is held or fenced: that would be a double booking, a bug of ours."""
@@ -60,6 +61,8 @@ class LeaseBook:
             assert self.is_free(gpu), f"GPU {gpu} wanted by {holder} is held by {self._leases[gpu]} or fenced: {self._fences.get(gpu)}"
         for gpu in wanted:
             self._leases[gpu] = Lease(gpu, holder, priority, incarnation)
+        if wanted:
+            self._held[holder] = sorted({*self._held.get(holder, ()), *wanted})
 
     def reassign(self, gpus: Iterable[GpuId], holder: GroupId, priority: Priority) -> None:
         """Another role of the same holder, without a gap."""
@@ -76,6 +79,9 @@ class LeaseBook:
             assert lease is not None, f"{holder} gives back GPU {gpu}, which nobody holds"
             assert lease.holder == holder, f"{holder} gives back GPU {gpu}, which {lease.holder} holds"
             self._leases[gpu] = None
+            self._held[holder].remove(gpu)
+        if not self._held.get(holder):
+            self._held.pop(holder, None)
 
     def fence(self, gpu: GpuId, reason: str) -> None:
         self._fences[gpu] = reason

@@ -95,7 +95,8 @@ class _Search:
             return
         room = {i: [mask for mask in self.claims[i].bundles if not mask & taken] for i in agenda[:SMALL]}
         hopeless = sum(not masks for masks in room.values())
-        if (skipped + hopeless, cost[1], cost[2] + self._at_least(room, lost), regret) >= self.best:
+        bound = (skipped + hopeless, cost[1], cost[2] + self._at_least(room, lost), regret)
+        if bound >= self.best:
             return
         self.nodes += 1
         key = (agenda, taken)
@@ -114,6 +115,8 @@ class _Search:
             )
             self.go(rest + homeless, taken | mask, gone, chosen, skipped, regret)
             del chosen[index]
+            if self.best <= bound:
+                return
         self.go(rest, taken, lost, chosen, skipped + 1, regret + self._regret(index))
 
     def _at_least(self, room: dict[int, list[int]], lost: int) -> int:

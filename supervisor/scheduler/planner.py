@@ -5,6 +5,10 @@ rule for targets says in which order the bids are served. Where target and held 
 cheapest move: an engine of its own that is awake, one on GPUs nobody uses, or one that a later bid must give up. The first engine
 of each pipeline comes before all bids (`packing`). A bid takes only from later bids, and from the latest first, so that closing
 one gap does not open a chain of others.
+
+`oldest-first` (the default, because it measures best): the oldest rollout bids first. It *takes* from younger ones only up to its
+fair share of the GPUs; beyond that it gets what is free, and keeps what it has. `proportional`: turns by engines per unfinished
+sample, the incumbent's rule made work-conserving and capped.
 """
 
 import heapq
@@ -18,7 +22,6 @@ FILL, FILL_HELD = 0.5, 0.25
 """An engine less full than this is served from leftovers only; it does not take from others. For one that is awake already it
 takes less: what is running stays where it is for a small gain."""
 NEED, NEED_HELD = 1.25, 3.0
-FAIR = 1.0
 """Where expectations are known: the longest sample alone takes `longest`; more than `expected / longest` places at once do not end the
 rollout sooner. So many times that need may be taken from others, or kept."""
 
@@ -38,8 +41,9 @@ class Bundle:
 class Share:
     """One pipeline with an open rollout: `unfinished` samples, `slots` of them at once on an engine, open since `opened`.
 
-    `home` are the GPUs it trains on. `expected` and `longest` are what is left of all its samples and of the longest of them, in
-    one unit; 0 when nothing is known.
+    `home` are the GPUs it trains on. Fair shares of the box are as `weight * load`, its work to the end of the run (1 for all where
+    that is not known); `behind`: it has far more steps to go than any other, so the whole box will wait for it. `expected` and `longest` are
+    what is left of all its samples and of the longest of them, in one unit; 0 when nothing is known.
     """
 
     pipeline: PipelineId
@@ -52,6 +56,7 @@ class Share:
     expected: float = 0.0
     longest: float = 0.0
     behind: bool = False
+    load: float = 1.0
 
     @property
     def cap(self) -> int:
@@ -141,7 +146,7 @@ class _Table:
         self.view = view
         self.bidders = bidders
         self.locked = 0
-        self.fair = len(view.gpus) / sum(bidder.share.weight for bidder in bidders)  # GPUs for a weight of 1
+        self.fair = len(view.gpus) / sum(b.share.weight * b.share.load for b in bidders)  # GPUs for a weight of 1
         self.busy = 0  # GPUs of any awake engine of a bidder, surplus ones too
         self.spare_at: dict[GpuId, tuple[_Bidder, _Seat]] = {}
 
@@ -200,7 +205,7 @@ class _Table:
             return 2.0
         if self.view.targets == "proportional":
             return 1.0
-        if index * bidder.tp >= FAIR * self.fair * share.weight:
+        if index * bidder.tp >= self.fair * share.weight * share.load:
             if not held:
                 return 2.0
             if share.longest > 0.0:

@@ -42,7 +42,8 @@ def _share(desk: Desk, pipeline: Pipeline) -> Share | None:
     expected = sum(rollout.expected for rollout in rollouts) if known else 0.0
     longest = max(rollout.longest for rollout in rollouts) if known else 0.0
     slots = pipeline.spec.engine.slots
-    return Share(pipeline.id, unfinished, slots, pipeline.opened, bundles, pipeline.spec.share, home, expected, longest, _behind(desk, pipeline))
+    behind, load = _behind(desk, pipeline), _load(desk, pipeline)
+    return Share(pipeline.id, unfinished, slots, pipeline.opened, bundles, pipeline.spec.share, home, expected, longest, behind, load)
 
 
 def _available(desk: Desk, engine: Engine) -> bool:
@@ -73,3 +74,12 @@ def _behind(desk: Desk, pipeline: Pipeline) -> bool:
     """By far the most steps still to go: what it waits for, the whole box waits for in the end."""
     others = (other.steps_left for other in desk.fleet.pipelines.values() if other is not pipeline)
     return pipeline.steps_left >= max(others, default=pipeline.steps_left) + BEHIND
+
+
+def _load(desk: Desk, pipeline: Pipeline) -> float:
+    """Work to its end, in engines' fills times GPUs, from which fair shares follow; 1 for all when nobody has said how many steps there are."""
+    if any(other.spec.steps == 0 for other in desk.fleet.pipelines.values()):
+        return 1.0
+    engine = pipeline.spec.engine
+    target = sum(rollout.target for rollout in pipeline.rollouts.values())
+    return max(1, pipeline.steps_left) * max(1, target) * engine.tp / engine.slots

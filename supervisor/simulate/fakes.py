@@ -41,6 +41,7 @@ class FakeGateway:
     incarnation: Incarnation | None = None
     routes: dict[int, tuple[Incarnation, Version]] = field(default_factory=dict)
     open: dict[int, int] = field(default_factory=dict)
+    hung: bool = False
 
 
 class FakePipeline:
@@ -72,12 +73,12 @@ class FakePipeline:
 
     def start_gateway(self, id: int, incarnation: Incarnation, delay: float) -> None:
         self.world.alive[GatewayId(self.id)] = incarnation
-        self.gateway.incarnation = incarnation
+        self.gateway.incarnation, self.gateway.hung = incarnation, False
         self.world.answer(delay / 10, lambda: ev.GatewayReady(id=id))
 
     def order(self, action: do.Action, delay: float) -> None:
         gateway = self.gateway
-        if gateway.incarnation is None:
+        if gateway.incarnation is None or gateway.hung:
             return
         match action:
             case do.Route(engine=engine, incarnation=incarnation, version=version):
@@ -111,7 +112,7 @@ class FakePipeline:
         trainer, gateway = self.trainer, self.gateway
         if trainer.place != "generating" or trainer.incarnation is None:
             return
-        if gateway.incarnation is not None and trainer.step in gateway.open and not self.condemned:
+        if gateway.incarnation is not None and trainer.step in gateway.open and not self.condemned and not gateway.hung:
             slots = self.world.scheduler.desk.fleet.pipelines[self.id].spec.engine.slots
             for rank, (incarnation, version) in gateway.routes.items():
                 if version != self.world.scheduler.desk.fleet.pipelines[self.id].published:
@@ -184,7 +185,7 @@ class FakePipeline:
             self.world.after(self.world.random.uniform(0.0, 0.5), lambda: self._hear(incarnation, message))
         return ev.Told(id=id)
 
-    def _hear(self, incarnation: Incarnation, message: say.SupervisorMessage) -> None:
+    def _hear(self, incarnation: Incarnation, message: say.SupervisorMessage) -> None:  # noqa: C901 - a script, one case a message
         trainer = self.trainer
         if trainer.incarnation != incarnation:
             return
@@ -218,6 +219,8 @@ class FakePipeline:
                 trainer.place = "train"
                 trainer.calls += 1
                 self._say(say.RequestLease(call=trainer.calls, roles=("train",)))
+            case say.Refused(code="no_engine"):  # every engine has failed too often: what a script does that does not expect it
+                self.world.die(TrainerId(self.id), 1)
             case say.Refused():
                 raise Violation(f"{trainer.pipeline} in {trainer.place} is refused: {message}")
             case _:

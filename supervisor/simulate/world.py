@@ -124,6 +124,8 @@ class World:
             chance = 1.0  # faults of these are the runtime's own, not a child's
         f = self.faults
         if chance < f.never:
+            if isinstance(action, do.GatewayOrder):  # orders are never lost on the way: the gateway itself hangs, and dispatches no more
+                self.fakes[_pipeline(action)].gateway.hung = True
             return
         if chance < f.never + f.dies and subject is not None and subject in self.alive:
             self.after(delay, lambda: self.die(subject, -9))

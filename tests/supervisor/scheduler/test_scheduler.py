@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from boxes import box, pipeline, seed_topology
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from engines.gateway.messages import EngineLoad, Progress, RolloutProgress
@@ -135,6 +135,7 @@ def test_no_sequence_of_events_breaks_it(script: list[tuple[Any, ...]], pauses: 
     shapes=st.lists(st.tuples(st.integers(0, 63), st.integers(0, 63), st.sampled_from([1, 1, 2])), min_size=1, max_size=4),
     faulty=st.booleans(),
 )
+@example(seed=17757, gpus=6, shapes=[(17, 49, 1), (45, 0, 1), (12, 46, 1), (0, 0, 1)], faulty=True)  # a publish while a route's answer was late
 def test_everything_is_granted_and_nothing_lost_in_the_end(seed: int, gpus: int, shapes: list[tuple[int, int, int]], faulty: bool) -> None:
     def chosen(mask: int, least: int) -> list[int]:
         picked = [gpu for gpu in range(gpus) if mask >> gpu & 1]

@@ -1,0 +1,290 @@
+"""RB-D1 to RB-D16 of reference/rlix.md: what the incumbent was seen to do wrong. Each test would fail on that behaviour."""
+
+from collections.abc import Callable
+
+from engines.gateway.messages import Progress, RolloutProgress
+from engines.ids import EngineId, GpuId, Incarnation, PipelineId
+from engines.state import EngineState
+from supervisor.scheduler import Scheduler
+from supervisor.scheduler import actions as do
+from supervisor.scheduler import events as ev
+from supervisor.scheduler.fleet import TrainerState
+from supervisor.scheduler.planner import Bundle, Share, View, plan
+from supervisor.scheduler.reservations import Request, reserve
+from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, Priority, Rules, TrainerSpec
+from trainers import messages as say
+
+FIRST = Incarnation(1)
+Hold = Callable[[do.Action], bool]
+
+
+def spec(name: str, train: list[int], infer: list[int], **roles: list[int]) -> PipelineSpec:
+    gpus = {role: tuple(map(GpuId, ids)) for role, ids in {"init": train, "train": train, **roles}.items()}
+    return PipelineSpec(PipelineId(name), EngineSpec(tuple(map(GpuId, infer)), 1, 8), TrainerSpec(gpus, 1))
+
+
+class Bench:
+    """A scheduler whose actions are answered at once, but for those that `hold` keeps."""
+
+    def __init__(self, count: int, *pipelines: PipelineSpec) -> None:
+        self.now = 0.0
+        self.hold: Hold = lambda _: False
+        self.held: list[do.Action] = []
+        self.done: list[do.Action] = []
+        self.heard: dict[str, list[say.SupervisorMessage]] = {p.id: [] for p in pipelines}
+        self.scheduler = Scheduler(BoxSpec(tuple(map(GpuId, range(count))), pipelines, rules=Rules(minimum_hold=0.0, max_starting=99)), 0.0)
+        self.feed(ev.Tick())
+
+    def feed(self, *events: ev.Event) -> None:
+        queue = list(events)
+        while queue:
+            for action in self.scheduler.handle(queue.pop(0), self.now):
+                self.done.append(action)
+                if isinstance(action, do.TellTrainer):
+                    self.heard[action.pipeline].append(action.message)
+                if self.hold(action):
+                    self.held.append(action)
+                else:
+                    queue.append(answer(action))
+
+    def release(self) -> None:
+        held, self.held = self.held, []
+        self.hold = lambda _: False
+        self.feed(*map(answer, held))
+
+    def later(self, seconds: float) -> None:
+        self.now += seconds
+        self.feed(ev.Tick())
+
+    def say(self, name: str, message: say.TrainerMessage) -> None:
+        self.now += 1.0
+        self.feed(ev.TrainerSaid(pipeline=PipelineId(name), incarnation=FIRST, rank=0, message=message))
+
+    def open(self, name: str, rollout: int = 0, target: int = 640) -> None:
+        self.say(name, say.OpenRollout(rollout=rollout, target=target))
+
+    def progress(self, name: str, done: int, rollout: int = 0, target: int = 640) -> None:
+        running = min(8, target - done)
+        report = RolloutProgress(rollout, target - done - running, running, done)
+        self.feed(ev.GatewaySaid(pipeline=PipelineId(name), incarnation=FIRST, progress=Progress((report,))))
+
+    def lease(self, name: str, call: int = 0, *roles: str) -> None:
+        self.say(name, say.RequestLease(call=call, roles=roles or ("train",)))
+
+    def awake(self, name: str) -> list[int]:
+        engines = self.scheduler.desk.fleet.pipelines[PipelineId(name)].engines
+        return [rank for rank, engine in engines.items() if engine.state is EngineState.SERVING]
+
+    def granted(self, name: str) -> bool:
+        return any(isinstance(message, say.LeaseGranted) for message in self.heard[name])
+
+    def refused(self, name: str) -> list[str]:
+        return [message.code for message in self.heard[name] if isinstance(message, say.Refused)]
+
+
+def answer(action: do.Action) -> ev.Event:
+    match action:
+        case do.PrepareModel():
+            return ev.ModelReady(id=action.id)
+        case do.StartGateway():
+            return ev.GatewayReady(id=action.id)
+        case do.StartTrainer():
+            return ev.TrainerStarted(id=action.id)
+        case do.StartGroup():
+            return ev.GroupReady(id=action.id, version=0)  # type: ignore[arg-type]
+        case do.StopGroup():
+            return ev.GroupGone(id=action.id, confirmed=True)
+        case do.Measure():
+            return ev.GpuFree(id=action.id)
+        case do.Pause():
+            return ev.Paused(id=action.id)
+        case do.Wake(version=version) | do.LoadWeights(version=version):
+            return ev.Woken(id=action.id, version=version)
+        case do.AdoptSnapshot():
+            return ev.SnapshotAdopted(id=action.id)
+        case do.TellTrainer() | do.DropSnapshot():
+            return ev.Told(id=action.id)
+        case do.RecordCheckpoint():
+            return ev.CheckpointKept(id=action.id)
+        case _:
+            return ev.Ordered(id=action.id)
+
+
+def test_d1_a_release_is_told_when_the_engines_have_left_not_before() -> None:
+    bench = Bench(2, spec("a", [0, 1], [0, 1]), spec("b", [0, 1], [0, 1]))
+    bench.open("a")
+    bench.hold = lambda action: isinstance(action, do.Pause)
+    bench.lease("b")
+    assert not bench.granted("b")
+    bench.hold = lambda action: isinstance(action, do.Measure)
+    bench.feed(*(answer(action) for action in bench.held))
+    assert not bench.granted("b"), "asked to pause is not left"
+    bench.release()
+    bench.feed(ev.Tick())
+    assert bench.granted("b")
+
+
+def test_d2_a_training_that_cannot_be_granted_yet_pauses_nobody() -> None:
+    bench = Bench(3, spec("a", [0, 1], [0, 1]), spec("b", [1, 2], [1, 2]), spec("c", [2], [2]))
+    bench.lease("a")
+    bench.open("c")
+    assert bench.awake("c") == [0]
+    before = len(bench.done)
+    bench.lease("b")  # needs GPU 1, on which a trains
+    for _ in range(5):
+        bench.later(1.0)
+    assert bench.awake("c") == [0]
+    assert not any(isinstance(action, do.Pause | do.Drain) for action in bench.done[before:])
+
+
+def test_d3_a_request_for_an_unknown_role_is_refused_and_harms_nobody() -> None:
+    bench = Bench(2, spec("a", [0], [0]), spec("b", [1], [1]))
+    bench.lease("a", 0, "no such role")
+    assert bench.refused("a") == ["unknown_role"]
+    bench.lease("b")
+    assert bench.granted("b")
+
+
+def test_d4_a_refused_exchange_has_released_nothing() -> None:
+    bench = Bench(2, spec("a", [0], [0], critic=[1]), spec("b", [1], [1]))
+    bench.lease("b")
+    bench.lease("a")
+    bench.say("a", say.ExchangeLease(call=1, roles=("critic",)))
+    assert bench.refused("a") == ["would_wait"]
+    assert [lease.gpu for lease in bench.scheduler.desk.leases.leases if lease.holder.pipeline == "a"] == [0]
+
+
+def test_d5_who_has_no_demand_pins_no_gpu() -> None:
+    bench = Bench(4, spec("a", [0], [0, 1, 2, 3]), spec("b", [1], [0, 1, 2, 3]))
+    bench.open("a")
+    bench.say("a", say.CloseRollout(rollout=0))
+    assert len(bench.awake("a")) == 4, "nobody wants them: they stay awake"
+    bench.open("b")
+    assert len(bench.awake("b")) == 4
+
+
+def test_d6_a_hung_pause_delays_nobody_whose_gpus_are_free_and_ends_as_a_failure() -> None:
+    bench = Bench(3, spec("a", [0], [0]), spec("b", [0], [1]), spec("c", [1], [1, 2]))
+    bench.open("a")
+    bench.hold = lambda action: isinstance(action, do.Pause)
+    bench.lease("b")  # a's engine must leave GPU 0, and hangs
+    bench.open("c")
+    assert bench.awake("c") == [0, 1]
+    bench.later(200.0)
+    bench.release()
+    for _ in range(3):
+        bench.later(5.0)
+    assert bench.granted("b")
+
+
+def test_d7_a_rollout_that_cannot_be_served_stops_no_rebalancing() -> None:
+    bench = Bench(4, spec("a", [0], [0, 1, 2]), spec("b", [1], [0, 1, 2]), spec("stale", [3], [3]), spec("t", [3], [3]))
+    bench.lease("t")
+    bench.open("stale")  # its only engine is where t trains
+    bench.open("a")
+    bench.open("b")
+    assert len(bench.awake("b")) == 1
+    bench.progress("a", 636)
+    assert len(bench.awake("b")) == 2, "a's tail fills one engine only"
+
+
+def test_d8_an_engine_that_wakes_late_holds_nothing_for_a_pipeline_that_ended() -> None:
+    bench = Bench(1, spec("a", [0], [0]), spec("b", [0], [0]))
+    bench.hold = lambda action: isinstance(action, do.Wake | do.StartGroup)
+    bench.open("a")
+    bench.feed(ev.OperatorAsked(verb="stop", pipeline=PipelineId("a")))
+    bench.release()
+    assert bench.scheduler.desk.leases.leases == []
+    bench.open("b")
+    assert bench.awake("b") == [0]
+
+
+def test_d9_a_wide_training_is_not_overtaken_by_narrow_ones_for_ever() -> None:
+    def request(name: str, gpus: list[int], since: float, priority: Priority = Priority.ACTOR_TRAINING) -> Request:
+        return Request(PipelineId(name), 0, ("train",), tuple(map(GpuId, gpus)), priority, since)
+
+    wide, narrow = request("wide", [0, 1, 2, 3], 1.0), request("narrow", [2], 2.0)
+    held = frozenset({GpuId(0)})
+    found = reserve([narrow, wide], held, lambda _: False, 3.0, 60.0)
+    assert found.turn == ()
+    assert found.blocked == frozenset(), "engines may go on meanwhile: nobody is paused in vain"
+    assert reserve([narrow, wide], frozenset(), lambda _: False, 3.0, 60.0).turn == (wide,)
+    higher = request("higher", [2], 2.0, Priority.INITIALIZATION)
+    assert reserve([higher, wide], frozenset(), lambda _: False, 3.0, 60.0).turn == (higher,)
+    assert reserve([request("late", [2], 119.0, Priority.INITIALIZATION), wide], frozenset(), lambda _: False, 121.0, 60.0).turn == (wide,)
+    assert reserve([narrow, wide], frozenset(), lambda gpu: gpu == 3, 3.0, 60.0).turn == (narrow,), (
+        "what needs a fenced GPU reserves nothing"
+    )
+
+
+def test_d10_a_failed_pause_is_the_failure_of_one_group() -> None:
+    bench = Bench(2, spec("a", [0], [0]), spec("b", [0], [1]))
+    bench.open("a")
+    bench.hold = lambda action: isinstance(action, do.Pause)
+    bench.lease("b")
+    pause = bench.held.pop()
+    bench.hold = lambda _: False
+    bench.feed(ev.ActionFailed(id=pause.id, reason="the engine answered 500"))
+    assert bench.granted("b")
+    trainers = [pipeline.trainer.state for pipeline in bench.scheduler.desk.fleet.pipelines.values()]
+    assert trainers == [TrainerState.RUNNING] * 2
+    assert bench.scheduler.desk.fleet.engine(EngineId(PipelineId("a"), 0)).restarts == 1
+
+
+def bundles(gpus: list[int], tp: int = 1, awake: tuple[int, ...] = ()) -> tuple[Bundle, ...]:
+    return tuple(Bundle(r, frozenset(map(GpuId, gpus[r * tp : r * tp + tp])), r in awake) for r in range(len(gpus) // tp))
+
+
+def test_d11_no_number_of_engines_is_too_many() -> None:
+    every = list(range(1024))
+    shares = tuple(Share(PipelineId(f"p{i}"), 10_000, 8, 0.0, bundles(every)) for i in range(8))
+    assert len(plan(View(frozenset(map(GpuId, every)), shares))) == 1024
+
+
+def test_d12_no_usable_gpu_stays_idle() -> None:
+    four = frozenset(map(GpuId, range(4)))
+    three = tuple(Share(PipelineId(name), 100, 8, 0.0, bundles([0, 1, 2, 3])) for name in "abc")
+    assert len(plan(View(four, three))) == 4, "rounding"
+    eight = frozenset(map(GpuId, range(8)))
+    capped = (Share(PipelineId("a"), 100, 8, 0.0, bundles([0, 1])), Share(PipelineId("b"), 100, 8, 0.0, bundles(list(range(8)))))
+    assert len(plan(View(eight, capped))) == 8, "mappings"
+    mixed = (Share(PipelineId("a"), 100, 8, 0.0, bundles(list(range(8)), 4)), Share(PipelineId("b"), 100, 8, 0.0, bundles(list(range(8)))))
+    used = {gpu for id in plan(View(eight, mixed)) for s in mixed if s.pipeline == id.pipeline for gpu in s.bundles[id.rank].gpus}
+    assert used == eight, "packing"
+    finished = (Share(PipelineId("a"), 0, 8, 0.0, bundles([0], 1, (0,))), Share(PipelineId("b"), 8, 8, 0.0, bundles([0])))
+    assert plan(View(four, finished)) == {EngineId(PipelineId("b"), 0)}
+
+
+def test_d13_a_second_request_while_one_holds_a_lease_is_answered() -> None:
+    bench = Bench(1, spec("a", [0], [0]))
+    bench.lease("a")
+    bench.lease("a", 1)
+    assert bench.refused("a") == ["nested_lease"]
+
+
+def test_d14_samples_that_start_again_do_not_undo_progress() -> None:
+    bench = Bench(1, spec("a", [0], [0]))
+    bench.open("a", target=100)
+    bench.progress("a", 90, target=100)
+    report = RolloutProgress(0, 10, 0, 90)  # all that ran were drained and wait again
+    bench.feed(ev.GatewaySaid(pipeline=PipelineId("a"), incarnation=FIRST, progress=Progress((report,))))
+    assert bench.scheduler.desk.fleet.pipelines[PipelineId("a")].unfinished(bench.now, 60.0) == 10
+
+
+def test_d15_a_late_report_of_a_closed_rollout_is_no_demand() -> None:
+    bench = Bench(1, spec("a", [0], [0]))
+    bench.open("a")
+    bench.say("a", say.CloseRollout(rollout=0))
+    bench.progress("a", 5)
+    assert bench.scheduler.desk.fleet.pipelines[PipelineId("a")].unfinished(bench.now, 60.0) == 0
+
+
+def test_d16_leaving_a_lease_that_is_gone_changes_nothing() -> None:
+    bench = Bench(1, spec("a", [0], [0]))
+    bench.lease("a")
+    bench.say("a", say.Offloaded(call=0))
+    bench.say("a", say.Offloaded(call=0))
+    bench.say("a", say.Offloaded(call=7))
+    assert bench.scheduler.desk.fleet.pipelines[PipelineId("a")].trainer.state is TrainerState.RUNNING
+    bench.lease("a", 1)
+    assert sum(isinstance(message, say.LeaseGranted) for message in bench.heard["a"]) == 2
