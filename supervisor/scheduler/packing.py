@@ -110,9 +110,7 @@ class _Search:
             gone = lost | hits[mask]
             chosen[index] = mask
             fallen = gone & ~lost
-            homeless = tuple(
-                i for i, own in enumerate(self.own) if own & fallen and not own & ~gone and i not in chosen and i not in rest
-            )
+            homeless = tuple(i for i, own in enumerate(self.own) if own & fallen and not own & ~gone and i not in chosen and i not in rest)
             self.go(rest + homeless, taken | mask, gone, chosen, skipped, regret)
             del chosen[index]
             if self.best <= bound:

@@ -69,7 +69,6 @@ def must_leave(
     return any(gpu in wanted_gpus for gpu in engine.gpus)
 
 
-
 def _behind(desk: Desk, pipeline: Pipeline) -> bool:
     """By far the most steps still to go: what it waits for, the whole box waits for in the end."""
     others = (other.steps_left for other in desk.fleet.pipelines.values() if other is not pipeline)

@@ -96,6 +96,8 @@ class FakePipeline:
                 gateway.open.pop(rollout, None)
             case do.ForgetAtGateway():
                 gateway.open.clear()
+            case do.TellHopeless(reason=reason) if reason and self.trainer.place == "generating":
+                self.world.after(0.1, lambda: self.world.die(TrainerId(self.id), 1))  # its requests are answered with a typed 503
             case _:
                 pass
         self.world.answer(delay, lambda: ev.Ordered(id=action.id) if gateway.incarnation is not None else None)

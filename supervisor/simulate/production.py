@@ -53,9 +53,7 @@ class Production:
         running = job.in_flight
         work, longest = self._box.expected(job)
         report = RolloutProgress(job.step, job.unfinished - running, running, job.done, expected=work, longest=longest)
-        loads = tuple(
-            EngineLoad(unit.rank, FIRST, len(unit.running), 0, 0) for unit in job.units if unit.state is UnitState.AWAKE
-        )
+        loads = tuple(EngineLoad(unit.rank, FIRST, len(unit.running), 0, 0) for unit in job.units if unit.state is UnitState.AWAKE)
         self._feed(ev.GatewaySaid(pipeline=PipelineId(job.load.id), incarnation=FIRST, progress=Progress((report,), loads)))
 
     def rolled(self, job: Job) -> None:
