@@ -20,13 +20,14 @@ class Usage:
 @dataclass(frozen=True)
 class Verdict:
     """`used` and `allowed` in bytes; `holders` hold more than their residual and more than nothing, the largest first;
-    `unaccounted` bytes belong to no group of ours."""
+    `offenders` hold more than residual and allowance together; `unaccounted` bytes belong to no group of ours."""
 
     gpu: GpuId
     used: int
     allowed: int
     holders: tuple[tuple[GroupId, int], ...]
     unaccounted: int
+    offenders: tuple[GroupId, ...] = ()
 
     @property
     def empty(self) -> bool:
@@ -46,4 +47,5 @@ def judge(gpu: GpuId, usage: Usage, residuals: Mapping[GroupId, int], allowance:
     used = usage.total[gpu]
     over = ((group, held) for group, held in groups.items() if held > residuals.get(group, 0))
     holders = tuple(sorted(over, key=lambda holder: (-holder[1], str(holder[0]))))
-    return Verdict(gpu, used, sum(residuals.values()) + allowance, holders, max(0, used - sum(groups.values())))
+    offenders = tuple(group for group, held in holders if held > residuals.get(group, 0) + allowance)
+    return Verdict(gpu, used, sum(residuals.values()) + allowance, holders, max(0, used - sum(groups.values())), offenders)

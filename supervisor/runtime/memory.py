@@ -10,7 +10,7 @@ from supervisor.runtime.gpus import MeasureFailed
 from supervisor.runtime.processes import census
 from supervisor.runtime.site import Site
 from supervisor.scheduler.actions import Measure
-from supervisor.scheduler.events import GpuFree, GpuHeld
+from supervisor.scheduler.events import GpuFree, GpuHeld, Holder
 
 FIRST_LOOK_S, LONGEST_WAIT_S = 0.02, 0.25
 """Memory goes by itself after a release; there is nothing to wait on but another look. Each look costs a scan of the processes."""
@@ -34,28 +34,33 @@ class Memory:
         wait = FIRST_LOOK_S
         began = anyio.current_time()
         while True:
-            note, held = await self._look(action)
-            if not held:
+            held = await self._look(action)
+            if held is None:
                 return GpuFree(id=action.id)
             left = began + action.within - anyio.current_time()
             if left <= 0:
-                return GpuHeld(id=action.id, gpus=held, note=note)
+                return held
             await anyio.sleep(min(wait, left))
             wait = min(2 * wait, LONGEST_WAIT_S)
 
-    async def _look(self, action: Measure) -> tuple[str, tuple[GpuId, ...]]:
+    async def _look(self, action: Measure) -> GpuHeld | None:
+        lives = {group: living.incarnation for group, living in self._site.living.items()}
         try:
             usage = await self._site.meter.measure(action.gpus, await self._pids())
         except MeasureFailed as error:
-            return f"cannot be measured: {error}", action.gpus
+            return GpuHeld(id=action.id, gpus=action.gpus, note=f"cannot be measured: {error}")
         self.last = usage
-        verdicts = [self._judge(gpu, usage, action.holder) for gpu in action.gpus]
-        held = tuple(verdict.gpu for verdict in verdicts if not verdict.empty)
-        if not held and isinstance(action.holder, EngineId):
-            self._learn(action.holder, action.gpus, usage)
-        return "; ".join(str(verdict) for verdict in verdicts if not verdict.empty), held
+        verdicts = [self._judge(gpu, usage) for gpu in action.gpus]
+        held = [verdict for verdict in verdicts if not verdict.empty]
+        if not held:
+            if isinstance(action.holder, EngineId):
+                self._learn(action.holder, action.gpus, usage)
+            return None
+        holders = tuple(Holder(verdict.gpu, group, lives[group]) for verdict in held for group in verdict.offenders if group in lives)
+        note = "; ".join(str(verdict) for verdict in held)
+        return GpuHeld(id=action.id, gpus=tuple(verdict.gpu for verdict in held), note=note, holders=holders)
 
-    def _judge(self, gpu: GpuId, usage: Usage, holder: GroupId | None) -> Verdict:
+    def _judge(self, gpu: GpuId, usage: Usage) -> Verdict:
         sleepers: dict[GroupId, int] = {}
         for engine, (incarnation, kept) in self.residuals.get(gpu, {}).items():
             living = self._site.living.get(engine)

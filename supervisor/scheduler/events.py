@@ -45,11 +45,20 @@ class GpuFree(_Answer, frozen=True):
     pass
 
 
+class Holder(msgspec.Struct, frozen=True):
+    """A group of ours that holds more on this GPU than a sleeper may keep. Which life of it: what is told of a dead one is nobody's fault."""
+
+    gpu: GpuId
+    group: GroupId
+    incarnation: Incarnation
+
+
 class GpuHeld(_Answer, frozen=True):
-    """These GPUs still hold memory at the end of the measurement; `note` names the holder."""
+    """These GPUs still hold memory at the end of the measurement; `note` says who holds how much, `holders` who of ours does, if that is known."""
 
     gpus: tuple[GpuId, ...]
     note: str
+    holders: tuple[Holder, ...] = ()
 
 
 class Paused(_Answer, frozen=True):

@@ -15,6 +15,7 @@ class Cause(Enum):
     ACTION = "action"  # failed, or did not end in time
     MEMORY = "memory"  # said to be given back, and measured held
     PEER = "peer"
+    INTRUDER = "intruder"  # holds memory on a GPU that it has no lease of
     OPERATOR = "operator"  # asked for: no failure, and not counted as one
 
 

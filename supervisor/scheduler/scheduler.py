@@ -50,6 +50,7 @@ from .faults import Cause
 from .fleet import Fleet, Pipeline, TrainerState, TrainerTurn
 from .grants import grant
 from .inflight import InFlight
+from .intruders import intruders, only_theirs
 from .invariants import check
 from .leases import LeaseBook
 from .planner import plan
@@ -149,11 +150,8 @@ class Scheduler:
                 gateways.answered(desk, desk.fleet.pipelines[action.pipeline], action, answer)
             case StopGroup(group=group):
                 self._group_answer(group, action, answer)
-            case Measure(holder=None):
-                self._fences_measured(action, answer)
-            case Measure(holder=group):
-                assert group is not None
-                self._group_answer(group, action, answer)
+            case Measure():
+                self._measured(action, answer)
             case StartTrainer() | AdoptSnapshot() | RecordCheckpoint():
                 trainers.answered(desk, desk.fleet.pipelines[action.pipeline], action, answer)
             case PrepareModel():
@@ -185,6 +183,27 @@ class Scheduler:
         pipeline.failed = f"its model could not be made: {answer.reason}"
         self.desk.note("error", pipeline.id, pipeline.failed)
         pipeline.trainer.turn(TrainerTurn.STOP)
+
+    def _measured(self, action: Measure, answer: Answer) -> None:
+        """Whoever holds memory without a lease fails, wherever it is seen; while it is being ended, those who were measured wait for it."""
+        found = intruders(self.desk.leases, answer) if isinstance(answer, GpuHeld) else []
+        for holder in found:
+            self._condemn(holder.group, holder.incarnation, Cause.INTRUDER, f"holds memory on GPU {holder.gpu}, of which it has no lease")
+        if action.holder is None:
+            self._fences_measured(action, answer)
+        elif isinstance(answer, GpuHeld) and only_theirs(self.desk.fleet, answer, found):
+            self._measure_again(action.holder)
+        else:
+            self._group_answer(action.holder, action, answer)
+
+    def _measure_again(self, group: GroupId) -> None:
+        pipeline = self.desk.fleet.pipelines[group.pipeline]
+        if isinstance(group, EngineId):
+            pipeline.engines[group.rank].op = None
+            return
+        pipeline.trainer.op = None
+        if pipeline.trainer.grant is not None:
+            pipeline.trainer.grant.measure = None
 
     def _fences_measured(self, action: Measure, answer: Answer) -> None:
         self._fence_op = None

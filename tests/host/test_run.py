@@ -187,23 +187,36 @@ def test_a_trainer_that_hangs_in_its_lease_costs_only_its_own_pipeline(
 def test_a_trainer_that_does_not_offload_costs_only_its_own_pipeline(
     start: Callable[..., Run], reference: Reference, tmp_path: Path
 ) -> None:
-    file = configuration(tmp_path / "keeps.toml", entry="keeps:main", health="release_deadline_s = 2.0")
-    (tmp_path / "keeps.py").write_text(KEEPS)
-    run = start(file)
+    """Where its memory is found first depends on who is measured first: when its own lease ends, or when an engine leaves those GPUs."""
+    run = start(_keeps(tmp_path, gpu=0))
     finished_well(run, reference, "p1")
-    assert any("still hold memory" in str(record["event"]) for record in run.log())
+    failed = [record for record in run.log() if "trainer failed" in str(record["event"])]
+    assert len(failed) == 1
+    assert any(words in str(failed[0]["event"]) for words in ("still hold memory", "of which it has no lease"))
+
+
+def test_a_trainer_that_takes_memory_on_anothers_gpu_costs_only_its_own_pipeline(
+    start: Callable[..., Run], reference: Reference, tmp_path: Path
+) -> None:
+    run = start(_keeps(tmp_path, gpu=3))
+    finished_well(run, reference, "p1")
+    assert any("holds memory on GPU 3, of which it has no lease" in str(record["event"]) for record in run.log())
+
+
+def _keeps(folder: Path, gpu: int) -> Path:
+    (folder / "keeps.py").write_text(KEEPS.replace("GPU", str(gpu)))
+    return configuration(folder / "keeps.toml", entry="keeps:main", health="release_deadline_s = 2.0")
 
 
 KEEPS = '''
-"""The built-in trainer, but in its first life it keeps a piece of its GPU after the first training."""
+"""The built-in trainer, but in its first life rank 0 takes a piece of a GPU that nobody lent it, and keeps it."""
 import os
 import trainers.device
 from trainers.grpo import main as real_main
 
 def main():
-    if os.environ["TRAINSHED_TAG"].endswith(":1"):
-        device = trainers.device.parse_device(os.environ["TRAINSHED_GPUS"])
-        kept = trainers.device.Pool(device, 4 << 20)
+    if os.environ["TRAINSHED_TAG"].endswith(":1") and os.environ["RANK"] == "0":
+        kept = trainers.device.Pool(trainers.device.parse_device("virtual:GPU"), 4 << 20)
         kept.touch()
     real_main()
 '''

@@ -32,3 +32,10 @@ def test_holders_are_named_the_largest_first() -> None:
 
 def test_a_driver_that_counts_less_in_all_than_by_process_is_no_negative_rest() -> None:
     assert judge(GPU, Usage({GPU: 5}, {GPU: {A: 9}}, {}), {}, 10).unaccounted == 0
+
+
+def test_who_alone_holds_more_than_all_may_keep_is_an_offender() -> None:
+    held: dict[GroupId, int] = {A: 600 * MIB, B: 300 * MIB, T: 2000 * MIB}
+    verdict = judge(GPU, Usage({GPU: 2900 * MIB}, {GPU: held}, {}), {A: 600 * MIB}, 500 * MIB)
+    assert verdict.offenders == (T,)
+    assert judge(GPU, Usage({GPU: 2900 * MIB}, {GPU: held}, {}), {A: 600 * MIB}, 0).offenders == (T, B)

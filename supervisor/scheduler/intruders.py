@@ -1,0 +1,40 @@
+"""Who holds memory on a GPU that it has no lease of. It fails; whoever was measured there is not blamed for it."""
+
+from collections.abc import Iterable
+
+from engines.ids import EngineId, TrainerId
+from engines.state import EngineState
+
+from .events import GpuHeld, Holder
+from .fleet import Fleet, TrainerState
+from .leases import LeaseBook
+
+
+def intruders(leases: LeaseBook, held: GpuHeld) -> list[Holder]:
+    """Those who hold memory there without a lease, each once a GPU."""
+    found = []
+    for holder in held.holders:
+        lease = leases.lease(holder.gpu)
+        if lease is None or lease.holder != holder.group:
+            found.append(holder)
+    return found
+
+
+def being_ended(fleet: Fleet, holder: Holder) -> bool:
+    """Its end is under way and has not been given up: what it holds goes with it."""
+    pipeline = fleet.pipelines[holder.group.pipeline]
+    match holder.group:
+        case EngineId(rank=rank):
+            engine = pipeline.engines[rank]
+            return engine.incarnation == holder.incarnation and engine.state in (EngineState.QUARANTINED, EngineState.STOPPING)
+        case TrainerId():
+            trainer = pipeline.trainer
+            return trainer.incarnation == holder.incarnation and trainer.state in (TrainerState.QUARANTINED, TrainerState.STOPPING)
+        case _:
+            return pipeline.gateway.incarnation == holder.incarnation and pipeline.gateway.dying
+
+
+def only_theirs(fleet: Fleet, held: GpuHeld, found: Iterable[Holder]) -> bool:
+    """Every GPU that is not empty is held by an intruder that is being ended, and by nobody who may be there: look again."""
+    ending = {holder for holder in found if being_ended(fleet, holder)}
+    return {holder.gpu for holder in ending} == set(held.gpus) and ending == set(held.holders)
