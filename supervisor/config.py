@@ -23,6 +23,7 @@ class Host(_Table, frozen=True, forbid_unknown_fields=True):
     shm: str = "/dev/shm"
     residual_mib: Positive = 512
     ports: tuple[int, int] = (20000, 29999)
+    metrics_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None  # /metrics for Prometheus on 127.0.0.1
     prewarm: bool = True
 
 
@@ -108,12 +109,25 @@ class Trainer(_Table, frozen=True, forbid_unknown_fields=True):
     pass_env: list[str] = []
 
 
+class Gateway(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[pipeline.gateway]`."""
+
+    # samples in flight when weights are published: go on under the new ones, begin anew under them, or end under the old ones
+    on_publish: Literal["continue", "restart", "finish"] = "continue"
+    max_version_lag: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None  # what was begun more versions ago begins anew
+    prefix_affinity: bool = False  # prefer the engine that was sent the same beginning last …
+    prefix_slack: Annotated[float, msgspec.Meta(ge=0, le=1)] = (
+        0.25  # … if no more of its slots are taken than of the least busy one, plus this
+    )
+
+
 class Pipeline(_Table, frozen=True, forbid_unknown_fields=True):
     """`[[pipeline]]`."""
 
     name: Name
     engine: Engine
     trainer: Trainer
+    gateway: Gateway = Gateway()
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
     share: Annotated[float, msgspec.Meta(gt=0)] = 1.0
 

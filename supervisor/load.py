@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from engines.ids import PipelineId
-from supervisor.config import Config, Engine, Host, Pipeline, Trainer
+from supervisor.config import Config, Engine, Gateway, Host, Pipeline, Trainer
 from supervisor.configuration import premises, rules
 from supervisor.configuration.facts import Finding, GpuFact
 from supervisor.configuration.locate import line_of, lines
@@ -162,12 +162,12 @@ def _draft(table: dict[str, Any], found: list[Finding]) -> tuple[Config | None, 
 
 def _draft_pipeline(entry: dict[str, Any], path: str) -> rules.DraftPipeline:
     quiet: list[Finding] = []
-    parts = [
-        read(describe(kind), entry.get(key), f"{path}.{key}", quiet.append) for key, kind in (("engine", Engine), ("trainer", Trainer))
-    ]
+    kinds = (("engine", Engine), ("trainer", Trainer), ("gateway", Gateway))
+    given = {key: entry.get(key, {} if kind is Gateway else None) for key, kind in kinds}
+    parts = [read(describe(kind), given[key], f"{path}.{key}", quiet.append) for key, kind in kinds]
     name = read(_NAME, entry.get("name"), f"{path}.name", quiet.append)
-    engine, trainer = (None if part is BAD else part for part in parts)
-    return rules.DraftPipeline(path, None if name is BAD else PipelineId(name), engine, trainer)
+    engine, trainer, gateway = (None if part is BAD else part for part in parts)
+    return rules.DraftPipeline(path, None if name is BAD else PipelineId(name), engine, trainer, gateway)
 
 
 _NAME: Final = next(field.type for field in describe(Pipeline).fields if field.name == "name")

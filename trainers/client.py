@@ -349,13 +349,23 @@ class Rollout:
         with contextlib.suppress(SupervisorGone, TimeoutError):
             self._close(_LEAVE_S)
 
-    def start(self, prompts: Iterable[Sequence[int]], *, expected_tokens: int | None = None, **sampling: Any) -> range:
+    def start(
+        self,
+        prompts: Iterable[Sequence[int]],
+        *,
+        expected_tokens: int | Sequence[int | None] | None = None,
+        session: str | Sequence[str | None] | None = None,
+        **sampling: Any,
+    ) -> range:
         """Asks for one sample a prompt (token ids) and returns at once, with the samples' indexes.
 
         `sampling` goes to the engine as SGLang's sampling_params (`max_new_tokens=8, temperature=1.0 …`); each sample's seed is set here.
-        `expected_tokens` is a hint for routing.
+        `expected_tokens`, for all or one a prompt: how long the answer will be, as far as the script can tell. The longest are started
+        first; without it the gateway learns it from earlier samples. `session`, for all or one a prompt: samples of one session go to
+        one engine as long as it is there. Neither changes any answer.
         """
         asked = [[int(token) for token in prompt] for prompt in prompts]
+        expected, sessions = _each(expected_tokens, int, len(asked)), _each(session, str, len(asked))
         with self._pipeline._wire.changed:
             if self._closed_at is not None:
                 raise RolloutRefused("out_of_order", f"rollout {self.number} is closed")
@@ -366,7 +376,8 @@ class Rollout:
                 "sample": index,
                 "input_ids": asked[index - indexes.start],
                 "sampling_params": {"sampling_seed": sample_seed(self._pipeline.seed, self.number, index), **sampling},
-                "expected_tokens": expected_tokens,
+                "expected_tokens": expected[index - indexes.start],
+                "session": sessions[index - indexes.start],
             }
             for index in indexes
         }
@@ -412,6 +423,14 @@ class Rollout:
         """Whether it is vain to ask the gateway again."""
         late = self._closed_at is not None and time.monotonic() - self._closed_at > _LATE_S
         return late or self._pipeline._wire.lost is not None
+
+
+def _each(value: Any, kind: type, count: int) -> list[Any]:
+    """One value a prompt, of one for all or a list of them. Raises ValueError for a list of another length."""
+    values = [value] * count if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
+    if len(values) != count:
+        raise ValueError(f"{len(values)} values for {count} prompts")
+    return [None if one is None else kind(one) for one in values]
 
 
 def _parts(requests: dict[int, dict[str, Any]]) -> Iterator[dict[int, dict[str, Any]]]:

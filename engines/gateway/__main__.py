@@ -22,6 +22,7 @@ from engines.gateway.exchange import Exchange
 from engines.gateway.orders import Channel
 from engines.gateway.server import application, serve
 from engines.gateway.text import Text
+from engines.gateway.versions import ON_PUBLISH, VersionRule
 from trainers.framing import FrameError
 
 
@@ -40,7 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _run(arguments: argparse.Namespace, text: Text, control: socket.socket, listener: socket.socket, log: Any) -> int:
-    dispatch = Dispatch(seed=arguments.seed, eos=text.eos, decode=text.decode_all if text.known else None)
+    dispatch = Dispatch(
+        seed=arguments.seed,
+        eos=text.eos,
+        decode=text.decode_all if text.known else None,
+        rule=VersionRule(arguments.on_publish, arguments.max_version_lag),
+        prefix_slack=arguments.prefix_slack,
+    )
     exchange = Exchange(dispatch, EngineClient(), log.info)
     app = application(exchange, text, pipeline=arguments.pipeline, model=str(arguments.model), log=log.error)
     runner = await serve(app, listener)
@@ -80,6 +87,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--listen-fd", required=True, type=int, help="descriptor of the inherited listening socket")
     parser.add_argument("--seed", type=int, default=0, help="the pipeline's seed, from which samples without a seed get one")
     parser.add_argument("--model", required=True, type=Path, help="model directory: tokenizer and chat template")
+    parser.add_argument("--on-publish", choices=ON_PUBLISH, default="continue", help="what becomes of samples in flight when weights come")
+    parser.add_argument("--max-version-lag", type=int, default=None, help="begin anew what was begun more versions ago than this")
+    parser.add_argument(
+        "--prefix-slack", type=float, default=None, help="prefer engines that know a prompt's beginning, if no busier than so"
+    )
     return parser.parse_args(argv)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Container, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Self
 
@@ -10,12 +11,14 @@ from aiohttp import web
 from engines.gateway.errors import RequestError
 from engines.gateway.events import Deliver, Grew
 from engines.gateway.exchange import Exchange, Inbox
-from engines.gateway.samples import Answer, Failure, Request
+from engines.gateway.samples import MAX_TOKEN, Answer, Failure, Request
 
 KEEP_ALIVE_S: Final = 10.0
 """A stream says something at least this often, so that its reader can tell waiting from a lost connection."""
 ROLLOUT: Final = "X-Trainshed-Rollout"
 SAMPLE: Final = "X-Trainshed-Sample"
+EXPECTED: Final = "X-Trainshed-Expected-Tokens"
+SESSION: Final = "X-Trainshed-Session"
 _NUMBER: Final = re.compile(r"[0-9]{1,15}", re.ASCII)
 _TOKEN: Final = re.compile(r"[!-~]{1,200}", re.ASCII)
 
@@ -26,6 +29,20 @@ def identity(headers: "web.BaseRequest") -> tuple[int | None, str | None]:
     if sample is not None and not _TOKEN.fullmatch(sample):
         raise RequestError(400, "bad_request", f"{SAMPLE} must be 1 to 200 printable characters without blanks")
     return (None if rollout is None else number(rollout, ROLLOUT)), sample
+
+
+def hinted(headers: "web.BaseRequest", requests: Sequence[Request]) -> list[Request]:
+    """The same requests with what the headers say of their length and session, where the body has not said it."""
+    said, session = headers.headers.get(EXPECTED), headers.headers.get(SESSION, "")
+    if session and not _TOKEN.fullmatch(session):
+        raise RequestError(400, "bad_request", f"{SESSION} must be 1 to 200 printable characters without blanks")
+    expected = None if said is None else min(number(said, EXPECTED), MAX_TOKEN)
+    if expected is None and not session:
+        return list(requests)
+    return [
+        replace(one, expected_tokens=expected if one.expected_tokens is None else one.expected_tokens, session=one.session or session)
+        for one in requests
+    ]
 
 
 def number(text: str, name: str) -> int:

@@ -1,6 +1,6 @@
 """What runs on the engines: attempts from start to end, and the orders that wait for some of them to end. PURE."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,11 +38,16 @@ class Attempts:
         """None: it was cut, and what comes of it now is an answer of the dead."""
         return self._running.get(number)
 
+    def __iter__(self) -> Iterator[Attempt]:
+        return iter(self._running.values())
+
     def on(self, engine: Engine) -> list[Attempt]:
         return [attempt for attempt in self._running.values() if attempt.engine is engine]
 
     def begin(self, number: int, sample: Sample, engine: Engine) -> Start:
         attempt = Attempt(number, engine, engine.version, len(sample.ids), sample)
+        if not sample.ids:
+            sample.born = engine.version
         self._running[number] = sample.attempt = attempt
         engine.running += 1
         body = seams.continuation(sample.request, sample.ids, sample.seed)

@@ -33,6 +33,7 @@ _NOTHING: Final[tuple[object, ...]] = (None, False, 0, [])
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
 _Limit = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
+Session = Annotated[str, msgspec.Meta(max_length=200)]
 
 
 class OurSample(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,6 +43,7 @@ class OurSample(msgspec.Struct, forbid_unknown_fields=True):
     input_ids: Annotated[list[TokenId], msgspec.Meta(min_length=1)]
     sampling_params: dict[str, Any] = {}
     expected_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)] | None = None
+    session: Session | None = None
 
 
 class OurSamples(msgspec.Struct, forbid_unknown_fields=True):
@@ -100,7 +102,13 @@ def generate(body: bytes, text: Text) -> tuple[Generate, list[Request], bool]:
 
 
 def copies(
-    prompt: Sequence[int], params: Mapping[str, Any], text: Text, *, options: Mapping[str, Any] | None = None, expected: int | None = None
+    prompt: Sequence[int],
+    params: Mapping[str, Any],
+    text: Text,
+    *,
+    options: Mapping[str, Any] | None = None,
+    expected: int | None = None,
+    session: str = "",
 ) -> list[Request]:
     """The requests for `n` samples of one prompt. A seed that is given counts up from copy to copy, else all would be the same."""
     known = _typed(params)
@@ -126,6 +134,7 @@ def copies(
                 frozenset(known.stop_token_ids or ()),
                 whole,
                 hash((tokens.tobytes(), essence)),
+                session,
             )
         )
     return made
@@ -135,7 +144,8 @@ def our_samples(body: bytes, text: Text) -> list[tuple[int, Request]]:
     """Sample numbers and their requests."""
     made = []
     for sample in decode(body, OurSamples).samples:
-        requests = copies(sample.input_ids, sample.sampling_params, text, expected=sample.expected_tokens)
+        session = sample.session or ""
+        requests = copies(sample.input_ids, sample.sampling_params, text, expected=sample.expected_tokens, session=session)
         if len(requests) != 1:
             raise RequestError(400, "bad_request", f"sample {sample.sample}: n must be 1; each sample has a number of its own")
         made.append((sample.sample, requests[0]))

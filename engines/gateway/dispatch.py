@@ -2,40 +2,52 @@
 
 `handle(event, now) -> list[events.Effect]`: nothing else decides anything in the gateway. What holds after every call:
 an engine never has more than `slots` attempts of ours; an attempt starts only on a routed engine with the newest version;
-each asker gets exactly one outcome; tokens that have reached us are never generated again (but for `whole` requests, see `seams`).
+each asker gets exactly one outcome; tokens that have reached us are never generated again (but for `whole` requests, see `seams`,
+and for what `versions` wants begun anew).
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from engines.gateway import events, messages, seams
+from engines.gateway import events, hearing, messages, seams
+from engines.gateway.affinity import Affinity
 from engines.gateway.attempts import Attempts
 from engines.gateway.fleet import Engine, Fleet
-from engines.gateway.queue import Queue
+from engines.gateway.outlook import Outlook
 from engines.gateway.records import Attempt, Phase, Rollout, Sample
 from engines.gateway.rollouts import Rollouts
 from engines.gateway.samples import Failure, Outcome, SampleKey, State
-
-MAX_WAITING: Final = 100_000
-HELD_PER_WAITING: Final = 10
+from engines.gateway.versions import VersionRule
+from engines.gateway.waiting import MAX_WAITING, Waiting
 
 _CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
 
 
 class Dispatch:
-    """`seed`: the pipeline's. `eos`: token ids at which the model ends. `decode`: tokens to text, for stop strings at a seam (None: no tokenizer)."""
+    """`seed`: the pipeline's. `eos`: token ids at which the model ends. `decode`: tokens to text, for stop strings at a seam (None: no tokenizer).
+
+    `rule`: what becomes of samples in flight when weights are published. `prefix_slack`: see `Affinity`.
+    """
 
     def __init__(
-        self, *, seed: int = 0, eos: frozenset[int] = frozenset(), decode: seams.Decode | None = None, max_waiting: int = MAX_WAITING
+        self,
+        *,
+        seed: int = 0,
+        eos: frozenset[int] = frozenset(),
+        decode: seams.Decode | None = None,
+        max_waiting: int = MAX_WAITING,
+        rule: VersionRule | None = None,
+        prefix_slack: float | None = None,
     ) -> None:
         self.fleet = Fleet()
         self.rollouts = Rollouts()
-        self._seed, self._eos, self._decode, self._max_waiting = seed, eos, decode, max_waiting
+        self._seed, self._eos, self._decode = seed, eos, decode
+        self._rule = rule or VersionRule()
         self._attempts = Attempts()
         self._askers: dict[int, Sample] = {}
-        self._queue = Queue()
-        self._waiting = 0
+        self._outlook = Outlook()
+        self._waiting = Waiting(self._outlook, Affinity(prefix_slack), max_waiting)
         self._hopeless = ""
         self._counter = 0
         self._effects: list[events.Effect] = []
@@ -44,12 +56,12 @@ class Dispatch:
     @property
     def deadline(self) -> float | None:
         """When it next wants a `Tick`, on the clock of `now`; None: only when something happens."""
-        rested = self.fleet.next_rested() if self._queue else None
+        rested = self.fleet.next_rested() if self._waiting else None
         dues = [due for due in (self._attempts.deadline, self.rollouts.deadline(), rested) if due is not None]
         return min(dues, default=None)
 
     def progress(self) -> messages.Progress:
-        return messages.Progress(self.rollouts.progress(), self.fleet.loads())
+        return messages.Progress(self.rollouts.progress(lambda rollout: self._outlook.work(rollout, self._now)), self.fleet.loads())
 
     def handle(self, event: events.Event, now: float) -> list[events.Effect]:
         """Take one event at `now` (seconds of a clock that never goes back); returns what is to be done, in order."""
@@ -76,12 +88,14 @@ class Dispatch:
 
     def _order(self, order: messages.Order) -> None:
         attempts: list[Attempt] = []
+        newest = self.fleet.newest
         match order:
             case messages.Route():
                 if (replaced := self.fleet.route(order)) is not None:
                     self._lose(replaced)
             case messages.Unroute():
                 self.fleet.unroute(order.engine, order.incarnation)
+                self.fleet.published(order.version)
             case messages.Drain():
                 if (engine := self.fleet.unroute(order.engine, order.incarnation)) is not None:
                     attempts = self._attempts.on(engine)
@@ -96,15 +110,18 @@ class Dispatch:
                 self._forget()
             case messages.Hopeless():
                 self._set_hopeless(order.reason)
+        if self.fleet.newest > newest:
+            attempts += [one for one in self._attempts if one.sample and self._rule.must_stop(one.sample, self.fleet.newest)]
         for attempt in attempts:
             self._abort(attempt)
         self._effects += self._attempts.promise(order.order, attempts)
 
     def _open(self, order: messages.OpenRollout) -> None:
+        self._outlook.lengths.settle()
         rollout = self.rollouts.open(order.rollout, order.target, self._now)
         for sample in rollout.samples.values():
             if sample.state is State.WAITING:
-                self._queue.push(sample, self._waiting)
+                self._waiting.push(sample)
 
     def _close(self, number: int) -> list[Attempt]:
         rollout = self.rollouts.get(number)
@@ -143,8 +160,7 @@ class Dispatch:
     def _ask(self, ask: events.Ask) -> None:
         rollout = self.rollouts.place(ask.rollout, self._now)
         if rollout is None:
-            failure = Failure(404, "rollout_closed", f"rollout {ask.rollout} is closed")
-            self._effects.append(events.Deliver(ask.asker, failure))
+            self._effects.append(events.Deliver(ask.asker, Failure(404, "rollout_closed", f"rollout {ask.rollout} is closed")))
             return
         key = SampleKey(rollout.number, ask.token) if ask.token is not None else SampleKey(rollout.number, "", self._next())
         sample = rollout.samples.get(key)
@@ -152,16 +168,19 @@ class Dispatch:
             if (refusal := self._no_room(rollout)) is not None:
                 self._effects.append(events.Deliver(ask.asker, refusal))
                 return
-            sample = rollout.samples[key] = Sample(key, ask.request, rollout, self._next(), key.seed(self._seed))
+            prompt = hash(ask.request.prompt.tobytes())
+            sample = rollout.samples[key] = Sample(key, ask.request, rollout, self._next(), key.seed(self._seed), prompt)
             rollout.move(None, State.WAITING, self._now)
-            self._waiting += 1
+            self._waiting.count += 1
+            self._outlook.joined(sample)
             if rollout.phase is Phase.OPEN:
-                self._queue.push(sample, self._waiting)
+                self._waiting.push(sample)
         elif sample.request.fingerprint != ask.request.fingerprint:
             text = f"sample {ask.token!r} of rollout {rollout.number} was first asked with another prompt or other parameters"
             self._effects.append(events.Deliver(ask.asker, Failure(409, "sample_mismatch", text)))
             return
         if ask.streams and sample.ids and not sample.request.whole:
+            sample.streamed = True
             self._effects.append(events.Grew(ask.asker, sample.ids.tolist(), sample.logprobs.tolist()))
         if sample.outcome is not None:
             self._effects.append(events.Deliver(ask.asker, sample.outcome))
@@ -174,9 +193,7 @@ class Dispatch:
             return Failure(404, "rollout_closed", f"rollout {rollout.number} is closed")
         if self._hopeless:
             return Failure(503, "no_engine", self._hopeless)
-        if self._waiting >= self._max_waiting or len(rollout.samples) >= HELD_PER_WAITING * self._max_waiting:
-            return Failure(503, "full", f"{self._waiting} samples wait already; ask again when some are done")
-        return None
+        return self._waiting.full(rollout)
 
     def _leave(self, asker: int) -> None:
         sample = self._askers.pop(asker, None)
@@ -192,21 +209,8 @@ class Dispatch:
         attempt = self._attempts.get(event.attempt)
         if attempt is None or (sample := attempt.sample) is None:
             return
-        attempt.engine.tokens += len(event.ids)
-        attempt.marks = event.marks
-        request, known = sample.request, len(sample.ids)
-        room = len(event.ids) if request.limit is None else max(0, request.limit - known)
-        ids, logprobs = event.ids[:room], event.logprobs[:room]
-        sample.ids.extend(ids)
-        sample.logprobs.extend(logprobs)
-        sample.losses = 0
-        cut = None
-        if request.stops and self._decode and attempt.start > 0:
-            cut = seams.straddling(request, sample.ids, attempt.start, known, self._decode)
-            if cut is not None:
-                ids, logprobs = ids[: max(0, cut[0] - known)], logprobs[: max(0, cut[0] - known)]
-        if not request.whole and ids:
-            self._effects.extend(events.Grew(asker, ids, logprobs) for asker, streams in sample.askers.items() if streams)
+        grown, cut = hearing.take(attempt, sample, event, self._decode)
+        self._effects.extend(grown)
         if cut is not None:
             self._stop_at(attempt, sample, *cut)
 
@@ -223,29 +227,16 @@ class Dispatch:
         if attempt is None:
             return  # cut before this came: an answer of the dead
         self._effects += self._attempts.release(attempt)
-        engine, end, sample = attempt.engine, event.end, attempt.sample
-        aborted = isinstance(end, events.Finished) and end.reason.get("type") == "abort"
-        match end:
-            case events.Finished() if not aborted:
-                engine.succeeded()
-            case events.Broken(busy=busy):
-                engine.failed(self._now, busy)
-            case _ if aborted and not attempt.aborting:
-                engine.rest(self._now)  # somebody else has aborted it, as a pause does
+        sample, end = attempt.sample, event.end
+        hearing.judge(attempt, end, self._now)
         if sample is None:
             return
-        match end:
-            case events.Finished(reason, meta) if not aborted:
-                self._complete(sample, reason, meta)
-            case events.Finished(reason, _) if not attempt.aborting and (status := reason.get("status_code")) in (400, 413, 422):
-                self._settle(sample, Failure(int(status), "bad_request", str(reason.get("message", "the engine refused the request"))))
-            case events.Refused(status, message):
-                self._settle(sample, Failure(status, "bad_request", message))
-            case events.Broken(cause, accepted) if accepted and not sample.closing and not attempt.aborting and sample.hurt(self._now):
-                text = f"{sample.losses} engines in a row failed with this request before one token came; the last: {cause}"
-                self._settle(sample, Failure(500, "request_failed", text))
-            case _:
-                self._again(sample)
+        if isinstance(end, events.Finished) and not hearing.aborted(end):
+            self._complete(sample, end.reason, end.meta)
+        elif (failure := hearing.refusal(attempt, sample, end, self._now)) is not None:
+            self._settle(sample, failure)
+        else:
+            self._again(sample)
 
     def _again(self, sample: Sample) -> None:
         """Its engine is gone; the rest is to be made elsewhere, if there is a rest."""
@@ -260,15 +251,21 @@ class Dispatch:
         if sample.closing:
             self._complete(sample, _CLOSED)
             return
+        self._renew(sample)
         self._move(sample, State.WAITING)
         if self._hopeless:
             self._discard(sample, Failure(503, "no_engine", self._hopeless))
         else:
-            self._queue.push(sample, self._waiting)
+            self._waiting.push(sample)
+
+    def _renew(self, sample: Sample) -> None:
+        """Forget its tokens, if they may not go on under the newest weights."""
+        if self._rule.must_restart(sample, self.fleet.newest):
+            sample.restart()
 
     def _move(self, sample: Sample, state: State) -> None:
         if sample.state is not state:
-            self._waiting += (state is State.WAITING) - (sample.state is State.WAITING)
+            self._waiting.count += (state is State.WAITING) - (sample.state is State.WAITING)
             sample.rollout.move(sample.state, state, self._now)
             sample.state = state
 
@@ -279,15 +276,18 @@ class Dispatch:
         """The sample is done: everybody who asked gets the outcome, and whoever asks later, if it has a name."""
         self._move(sample, State.DONE)
         sample.outcome = outcome
+        for mate in self._outlook.ended(sample, outcome):
+            self._waiting.moved(mate)
         self._deliver(sample, outcome)
         if sample.key.anonymous:
             sample.rollout.samples.pop(sample.key, None)
 
     def _discard(self, sample: Sample, failure: Failure | None) -> None:
         """The sample never was: nobody wants it (no failure), or nobody can make it."""
-        self._waiting -= sample.state is State.WAITING
+        self._waiting.count -= sample.state is State.WAITING
         sample.rollout.move(sample.state, None, self._now)
         sample.state = State.DONE
+        self._outlook.ended(sample, None)
         sample.rollout.samples.pop(sample.key, None)
         if failure is not None:
             self._deliver(sample, failure)
@@ -305,8 +305,9 @@ class Dispatch:
 
     def _dispatch(self) -> None:
         self.fleet.wake(self._now)
-        while self._queue and (engine := self.fleet.pick(self._now)) is not None:
-            sample = self._queue.pop()
+        while (pair := self._waiting.next(self.fleet, self._now)) is not None:
+            sample, engine = pair
+            self._renew(sample)
             self._move(sample, State.IN_FLIGHT)
             self._effects.append(self._attempts.begin(self._next(), sample, engine))
 
@@ -334,8 +335,7 @@ class Dispatch:
             self._cut(attempt)
         for rollout in self.rollouts.overdue(self._now):
             if rollout.phase is Phase.EXPECTED:
-                text = f"rollout {rollout.number} has not been opened"
-                self._end_expected(rollout, Failure(404, "rollout_unknown", text))
+                self._end_expected(rollout, Failure(404, "rollout_unknown", f"rollout {rollout.number} has not been opened"))
             else:
                 self.rollouts.close(rollout)
 

@@ -27,6 +27,11 @@ class Engine:
     strikes: int = 0
     rests_until: float = 0.0
 
+    @property
+    def load(self) -> float:
+        """The share of its slots that is taken."""
+        return self.running / self.slots
+
     def succeeded(self) -> None:
         self.completed += 1
         self.failures = self.strikes = 0
@@ -64,6 +69,10 @@ class Fleet:
         self._engines[order.engine] = Engine(order.engine, order.incarnation, order.url, order.key, order.slots, order.version)
         return known
 
+    def published(self, version: int) -> None:
+        """From now on nothing older gets a new request."""
+        self.newest = max(self.newest, version)
+
     def unroute(self, rank: int, incarnation: int) -> Engine | None:
         """Take the engine from the routes if it is of this incarnation or an older one; returns it then."""
         engine = self._engines.get(rank)
@@ -72,6 +81,13 @@ class Fleet:
         engine.routed = False
         return engine
 
+    def get(self, rank: int) -> Engine | None:
+        return self._engines.get(rank)
+
+    def routable(self, engine: Engine) -> bool:
+        """Whether new requests may go to it, now or when it has room."""
+        return engine.routed and engine.version == self.newest and self._engines.get(engine.rank) is engine
+
     def eligible(self, engine: Engine, now: float) -> bool:
         """Whether a new request may go to it now."""
         return engine.routed and engine.version == self.newest and engine.running < engine.slots and engine.rests_until <= now
@@ -79,7 +95,7 @@ class Fleet:
     def pick(self, now: float) -> Engine | None:
         """The least loaded engine with a free slot; of equals the one with the lowest rank."""
         free = [engine for engine in self._engines.values() if self.eligible(engine, now)]
-        return min(free, key=lambda engine: (engine.running / engine.slots, engine.rank), default=None)
+        return min(free, key=lambda engine: (engine.load, engine.rank), default=None)
 
     def next_rested(self) -> float | None:
         """When a resting engine may be tried again."""

@@ -28,11 +28,16 @@ class Route(_Order, frozen=True, tag="route"):
 
 
 class Unroute(_Order, frozen=True, tag="unroute"):
-    """No new request goes to this engine; what runs there runs on (its weights are about to change in place)."""
+    """No new request goes to this engine; what runs there runs on (its weights are about to change in place).
+
+    `version`: the published one. Nothing older gets a request from now on, and what may not go on under it (`versions`) is begun
+    anew: done when that has left the engines.
+    """
 
     order: int
     engine: int
     incarnation: int
+    version: int = 0
 
 
 class Drain(_Order, frozen=True, tag="drain"):

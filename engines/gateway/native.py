@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from engines.gateway import bodies
-from engines.gateway.answering import Asking, identity, names, number, open_stream
+from engines.gateway.answering import Asking, hinted, identity, names, number, open_stream
 from engines.gateway.errors import RequestError
 from engines.gateway.events import Deliver, Grew
 from engines.gateway.exchange import Exchange
@@ -31,7 +31,7 @@ class Native:
         rollout = number(request.match_info["rollout"], "the rollout")
         asked = bodies.our_samples(await request.read(), self._text)
         tokens = [str(sample) for sample, _ in asked]
-        async with Asking(self._exchange, [one for _, one in asked], rollout, tokens) as asking:
+        async with Asking(self._exchange, hinted(request, [one for _, one in asked]), rollout, tokens) as asking:
             first = await asking.begin(_NOT_THE_SAMPLES)
             response = await open_stream(request, "application/x-ndjson")
             for item in first:
@@ -45,6 +45,7 @@ class Native:
         """One answer or a list of them; streamed, each event holds all tokens of its sample so far, as SGLang's do."""
         rollout, token = identity(request)
         known, requests, batch = bodies.generate(await request.read(), self._text)
+        requests = hinted(request, requests)
         rids = self._rids(known.rid, len(requests))
         tokens = names(token, len(requests))
         if known.stream:

@@ -5,7 +5,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from engines.gateway import openai_bodies
-from engines.gateway.answering import Asking, identity, names, open_stream
+from engines.gateway.answering import Asking, hinted, identity, names, open_stream
 from engines.gateway.bodies import decode
 from engines.gateway.errors import RequestError
 from engines.gateway.events import Deliver, Grew
@@ -47,6 +47,7 @@ class OpenAI:
         if not self._text.known:
             raise RequestError(400, "no_tokenizer", "this model has no tokenizer.json: ask /generate with token ids (input_ids)")
         rollout, token = identity(request)
+        requests = hinted(request, requests)
         async with Asking(self._exchange, requests, rollout, names(token, len(requests)), streams=stream) as asking:
             if not stream:
                 return json_response(shape.whole(requests, await asking.all()))

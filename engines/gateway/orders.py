@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-from engines.gateway.messages import CloseRollout, Done, Order, Progress, Ready, Report
+from engines.gateway.messages import CloseRollout, Done, Order, Progress, Ready, Report, Unroute
 from trainers.framing import FrameReader, encode
 
 REPORT_EVERY_S: Final = 0.05
@@ -60,8 +60,10 @@ class Channel:
         frames: FrameReader[Order] = FrameReader(Order)
         while data := await self._received():
             for message in frames.feed(data):
-                if isinstance(message, CloseRollout):
-                    self.say(progress())  # the last figures of a rollout that the next picture no longer shows
+                if isinstance(message, CloseRollout | Unroute):
+                    self.say(
+                        progress()
+                    )  # the last figures of what the next picture no longer shows; and no later can be older than the answer
                 order(message)
 
     async def _received(self) -> bytes:

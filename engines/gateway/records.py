@@ -17,6 +17,10 @@ LOSING_S: Final = 60.0
 """So many attempts in a row that an engine accepted and failed with, for so long, without one new token: then it is the request's fault."""
 
 
+Place = tuple[bool, int, float, int]
+"""Where a sample stands in the queue (see `queue.queue_order`)."""
+
+
 class Phase(Enum):
     EXPECTED = "expected"  # named by a request, not opened by the supervisor yet; nothing of it is dispatched
     OPEN = "open"
@@ -25,7 +29,10 @@ class Phase(Enum):
 
 @dataclass(slots=True, eq=False)
 class Rollout:
-    """`since`: when it was first named (expected), or last had something waiting or running (open)."""
+    """`since`: when it was first named (expected), or last had something waiting or running (open).
+
+    `work`: tokens expected to be generated yet, of all its samples and of the longest, as it was at `work_at`.
+    """
 
     number: int
     serial: int
@@ -35,6 +42,8 @@ class Rollout:
     opened_after: int = 0
     samples: "dict[SampleKey, Sample]" = field(default_factory=dict)
     counts: dict[State, int] = field(default_factory=lambda: dict.fromkeys(State, 0))
+    work: tuple[float, float] | None = None
+    work_at: float = 0.0
 
     @property
     def implicit(self) -> bool:
@@ -44,9 +53,9 @@ class Rollout:
     def idle(self) -> bool:
         return not self.counts[State.WAITING] and not self.counts[State.IN_FLIGHT]
 
-    def progress(self) -> RolloutProgress:
+    def progress(self, work: tuple[float, float]) -> RolloutProgress:
         counts = self.counts
-        return RolloutProgress(self.number, counts[State.WAITING], counts[State.IN_FLIGHT], counts[State.DONE], self.implicit)
+        return RolloutProgress(self.number, counts[State.WAITING], counts[State.IN_FLIGHT], counts[State.DONE], self.implicit, *work)
 
     def move(self, before: State | None, after: State | None, now: float) -> None:
         """Count a sample's change of state; None: it was, or is, none of ours."""
@@ -87,13 +96,23 @@ class Attempt:
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """One sample of a rollout on its way. `askers`: who waits for it, and whether they want its tokens as they come."""
+    """One sample of a rollout on its way. `askers`: who waits for it, and whether they want its tokens as they come.
+
+    `prompt`: the hash of its prompt. `place`: where it stands in the queue, None while it does not. `known`: something was known of it
+    when that was worked out last. `born`: the version under which its first token was asked for. `streamed`: somebody has been told tokens
+    of it, which cannot be taken back.
+    """
 
     key: SampleKey
     request: Request
     rollout: Rollout
     serial: int
     seed: int | None = None
+    prompt: int = 0
+    place: "Place | None" = None
+    known: bool = False
+    born: int = 0
+    streamed: bool = False
     state: State = State.WAITING
     askers: dict[int, bool] = field(default_factory=dict)
     ids: "array[int]" = field(default_factory=lambda: array(TOKENS))

@@ -1,6 +1,6 @@
 """The rollouts of one pipeline in the gateway: which are open, whose answers are kept, which one a request belongs to. PURE."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from engines.gateway.messages import RolloutProgress
@@ -85,8 +85,9 @@ class Rollouts:
     def deadline(self) -> float | None:
         return min((due for rollout in self if (due := self._due(rollout)) is not None), default=None)
 
-    def progress(self) -> tuple[RolloutProgress, ...]:
-        return tuple(rollout.progress() for rollout in self if rollout.phase is Phase.OPEN)
+    def progress(self, work: Callable[[Rollout], tuple[float, float]]) -> tuple[RolloutProgress, ...]:
+        """Of the open ones; `work` says what is expected of one."""
+        return tuple(rollout.progress(work(rollout)) for rollout in self if rollout.phase is Phase.OPEN)
 
     @staticmethod
     def _due(rollout: Rollout) -> float | None:

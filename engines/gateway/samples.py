@@ -59,6 +59,7 @@ class Request:
     """What one sample asks for, in SGLang's terms. `params` holds neither `n` nor `max_new_tokens`; `options` are the body's other fields.
 
     `limit` None: as far as the context reaches. `whole`: its answer cannot be put together from two engines (see `seams`).
+    `session`: requests of one session go to one engine as long as it is routable ("": none).
     """
 
     prompt: "array[int]"
@@ -70,6 +71,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     whole: bool = False
     fingerprint: int = 0
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from engines.launch import WINDOW
 from supervisor.config import Config, Engine, Host, Pipeline, Trainer
+from supervisor.configuration import hub
 from supervisor.configuration.facts import Finding
 from supervisor.configuration.rules import ENTRY, Draft
 
@@ -46,8 +47,8 @@ def resolved(config: Config, base: Path) -> Config:
 def _resolved_pipeline(pipeline: Pipeline, base: Path) -> Pipeline:
     engine, trainer = pipeline.engine, pipeline.trainer
     model, python = engine.model, engine.python
-    if isinstance(model, str) and not _from_hub(engine, base):
-        model = str(_at(base, model))
+    if isinstance(model, str):
+        model = str(_model_folder(model, base))
     if python is not None:
         python = str(_at(base, python)) if "/" in python else shutil.which(python) or python
     cwd = str(_at(base, trainer.cwd or "."))
@@ -124,16 +125,17 @@ def ephemeral_ports() -> tuple[int, int] | None:
         return None
 
 
-def _from_hub(engine: Engine, base: Path) -> bool:
-    """Whether the model is a name on the Hugging Face hub (`org/name`), which only SGLang itself can look up."""
-    if engine.kind != "sglang" or not isinstance(engine.model, str):
-        return False
-    return engine.model.count("/") == 1 and engine.model[0] not in "/.~" and not os.path.exists(_at(base, engine.model))
+def _model_folder(model: str, base: Path) -> Path:
+    """The folder of that path; where there is none, that of the Hugging Face cache for `org/name`, if it is there."""
+    folder = _at(base, model)
+    if not hub.is_name(model) or os.path.exists(folder):
+        return folder
+    return hub.snapshot(model, os.environ) or folder
 
 
 def _engine(engine: Engine, path: str, base: Path) -> Iterator[Finding]:
-    if isinstance(engine.model, str) and engine.model and not _from_hub(engine, base):
-        yield from _model(_at(base, engine.model), engine.model, f"{path}.model")
+    if isinstance(engine.model, str) and engine.model:
+        yield from _model(_model_folder(engine.model, base), engine.model, f"{path}.model")
     if not isinstance(engine.model, str):
         yield from _module(engine.model.make, base, engine.env, f"{path}.model.make")
     if engine.python is not None:
@@ -142,7 +144,10 @@ def _engine(engine: Engine, path: str, base: Path) -> Iterator[Finding]:
 
 def _model(folder: Path, value: str, key: str) -> Iterator[Finding]:
     remedy = "Name a folder in Hugging Face layout (config.json, *.safetensors, tokenizer), absolute or relative to this file."
-    if not os.path.isdir(folder):
+    if not os.path.exists(folder) and hub.is_name(value):
+        problem = f"{folder} is not a directory, and the Hugging Face cache ({hub.cache(os.environ)}) has no complete model of that name"
+        yield Finding(key, value, problem, f"Download it first (`hf download {value}`), or name a folder in Hugging Face layout.")
+    elif not os.path.isdir(folder):
         yield Finding(key, value, f"{folder} is not a directory", remedy)
     elif not os.access(folder, os.R_OK | os.X_OK):
         yield Finding(key, value, f"{folder} is not readable", "Change its permissions.")

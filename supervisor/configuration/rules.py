@@ -12,7 +12,7 @@ from typing import Final
 from engines.ids import PipelineId
 from engines.launch import MOST_MEMBERS
 from engines.sglang.launch import refused
-from supervisor.config import Engine, Host, Trainer
+from supervisor.config import Engine, Gateway, Host, Trainer
 from supervisor.configuration.facts import Finding
 from supervisor.scheduler.spec import ROLE_PRIORITY
 
@@ -35,6 +35,7 @@ class DraftPipeline:
     name: PipelineId | None
     engine: Engine | None
     trainer: Trainer | None
+    gateway: Gateway | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ def findings(draft: Draft) -> Iterator[Finding]:
             yield from _engine(pipeline.engine, f"{pipeline.path}.engine", draft.gpus)
         if pipeline.trainer is not None:
             yield from _trainer(pipeline.trainer, f"{pipeline.path}.trainer", draft.gpus)
+        if pipeline.gateway is not None:
+            yield from _gateway(pipeline.gateway, f"{pipeline.path}.gateway")
 
 
 def _host(host: Host) -> Iterator[Finding]:
@@ -77,6 +80,9 @@ def _host(host: Host) -> Iterator[Finding]:
     if not 1024 <= low < high <= 65535:
         remedy = "Give [first, last] within 1024..65535, for example [20000, 29999]."
         yield Finding("host.ports", list(host.ports), "is not a window of ports", remedy)
+    elif host.metrics_port is not None and low <= host.metrics_port <= high:
+        remedy = f"Choose one outside {low}..{high}, for example 9400."
+        yield Finding("host.metrics_port", host.metrics_port, "lies among the ports of engines and gateways", remedy, also=("host.ports",))
 
 
 def _host_gpus(gpus: Sequence[int | str]) -> Iterator[Finding]:
@@ -189,6 +195,17 @@ def _trainer(trainer: Trainer, path: str, gpus: int | None) -> Iterator[Finding]
             yield Finding(key, wanted, "is not a role", remedy)
         yield from _gpu_list(wanted, key, gpus)
     yield from _environment(trainer.env, trainer.pass_env, path)
+
+
+def _gateway(gateway: Gateway, path: str) -> Iterator[Finding]:
+    if gateway.max_version_lag is not None and gateway.on_publish == "restart":
+        key, problem = f"{path}.max_version_lag", 'has no meaning beside on_publish = "restart", which lets nothing lag behind at all'
+        yield Finding(key, gateway.max_version_lag, problem, "Keep one of the two.", also=(f"{path}.on_publish",))
+    if gateway.prefix_slack != Gateway().prefix_slack and not gateway.prefix_affinity:
+        problem = "has no meaning without prefix_affinity = true"
+        yield Finding(
+            f"{path}.prefix_slack", gateway.prefix_slack, problem, "Switch it on, or remove this.", also=(f"{path}.prefix_affinity",)
+        )
 
 
 def _gpu_list(wanted: Sequence[int], key: str, gpus: int | None) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from engines.gateway.messages import (
     Unroute,
 )
 from engines.ids import GatewayId, Incarnation, PipelineId
+from supervisor.config import Gateway as GatewayTable
 from supervisor.environment import choose
 from supervisor.runtime.channels import Channel
 from supervisor.runtime.channels import PeerFailed as ChannelFailed
@@ -37,6 +38,16 @@ class _Gateway:
     incarnation: Incarnation
     channel: "Channel[Report]"
     ready: anyio.Event
+
+
+def arguments(gateway: GatewayTable) -> list[str]:
+    """Arguments for `[pipeline.gateway]`."""
+    made = ["--on-publish", gateway.on_publish]
+    if gateway.max_version_lag is not None:
+        made += ["--max-version-lag", str(gateway.max_version_lag)]
+    if gateway.prefix_affinity:
+        made += ["--prefix-slack", str(gateway.prefix_slack)]
+    return made
 
 
 class Gateways:
@@ -98,10 +109,10 @@ class Gateways:
             "TRAINSHED_RUN": str(site.directory.path),
             "TRAINSHED_TAG": site.tag(GatewayId(id), action.incarnation),
         }
-        seed = site.pipeline(id).seed
-        arguments = ["--pipeline", id, "--listen-fd", str(listener), "--seed", str(seed), "--model", str(site.model(id))]
+        pipeline = site.pipeline(id)
+        who = ["--pipeline", id, "--listen-fd", str(listener), "--seed", str(pipeline.seed), "--model", str(site.model(id))]
         return Command(
-            argv=arguments,
+            argv=[*who, *arguments(pipeline.gateway)],
             module="engines.gateway",
             env=env,
             cwd=site.directory.path,
@@ -124,8 +135,8 @@ class Gateways:
                 front = self._fronts.of(engine)
                 slots = self._site.pipeline(engine.pipeline).engine.slots
                 return Route(action.id, engine.rank, incarnation, front.url, front.key, slots, version)
-            case do.Unroute(engine=engine, incarnation=incarnation):
-                return Unroute(action.id, engine.rank, incarnation)
+            case do.Unroute(engine=engine, incarnation=incarnation, published=published):
+                return Unroute(action.id, engine.rank, incarnation, published)
             case do.Drain(engine=engine, incarnation=incarnation):
                 return Drain(action.id, engine.rank, incarnation)
             case do.Lost(engine=engine, incarnation=incarnation):

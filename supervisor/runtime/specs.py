@@ -48,4 +48,5 @@ def _pipeline(pipeline: Pipeline, remembered: Remembered) -> PipelineSpec:
         version=remembered.version,
         steps_done=remembered.steps_done,
         steps=trainer.steps,
+        on_publish=pipeline.gateway.on_publish,
     )

@@ -87,10 +87,12 @@ class Route(_Action, frozen=True):
 
 
 class Unroute(_Action, frozen=True):
-    """No new request to this engine; what runs there runs on. -> `Ordered`"""
+    """No new request to this engine, and none to any with weights older than the `published`. What runs there runs on, unless
+    `on_publish` says that it is begun anew. -> `Ordered`"""
 
     engine: EngineId
     incarnation: Incarnation
+    published: Version = Version(0)
 
 
 class Drain(_Action, frozen=True):

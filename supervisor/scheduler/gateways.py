@@ -118,6 +118,9 @@ def absorb(desk: Desk, pipeline: Pipeline, progress: Progress) -> None:
             pipeline.rollouts[report.rollout] = rollout
         if rollout is not None:  # else it was closed here while the report was on its way
             rollout.absorb(report, desk.now)
+    if progress.rollouts:
+        oldest = progress.rollouts[0]
+        pipeline.pace.absorb(oldest.rollout, oldest.in_flight, oldest.done, desk.now)
     for number, rollout in tuple(pipeline.rollouts.items()):
         if rollout.implicit and number not in seen:
             pipeline.figures.samples += rollout.done
@@ -127,6 +130,10 @@ def absorb(desk: Desk, pipeline: Pipeline, progress: Progress) -> None:
         if engine is not None and engine.incarnation == load.incarnation:
             engine.in_flight, engine.completed = load.in_flight, load.completed
             engine.failures, engine.tokens = load.failures, load.tokens
+    told = {load.engine for load in progress.engines}
+    for rank, engine in pipeline.engines.items():
+        if rank not in told and engine.state is EngineState.SERVING and engine.route is None:
+            engine.in_flight = 0  # unrouted, and the last request on it has ended
 
 
 def step(desk: Desk, pipeline: Pipeline) -> None:

@@ -280,6 +280,9 @@ def _serve(desk: Desk, pipeline: Pipeline, engine: Engine, *, leave: bool) -> No
     if leave:
         engine.turn(Turn.DRAIN, desk.now)
         _drain(desk, pipeline, engine)
+    elif engine.version != pipeline.published and pipeline.spec.on_publish == "finish" and (engine.route is not None or engine.in_flight):
+        if engine.route is not None:  # its last figures come with the answer: what runs there ends under the weights it began with
+            _order_unroute(desk, pipeline, engine)
     elif engine.version != pipeline.published:
         engine.turn(Turn.STALE, desk.now)
         _load(desk, pipeline, engine, leave=False)
@@ -296,7 +299,8 @@ def _serve(desk: Desk, pipeline: Pipeline, engine: Engine, *, leave: bool) -> No
 
 def _order_unroute(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
     if pipeline.gateway.up:
-        engine.op = desk.do(lambda id: Unroute(id=id, engine=engine.id, incarnation=engine.incarnation), desk.box.limits.order)
+        published, limit = pipeline.published, desk.box.limits.order
+        engine.op = desk.do(lambda id: Unroute(id=id, engine=engine.id, incarnation=engine.incarnation, published=published), limit)
     # else: the gateway's death has taken, or will take, the route away
 
 
@@ -340,5 +344,6 @@ def _confirm(desk: Desk, engine: Engine, *, kill: bool) -> None:
 
 
 def _stop_limit(desk: Desk) -> float:
-    """Grace, then KILL, then as long as a dying GPU process may take."""
-    return desk.box.limits.grace + desk.box.limits.release
+    """Grace, then KILL, then as long as a dying GPU process may take, then its ports; who is in the way is said before that is over."""
+    limits = desk.box.limits
+    return limits.grace + 2 * limits.release + limits.order

@@ -1,5 +1,6 @@
 """Durable demand: what a pipeline still wants to be generated."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engines.gateway.messages import RolloutProgress
@@ -43,6 +44,7 @@ class Rollout:
         """The gateway died: what it had delivered counts, what it held comes again."""
         self.before += self.done
         self.done = self.waiting = self.in_flight = 0
+        self.expected = self.longest = 0.0
         self.known = self.asked = False
         if self.quiet_since is None:
             self.quiet_since = now
@@ -61,3 +63,20 @@ class Rollout:
     def quiet_at(self, quiet_after: float) -> float | None:
         """When the quiet time will be over, if it runs."""
         return None if self.quiet_since is None else self.quiet_since + quiet_after
+
+
+def work(rollouts: Iterable[Rollout], now: float, quiet_after: float) -> tuple[float, float]:
+    """What is left of all unfinished samples of these, and of the longest, in the gateway's unit; (0, 0) unless it is known of each rollout.
+
+    Samples that have not been asked for yet are taken to be like those that have.
+    """
+    expected = longest = 0.0
+    for rollout in rollouts:
+        unfinished, present = rollout.unfinished(now, quiet_after), rollout.waiting + rollout.in_flight
+        if not unfinished:
+            continue
+        if not present or rollout.expected <= 0.0:
+            return (0.0, 0.0)
+        expected += rollout.expected if unfinished == present else rollout.expected * unfinished / present
+        longest = max(longest, rollout.longest)
+    return (expected, longest)

@@ -91,6 +91,7 @@ class PipelineSpec:
     version: int = 0
     steps_done: int = 0
     steps: int = 0  # of the whole run; 0: not known
+    on_publish: str = "continue"  # "finish": an engine takes new weights when what runs on it has ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 def test_every_key_is_in_the_readme() -> None:
     text = README.read_text()
-    tables = (config.Host, config.Scheduling, config.Health, config.Logging, config.Engine, config.Trainer, config.Pipeline)
+    tables = (config.Host, config.Scheduling, config.Health, config.Logging, config.Engine, config.Trainer, config.Pipeline, config.Gateway)
     for table in tables:
         for field in msgspec.structs.fields(table):
-            if field.name not in ("engine", "trainer"):
+            if field.name not in ("engine", "trainer", "gateway"):
                 assert f"`{field.name}`" in text, f"{table.__name__}.{field.name}"
 
 

@@ -124,6 +124,8 @@ CASES = [
     ("virtual = 4", "", "host", "neither"),
     ("virtual = 4", 'gpus = [0, "GPU-1234"]', "host.gpus", "mixes"),
     ("virtual = 4", "virtual = 4\nports = [9000, 8000]", "host.ports", "window"),
+    ("virtual = 4", "virtual = 4\nmetrics_port = 20005", "host.metrics_port", "lies among the ports"),
+    ("virtual = 4", "virtual = 4\nmetrics_port = 70000", "host.metrics_port", "too large"),
     ("virtual = 4", 'virtual = 4\nresidual = "x"', "host.residual", "unknown"),
     ("gpus = [0, 1, 2, 3]", "gpus = [0, 4]", "pipeline[0].engine.gpus", "GPU 4 is not there"),
     ("gpus = [0, 1, 2, 3]", "gpus = [0, -1]", "pipeline[0].engine.gpus", "GPU -1 is not there"),

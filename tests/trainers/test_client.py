@@ -325,6 +325,24 @@ def test_the_seed_reaches_the_engine(tmp_path: Path) -> None:
         ]
 
 
+def test_what_the_script_knows_of_length_and_session_reaches_the_gateway(tmp_path: Path) -> None:
+    seen: list[tuple[Any, Any]] = []
+
+    def answer(rollout: int, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        seen.extend((request["expected_tokens"], request["session"]) for request in requests)
+        return echo(rollout, requests)
+
+    with FakeGateway(answer) as gateway, FakeSupervisor(tmp_path, url=gateway.url) as supervisor:
+        with supervisor.connect().rollout(target=2) as rollout:
+            rollout.generate([[1], [1]])
+            rollout.generate([[1], [1]], expected_tokens=7, session="a")
+            rollout.generate([[1], [1]], expected_tokens=(3, None), session=["a", "b"])
+            with pytest.raises(ValueError, match="3 values for 2 prompts"):
+                rollout.start([[1], [1]], expected_tokens=[1, 2, 3])
+            assert rollout.generate([[1]])[0].index == 6, "a mistake takes no index"
+        assert seen == [(None, None)] * 2 + [(7, "a")] * 2 + [(3, "a"), (None, "b"), (None, None)]
+
+
 def test_all_ranks_get_all_answers(tmp_path: Path, gateway: FakeGateway) -> None:
     with FakeSupervisor(tmp_path, world_size=2, url=gateway.url) as supervisor:
         results: dict[int, list[client.Sample]] = {}

@@ -15,6 +15,7 @@ from engines.gateway.messages import Done
 from engines.gateway.records import LOSING_S, MAX_LOSSES
 from engines.gateway.samples import TOKENS, Answer, Failure, Mark, Outcome, Request, Span
 from engines.gateway.seeds import sample_seed
+from engines.gateway.versions import ON_PUBLISH, OnPublish, VersionRule
 from tests.scripted_engine import expected, next_token
 
 ABORTED = Finished({"type": "abort", "message": "Aborted"})
@@ -143,7 +144,7 @@ def test_index_order_and_the_longest_expected_first(bench: Bench) -> None:
     for index in (2, 0, 1):
         bench.ask(0, str(index), wants=request(index))
     for index in (10, 11):
-        bench.ask(0, str(index), wants=request(index, expected_tokens=index))
+        bench.ask(0, str(index), wants=request(index, limit=64, expected_tokens=index))
     bench.route(slots=5)
     assert [start.body["input_ids"] for start in bench.running.values()] == [[11], [10], [0], [1], [2]]
 
@@ -527,8 +528,8 @@ _step = st.one_of(
 class Histories(Bench):
     """Engines that make the scripted tokens, and a memory of what was routed."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, core: Dispatch) -> None:
+        super().__init__(core)
         self.lives = [1] * ENGINES
         self.routed: dict[int, tuple[int, int]] = {}
         self.version = 0
@@ -536,6 +537,7 @@ class Histories(Bench):
         self.past: list[int] = []
         self.asked: dict[int, tuple[list[int], dict[str, Any]]] = {}
         self.left: set[int] = set()
+        self.streaming: set[int] = set()
 
     def tell(self, event: Event) -> None:
         before = set(self.running)
@@ -553,11 +555,12 @@ class Histories(Bench):
         attempt = attempts[value % len(attempts)] if attempts else None
         match name:
             case "ask" | "anonymous":
-                wants = Request(array(TOKENS, [value]), {"sampling_seed": value}, value % 5, fingerprint=value)
-                self.asked[self.ask(0, str(value) if name == "ask" else None, wants=wants, streams=bool(value % 2))] = (
-                    [value],
-                    {"sampling_seed": value, "max_new_tokens": value % 5},
+                wants = Request(
+                    array(TOKENS, [value]), {"sampling_seed": value}, value % 5, fingerprint=value, session=["", "a", "b"][value % 3]
                 )
+                asker = self.ask(0, str(value) if name == "ask" else None, wants=wants, streams=bool(value % 2))
+                self.asked[asker] = ([value], {"sampling_seed": value, "max_new_tokens": value % 5})
+                self.streaming |= {asker} if value % 2 else set()
             case "leave" if value < self.askers and value + 1 not in self.outcomes:
                 self.left.add(value + 1)
                 self.tell(Leave(value + 1))
@@ -568,7 +571,8 @@ class Histories(Bench):
             case "unroute" | "drain" | "lost":
                 self.routed.pop(value, None)
                 kind = {"unroute": messages.Unroute, "drain": messages.Drain, "lost": messages.Lost}[name]
-                self.order(kind, engine=value, incarnation=self.lives[value])
+                more = {"version": self.version} if name == "unroute" else {}
+                self.order(kind, engine=value, incarnation=self.lives[value], **more)
                 self.lives[value] += name == "lost"
             case "token" if attempt is not None:
                 self.generate(attempt)
@@ -604,9 +608,11 @@ class Histories(Bench):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(_step, max_size=60))
-def test_every_sample_is_delivered_once_whatever_happens(steps: list[tuple[str, int]]) -> None:
-    bench = Histories()
+@given(st.lists(_step, max_size=60), st.sampled_from(ON_PUBLISH), st.sampled_from([None, 0, 2]), st.sampled_from([None, 0.5]))
+def test_every_sample_is_delivered_once_whatever_happens(
+    steps: list[tuple[str, int]], on_publish: OnPublish, lag: int | None, slack: float | None
+) -> None:
+    bench = Histories(Dispatch(rule=VersionRule(on_publish, lag), prefix_slack=slack))
     bench.open(0)
     for name, value in steps:
         bench.step(name, value)
@@ -628,6 +634,11 @@ def test_every_sample_is_delivered_once_whatever_happens(steps: list[tuple[str, 
         assert [token for span in answer.spans for token in range(span.start, span.end)] == list(range(len(ids)))
         if asker in bench.grown:
             assert bench.grown[asker] == ids
+        versions = {span.version for span in answer.spans}
+        if asker not in bench.streaming and (on_publish != "continue" or lag == 0):
+            assert len(versions) <= 1, "made by one version"
+        elif asker not in bench.streaming and lag is not None:
+            assert max(versions, default=0) - min(versions, default=0) <= lag
     waiting, in_flight, _ = bench.progress()[0]
     assert (waiting, in_flight) == (0, 0)
     assert all(load.in_flight == 0 for load in bench.core.progress().engines)

@@ -1,0 +1,98 @@
+"""`on_publish = "finish"`: an engine takes new weights when what runs on it has ended, and nobody sends it anything meanwhile."""
+
+from dataclasses import replace
+
+import pytest
+from boxes import box, pipeline
+
+from engines.gateway.messages import EngineLoad, Progress, RolloutProgress
+from engines.ids import Version
+from engines.state import EngineState
+from supervisor.scheduler import actions as do
+from supervisor.scheduler import events as ev
+from tests.supervisor.scheduler.test_groups import LIFE, LIMITS, P1, Desk
+from trainers import messages as say
+
+
+def running(on_publish: str) -> Desk:
+    """Engine 0 is routed under version 0 and has two samples, when version 1 is published."""
+    spec = replace(pipeline("p1", [1], [0], ranks=1), on_publish=on_publish)
+    desk = Desk(box(2, spec, limits=LIMITS))
+    desk.open(4)
+    assert desk.engine().route == 0
+    loads(desk, 2)
+    desk.done.clear()
+    desk.say(say.Publish(1, "a"))
+    return desk
+
+
+def loads(desk: Desk, in_flight: int, *, known: bool = True) -> None:
+    engines = (EngineLoad(0, LIFE, in_flight, 0, 0),) if known else ()
+    report = RolloutProgress(0, 4 - in_flight, in_flight, 0)
+    desk.feed(ev.GatewaySaid(pipeline=P1, incarnation=LIFE, progress=Progress((report,), engines)))
+
+
+@pytest.mark.parametrize("on_publish", ["continue", "restart"])
+def test_weights_are_loaded_in_place_at_once(on_publish: str) -> None:
+    desk = running(on_publish)
+    assert [type(action) for action in desk.done if isinstance(action, do.Unroute | do.LoadWeights | do.Route)] == [
+        do.Unroute,
+        do.LoadWeights,
+        do.Route,
+    ]
+    assert desk.asked(do.Unroute)[0].published == 1
+    assert desk.engine().route == 1
+
+
+def test_finish_waits_for_the_last_sample_and_says_published_meanwhile() -> None:
+    desk = running("finish")
+    assert desk.asked(do.Unroute)[0].published == 1
+    assert not desk.asked(do.LoadWeights)
+    assert desk.engine().state is EngineState.SERVING, "so that its health is looked after"
+    assert any(isinstance(action, do.TellTrainer) and isinstance(action.message, say.Published) for action in desk.done)
+    loads(desk, 1)
+    desk.wait(600.0)
+    assert not desk.asked(do.LoadWeights)
+    assert not desk.asked(do.Route)
+    loads(desk, 0, known=False)
+    assert [load.version for load in desk.asked(do.LoadWeights)] == [1]
+    assert desk.engine().route == 1
+
+
+def test_finish_with_nothing_running_loads_at_once() -> None:
+    desk = running("continue")
+    spec = desk.scheduler.desk.fleet.pipelines[P1]
+    spec.spec = replace(spec.spec, on_publish="finish")
+    loads(desk, 0)
+    desk.done.clear()
+    desk.say(say.Publish(2, "b"))
+    assert [load.version for load in desk.asked(do.LoadWeights)] == [2]
+
+
+def test_finish_loads_the_newest_of_several() -> None:
+    desk = running("finish")
+    desk.say(say.Publish(2, "b"))
+    loads(desk, 0, known=False)
+    assert [load.version for load in desk.asked(do.LoadWeights)] == [2]
+    assert desk.engine().version == Version(2)
+
+
+def test_finish_gives_way_to_who_needs_the_gpu() -> None:
+    spec = replace(pipeline("p1", [0], [0], ranks=1), on_publish="finish")
+    desk = Desk(box(1, spec, limits=LIMITS))
+    desk.open(4)
+    loads(desk, 2)
+    desk.say(say.Publish(1, "a"))
+    assert not desk.asked(do.LoadWeights)
+    desk.say(say.RequestLease(2, ("train",)))
+    assert desk.asked(do.Drain)
+    assert desk.asked(do.Pause)
+    assert not desk.asked(do.LoadWeights)
+
+
+def test_finish_ends_with_the_gateway_that_held_the_samples() -> None:
+    desk = running("finish")
+    gateway = desk.scheduler.desk.fleet.pipelines[P1].gateway
+    desk.feed(ev.MemberExited(group=gateway.id, incarnation=gateway.incarnation, member=0, code=-9))
+    assert [load.version for load in desk.asked(do.LoadWeights)] == [1]
+    assert desk.engine().route == 1
