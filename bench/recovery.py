@@ -5,7 +5,7 @@
 Scripted engines that take 0.1, 1 and 5 s to start; a random member of a serving group is killed. "recover" is from the kill to the route
 of the next life; "cold start" is what that very life took from its spawn to ready, so the difference is ours: noticing, unrouting,
 killing, confirming by pids, ports and memory, spawning, the weights, the route. With ALL, all four groups fail at once.
-The incumbents' constants (XTuner 30/15/3, slime 30/30/1) give the last table: detection of an exit and of a hang by their arithmetic.
+What the incumbents' constants for noticing a failure would have made of it: `bin/bench constants`.
 """
 
 import os
@@ -93,10 +93,6 @@ def main(count: int) -> None:
             row = (statistics.median(recover for recover, _ in pairs), cold, statistics.median(ours), p95, allowed, noticed[-1])
             said = " ".join(f"{value * 1e3:{width}.0f}" for value, width in zip(row, WIDTHS[4:], strict=True))
             print(f"{start:6.1f} {members + str(tp):>10} {at_once:8} {len(pairs):4} {said}", flush=True)
-    print("\ndetection in the worst case, by the constants (s):      exit    hang (head)   hang (follower)")
-    print("  XTuner 30/15/3 (first wait after each resume)         120.0          165.0             165.0")
-    print("  slime 30/30/1 (head only; serial over the engines)     30.0           60.0              60.0")
-    print("  Trainshed, defaults                                     0.0           40.0             165.0")
     if late:
         sys.exit(f"{late} rows are over what is allowed")
 

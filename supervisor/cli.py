@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from cyclopts import App, CycloptsError, Parameter
 
-from supervisor import commands_operate, commands_simulate
+from supervisor import commands_operate, commands_replay, commands_simulate
 from supervisor.errors import ConfigError, ExitCode, SetUpError, SupervisorError, UsageError
 
 if TYPE_CHECKING:
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from supervisor.configuration.facts import GpuFact
     from supervisor.load import Loaded
     from supervisor.runtime.directory import RunDirectory
+    from supervisor.runtime.logs import Console
+    from supervisor.runtime.options import Exposition
 
 VERSION: Final = "0.1.0"
-_COMMANDS: Final = ("run", "check", "status", "logs", "stop", "restart", "drain", "pause", "resume", "reset", "plan", "simulate")
+_COMMANDS: Final = ("run", "check", "status", "logs", "stop", "restart", "drain", "pause", "resume", "reset", "plan", "simulate", "replay")
 _GLOBAL: Final = frozenset(["--help", "-h", "--version"])
 _POLL_S: Final = 0.1
 
@@ -34,6 +36,7 @@ app = App(
 )
 commands_operate.register(app)
 commands_simulate.register(app)
+commands_replay.register(app)
 
 Json = Annotated[bool, Parameter("--json", negative="", help="For programs: JSON on standard output.")]
 Run = Annotated[str | None, Parameter("--run", help="A run's directory, its name, or name/attempt_N. Default: the latest here.")]
@@ -64,7 +67,8 @@ def run(
             attempt.write_config(loaded.source, loaded.config)
         if not json:
             _say(f"run directory {attempt.path}" + ("; see it with `supervise logs -f`, `status`, `stop`" if detach else ""))
-        options = Options("none" if detach else "json" if json else "readable", attempt.resumed, loaded.source, Progress())
+        console: Console = "none" if detach else "json" if json else "readable"
+        options = Options(console, attempt.resumed, loaded.source, Progress(), _metrics(loaded.config.host))
         from supervisor.runtime.run import run as run_it
 
         code = run_it(loaded.config, attempt, options)
@@ -73,6 +77,15 @@ def run(
     if options.console == "readable":
         _show_summary(attempt.path)
     return int(code)
+
+
+def _metrics(host: "Host") -> "Exposition | None":
+    """What is counted, where somebody wants to read it."""
+    if host.metrics_port is None:
+        return None
+    from supervisor.views.metrics import Metrics
+
+    return Metrics()
 
 
 def _attempt(loaded: "Loaded", resume: bool, resume_from: str | None) -> "RunDirectory":

@@ -7,19 +7,16 @@ GPU, so that the supervisor measures it. The next token is a checksum of everyth
 Traps as they are: a release or resume out of turn kills the process; a request to a paused engine hangs and cannot be aborted; the death
 of a follower leaves the head answering and stuck. What else it does wrong is told by `Knobs`, read at the start from
 `SCRIPTS/<pipeline>.<rank>.json` ([{"life": 1, "member": 0, "set": {…}}]; `life` and `member` may be left out), or while it lives by
-POST /script. Each member says where it is in `SCRIPTS/live/<pipeline>.<rank>.<member>.<life>`: its pid and port.
+POST /script (also `"for": seconds`, and `"nap": seconds`). Each member says where it is in `SCRIPTS/live/<pipeline>.<rank>.<member>.<life>`: its pid and port.
 """
 
-import contextlib
-import json
 import os
 import select
-import signal
-import socket
-import struct
 import sys
 import time
 import zlib
+
+from faulty_lean import SIGBUS, SIGTERM, connected, die, dumps, ignore, listener, loads, suppress, wait_for_a_signal
 
 FIRST, VOCABULARY = 4, 60
 MEMORY = 2 << 20
@@ -60,9 +57,9 @@ class Request:
         self.rid = rid
         self.params = body.get("sampling_params") or {}
         self.prompt = body["input_ids"]
-        self.state = zlib.crc32(struct.pack(">Q", (self.params.get("sampling_seed") or 0) % 2**63))
+        self.state = zlib.crc32(((self.params.get("sampling_seed") or 0) % 2**63).to_bytes(8, "big"))
         for token in self.prompt:
-            self.state = zlib.crc32(struct.pack(">i", token), self.state)
+            self.state = zlib.crc32(token.to_bytes(4, "big"), self.state)
         self.stream = bool(body.get("stream"))
         self.limit = self.params.get("max_new_tokens") or 16
         self.tokens = []
@@ -76,7 +73,7 @@ class Request:
     def step(self, version):
         token = FIRST + self.state % VOCABULARY
         self.pairs.append((-(self.state >> 8) / 2**24 * 5.0, token, None))
-        self.state = zlib.crc32(struct.pack(">i", token), self.state)
+        self.state = zlib.crc32(token.to_bytes(4, "big"), self.state)
         self.tokens.append(token)
         if self.versions and self.versions[-1]["version"] == version:
             self.versions[-1]["end"] = len(self.tokens)
@@ -127,6 +124,7 @@ class Engine:
         self.key = key
         self.knobs = Knobs()
         self.scripts = options.get("scripts")
+        self.scripted = {}
         self.version = options.get("weight-version", "default")
         self.model = options.get("model-path", "scripted")
         self.paused = False
@@ -153,12 +151,13 @@ class Engine:
         pipeline, _, rank = self.group.split("/")
         try:
             with open(f"{self.scripts}/{pipeline}.{rank}.json", encoding="utf-8") as file:
-                rules = json.load(file)
+                rules = loads(file.read())
         except OSError:
             return
         for rule in rules:
             if rule.get("life", self.life) == self.life and rule.get("member", self.rank) == self.rank:
                 self.turn(rule["set"])
+        self.scripted = dict(vars(self.knobs))
 
     def turn(self, knobs):
         for name, value in knobs.items():
@@ -166,11 +165,20 @@ class Engine:
                 raise SystemExit(f"no knob {name}")
             setattr(self.knobs, name, value)
 
+    def spell(self, knobs, seconds, nap):
+        """Turn knobs, for so many seconds or for good; a nap is as good as a stop, and ends by itself."""
+        usual = {name: self.scripted.get(name, getattr(Knobs, name, None)) for name in knobs}
+        self.turn(knobs)
+        if seconds:
+            self.later(seconds, lambda: self.turn(usual))
+        if nap:
+            self.later(0.0, lambda: time.sleep(nap))
+
     def start(self):
         self.read_script()
         knobs = self.knobs
         if knobs.ignore_term:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            ignore(SIGTERM)
         self.hold()
         if knobs.start_exit >= 0:
             sys.stderr.write("the script wants an end at the start\n")
@@ -183,14 +191,14 @@ class Engine:
         self.ready_at = time.monotonic() + knobs.boot_503
         if knobs.helper and os.fork() == 0:
             self.name("scripted::scheduler")
-            signal.pause()
+            wait_for_a_signal()
         if knobs.child:
             self.double_fork(knobs.child)
         self.meet()
         self.announce()
 
     def name(self, text):
-        with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
+        with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
             file.write(text[:15])
 
     def hold(self):
@@ -211,11 +219,7 @@ class Engine:
 
     def listen(self):
         self.port = int(self.options["port"]) + (100 if self.knobs.bind_other else 0)
-        self.listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.listener.bind(("127.0.0.1", self.port))
-        self.listener.listen(512)
-        self.listener.setblocking(False)
+        self.listener = listener("127.0.0.1", self.port, 512)
         self.poll.register(self.listener, select.POLLIN)
 
     def double_fork(self, kind):
@@ -239,13 +243,12 @@ class Engine:
             return
         host, _, port = self.options["dist-init-addr"].partition(":")
         if self.rank == 0:
-            self.rendezvous = socket.create_server((host, int(port)))
-            self.rendezvous.setblocking(False)
+            self.rendezvous = listener(host, int(port), 64)
             self.poll.register(self.rendezvous, select.POLLIN)
             return
         while True:
             try:
-                self.peers.append(socket.create_connection((host, int(port)), 5))
+                self.peers.append(connected(host, int(port), 5))
                 self.poll.register(self.peers[0], select.POLLIN)
                 return
             except OSError:
@@ -257,7 +260,7 @@ class Engine:
             path = f"{self.scripts}/live/{pipeline}.{rank}.{self.rank}.{self.life}"
             os.makedirs(f"{self.scripts}/live", exist_ok=True)
             with open(path + ".new", "w", encoding="utf-8") as file:
-                json.dump({"pid": os.getpid(), "port": self.port}, file)
+                file.write(dumps({"pid": os.getpid(), "port": self.port}))
             os.rename(path + ".new", path)
 
     @property
@@ -277,7 +280,7 @@ class Engine:
                 if fd == self.listener.fileno():
                     self.accept()
                 elif self.rendezvous is not None and fd == self.rendezvous.fileno():
-                    peer, _ = self.rendezvous.accept()
+                    peer = self.rendezvous.accept()
                     self.peers.append(peer)
                     self.poll.register(peer, select.POLLIN)
                 elif any(peer.fileno() == fd for peer in self.peers):
@@ -288,7 +291,7 @@ class Engine:
     def hear(self, fd):
         """From the head: give the memory back, or take it. Nobody waits for the others: the head answers when it is done itself."""
         said = b""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             said = os.read(fd, 1)
         if not said:
             self.poll.unregister(fd)
@@ -315,19 +318,19 @@ class Engine:
 
     def tell(self, word):
         for peer in self.peers if self.rank == 0 else ():
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 peer.send(word)
 
     def accept(self):
         try:
-            sock, _ = self.listener.accept()
+            sock = self.listener.accept()
         except OSError:
             return
         if self.knobs.health == "refuse" or self.knobs.generate == "refuse":
             sock.close()
             return
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.hurry()
         self.connections[sock.fileno()] = Connection(sock)
         self.poll.register(sock, select.POLLIN)
 
@@ -362,7 +365,7 @@ class Engine:
         if fd < 0:
             return
         if reset:
-            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sock.linger(0)
         self.poll.unregister(fd)
         del self.connections[fd]
         connection.request = None
@@ -379,11 +382,11 @@ class Engine:
             return
         connection.read = rest[length:]
         method, path, _ = lines[0].split(" ")
-        body = json.loads(rest[:length]) if length else {}
+        body = loads(rest[:length]) if length else {}
         path = path.partition("?")[0]
         self.asked[path] = self.asked.get(path, 0) + 1
         if self.knobs.die_at == path:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         if self.knobs.hang_at == path:
             self.stuck = True
             return
@@ -391,18 +394,18 @@ class Engine:
         if self.knobs.die_after == path and not connection.request:
             if connection.out:
                 connection.sock.send(connection.out)
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
     def reply(self, connection, status, body=b"", kind="application/json"):
         if not isinstance(body, bytes):
-            body = json.dumps(body).encode()
+            body = dumps(body).encode()
         head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         connection.out += head.encode() + body
         connection.closing = True
         self.push(connection)
 
     def push(self, connection):
-        with contextlib.suppress(BlockingIOError, OSError):
+        with suppress(BlockingIOError, OSError):
             connection.out = connection.out[connection.sock.send(connection.out) :]
         self.watch(connection)
 
@@ -413,7 +416,7 @@ class Engine:
 
     def route(self, connection, method, path, body, authorization):
         if path == "/script":
-            self.turn(body)
+            self.spell(body, body.pop("for", 0.0), body.pop("nap", 0.0))
             self.reply(connection, 200, {"asked": self.asked, "tokens": self.tokens})
             return
         if path in ("/health", "/health_generate"):
@@ -505,7 +508,7 @@ class Engine:
         tags = set(body.get("tags") or ("weights", "kv_cache", "cuda_graph"))
         if tags & self.released or (not self.paused and any(other.request for other in self.connections.values())):
             sys.stderr.write("release_memory_occupation out of turn\n")
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         self.released |= tags
         self.tell(b"g")
         if self.knobs.release == "late":
@@ -518,7 +521,7 @@ class Engine:
         tags = set(body.get("tags") or ("weights", "kv_cache", "cuda_graph"))
         if not tags <= self.released:
             sys.stderr.write("resume_memory_occupation of what is not released\n")
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         self.released -= tags
         self.tell(b"t")
         self.take()
@@ -568,10 +571,10 @@ class Engine:
     def token(self, connection, request, now):
         if self.released:
             sys.stderr.write("a forward pass on memory that was given back\n")
-            os.kill(os.getpid(), signal.SIGBUS)
+            die(SIGBUS)
         self.tokens += 1
         if 0 <= self.knobs.die_at_token <= self.tokens:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         request.step(self.version)
         request.due = now + self.knobs.token_delay
         if len(request.tokens) >= request.limit:
@@ -584,7 +587,7 @@ class Engine:
         return request.sent if "incremental-streaming-output" in self.options else 0
 
     def event(self, connection, answer):
-        connection.out += b"data: " + json.dumps(answer).encode() + b"\n\n"
+        connection.out += b"data: " + dumps(answer).encode() + b"\n\n"
         self.push(connection)
 
     def end(self, connection, reason):
@@ -594,7 +597,7 @@ class Engine:
             return
         answer = request.answer(self.version, reason, self.since(request) if request.stream else 0)
         if request.stream:
-            connection.out += b"data: " + json.dumps(answer).encode() + b"\n\ndata: [DONE]\n\n"
+            connection.out += b"data: " + dumps(answer).encode() + b"\n\ndata: [DONE]\n\n"
             connection.closing = True
             self.push(connection)
         else:
@@ -627,12 +630,12 @@ def parsed(argv):
     return options
 
 
-if __name__ == "__main__":
-    arguments = parsed(sys.argv[1:])
+def main(argv):
+    arguments = parsed(argv)
     api_key = ""
     if "config" in arguments:
         with open(arguments["config"], encoding="utf-8") as config:
-            api_key = json.load(config)["api-key"]
+            api_key = loads(config.read())["api-key"]
     engine = Engine(arguments, os.environ.get("TRAINSHED_TAG", ""), api_key)
     engine.start()
     engine.run()

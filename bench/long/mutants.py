@@ -1,35 +1,23 @@
 # ruff: noqa: E501 - a mutant is a line of a table
-"""Each defence of engine groups taken out in turn, in a copy of the checkout: the tests named beside it must then fail.
+"""Each defence taken out in turn, in a copy of the checkout: the tests named beside it must then fail.
 
-    bin/check --long mutants [NAME …]       all that this commit has not done yet, or these
+    bin/check --long mutants [groups | scheduler | NAME …]      all that this commit has not done yet, or these
 
-A mutant that survives is a promise without a test.
+Of engine groups the list is here, of the scheduler in tests/simulation/scheduler_mutants.py. A mutant that survives is a promise without a test.
 """
 
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
 
 from _campaign import CHECKOUT, run
 
+sys.path.insert(0, str(CHECKOUT / "tests" / "simulation"))
+import scheduler_mutants
+from mutation import Mutant, Survived, killer
+
 HEALTH, PROBES, GROUPS = "engines/health.py", "supervisor/runtime/probes.py", "supervisor/scheduler/groups.py"
 LIFE, ENGINES, SCHEDULER = "supervisor/runtime/life.py", "supervisor/runtime/engines.py", "supervisor/scheduler/scheduler.py"
+FLEET = "engines/gateway/fleet.py"
 PURE, RULES, HOST = "tests/engines/test_health.py", "tests/supervisor/scheduler/test_groups.py", "tests/host/test_groups.py"
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """In `file` the text `old` (once) becomes `new`; then a test of `tests` (file and `-k`) must fail."""
-
-    file: str
-    old: str
-    new: str
-    tests: str
-    chosen: str
 
 
 MUTANTS = {
@@ -54,19 +42,29 @@ MUTANTS = {
     "f10 nothing asked in a control call": Mutant(HEALTH, "if look.mode is Mode.QUIET:\n            return None", "if False:\n            return None", PURE, "f10"),
     "f11 the version that is said": Mutant(GROUPS, "version != action.version:", "False:", HOST, "f11_r7 and wrong"),
     "f11 the published version": Mutant(GROUPS, "    elif engine.version != pipeline.published:\n        engine.turn(Turn.STALE", "    elif False:\n        engine.turn(Turn.STALE", "tests/simulation", "seed"),
-    "f12 memory after a release": Mutant("supervisor/runtime/memory.py", "if not held:\n                return GpuFree", "if True:\n                return GpuFree", HOST, "releases_nothing"),
+    "f12 memory after a release": Mutant("supervisor/runtime/memory.py", "held = [verdict for verdict in verdicts if not verdict.empty]", "held = [verdict for verdict in verdicts if False]", HOST, "releases_nothing"),
     "f13 the first wait": Mutant(HEALTH, "            pulse.quiet_since = now\n        pulse.forgiven", "            pulse.quiet_since = now\n        if look.epoch != before.epoch:\n            pulse.next = {kind: now + self.rates.every(kind) for kind in pulse.next}\n        pulse.forgiven", PURE, "f13"),
+    "f14 nobody has to undo a pause": Mutant(HEALTH, "if look.mode is Mode.QUIET:\n            return None", "if look.mode is Mode.QUIET:\n            pulse.condemned = True\n            return None", PURE, "f14"),
+    "f14 a dropped probe is over": Mutant(HEALTH, "        pulse.asked = None\n        pulse.next[probe.kind] =", "        if look is not None and look.epoch == probe.epoch:\n            pulse.asked = None\n        pulse.next[probe.kind] =", PURE, "f14"),
     "f15 probes beside each other": Mutant(PROBES, "tasks.start_soon(self._ask, probe, name=f\"probe {probe.engine}\")", "await self._ask(probe)", HOST, "f15"),
+    "f16 routes belong to a life": Mutant(FLEET, "if known and known.incarnation > order.incarnation:", "if known:", HOST, "f16_a_restarted"),
+    "f16 no room is no failure": Mutant(FLEET, "self.failures += not busy", "self.failures += 1", HOST, "f16_an_engine_that_has_no_room"),
     "f17 the deadline of a start": Mutant(GROUPS, "limit = min(limits.start, limits.attempt)", "limit = 1e6", RULES, "f17"),
     "f18 the budget": Mutant("supervisor/scheduler/restarts.py", "if count > self.limit:", "if False:", RULES, "f18"),
     "f19 code 0": Mutant(LIFE, "        self._site.feed(MemberExited(group=group, incarnation=incarnation, member=member.index, code=code, note=note))", "        if code:\n            self._site.feed(MemberExited(group=group, incarnation=incarnation, member=member.index, code=code, note=note))", HOST, "f19"),
     "f20 two starts at a time": Mutant(GROUPS, "if starting >= desk.box.rules.max_starting or", "if", RULES, "f20"),
     "f21 streaks die with a life": Mutant(HEALTH, "if pulse is None or pulse.look.incarnation != look.incarnation:", "if pulse is None:", PURE, "f21"),
     "f21 verdicts about the dead": Mutant(SCHEDULER, "if engine.incarnation == incarnation:\n                groups.fail(self.desk, engine, cause", "if True:\n                groups.fail(self.desk, engine, cause", RULES, "f21"),
+    "f22 the guardian ends everything": Mutant("supervisor/runtime/guardian.py", "        for pid in left:\n            kill(pid)", "        for pid in ():\n            kill(pid)", HOST, "f22"),
+    "f22 the next start sweeps": Mutant("supervisor/runtime/sweep.py", "killed = [stat.pid for stat in found if _kill(stat.identity)]", "killed: list[int] = []", "tests/host/test_journal.py", "swept or double_kill"),
     "f23 tokens of the dead": Mutant("engines/gateway/seams.py", "\"input_ids\": [*request.prompt, *ids],", "\"input_ids\": [*request.prompt],", HOST, "f23"),
     "f24 our own lateness": Mutant(PROBES, "self.health.lagged(time.monotonic())", "pass", HOST, "f24"),
     "f24 our own lateness, pure": Mutant(HEALTH, "if self._late is not None and self._late >= probe.began:", "if False:", PURE, "f24"),
     "f25 killed before anything starts": Mutant(LIFE, "            living.group.kill(health.release_deadline_s) if action.kill else", "            _nobody() if action.kill else", HOST, "f25 and one-1"),
+    "r1 a program that cannot be executed": Mutant("supervisor/runtime/children.py", "    if said:\n", "    if False:\n", "tests/host/test_processes.py", "failures_to_start"),
+    "r10 liveness": Mutant(HEALTH, "return Kind.LIVENESS if pulse.next[Kind.LIVENESS] <= now else None", "return None", PURE, "hung_process"),
+    "r15 KILL after the grace": Mutant("supervisor/runtime/processes.py", "        return await self.kill(kill_s)", "        return frozenset()", "tests/host/test_processes.py", "stubborn"),
+    "r18 memory of strangers": Mutant("supervisor/runtime/emptiness.py", "used = usage.total[gpu]", "used = sum(groups.values())", "tests/supervisor/runtime/test_emptiness.py", "within_residuals"),
     "the mass guard": Mutant(HEALTH, "if not pulse.rechecked and self._many():", "if False:", PURE, "all_probes_fail_once"),
     "tokens outweigh a probe": Mutant(HEALTH, "if not problem or pulse.sign > probe.began:", "if not problem:", PURE, "tokens_outweigh or whoever"),
     "tokens instead of a probe": Mutant(HEALTH, "            pulse.next[kind] = now + self.rates.every(kind)\n\n    def _due", "            pass\n\n    def _due", PURE, "better_probe"),
@@ -81,45 +79,31 @@ MUTANTS = {
 }  # fmt: skip
 
 
-def survive(name: str) -> dict[str, object]:
-    """Raises when the mutant survives."""
-    mutant = MUTANTS[name]
-    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
-        copy = Path(folder) / "checkout"
-        shutil.copytree(CHECKOUT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis"))
-        path = copy / mutant.file
-        text = path.read_text()
-        if text.count(mutant.old) != 1:
-            raise SystemExit(f"{name}: {mutant.file} has {text.count(mutant.old)} times {mutant.old!r}")
-        path.write_text(
-            text.replace(mutant.old, mutant.new)
-            + ("\n\nasync def _nobody() -> frozenset[object]:\n    return frozenset()\n" if "_nobody" in mutant.new else "")
-        )
-        env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            mutant.tests,
-            "-q",
-            "-x",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            mutant.chosen,
-            "--timeout",
-            "90",
-        ]
-        try:
-            done = subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, timeout=300, check=False)
-        except subprocess.TimeoutExpired:
-            return {"killed_by": "a test that did not end"}
-    if done.returncode != 1:
-        raise SystemExit(f"{name}: pytest ended with {done.returncode}; the mutant survives\n{done.stdout[-1500:]}")
-    failed = [line.split(" - ")[0].removeprefix("FAILED ") for line in done.stdout.splitlines() if line.startswith("FAILED")]
-    return {"killed_by": failed[0] if failed else "?"}
+LISTS = {"groups": MUTANTS, "scheduler": scheduler_mutants.MUTANTS}
+EVERY = {**MUTANTS, **scheduler_mutants.MUTANTS}
+
+
+def kill(name: str) -> dict[str, object]:
+    """Says which test did it, or that none did."""
+    try:
+        return {"killed_by": killer(EVERY[name])}
+    except Survived as error:
+        return {"killed_by": None, "survived": str(error)}
+
+
+def main(words: list[str]) -> int:
+    if unknown := [word for word in words if word not in LISTS and word not in EVERY]:
+        raise SystemExit(f"no mutant {unknown[0]!r}, and no list of that name ({', '.join(LISTS)})")
+    found: list[dict[str, object]] = []
+    for name in (word for word in words if word in EVERY):  # by name: again, whatever was written down
+        found.append({"case": name, **kill(name)})
+        print(f"{name}: {found[-1]['killed_by'] or found[-1]['survived']}", flush=True)
+    for part in [word for word in words if word in LISTS] or ([] if words else list(LISTS)):
+        found += run(f"mutants_{part}", LISTS[part], kill)
+    alive = [str(record["case"]) for record in found if record["killed_by"] is None]
+    print(f"{len(found) - len(alive)} of {len(found)} mutants are caught{'; these survive: ' + ', '.join(alive) if alive else ''}")
+    return 1 if alive else 0
 
 
 if __name__ == "__main__":
-    names = sys.argv[1:] or list(MUTANTS)
-    run("mutants", names, survive)
+    sys.exit(main(sys.argv[1:]))

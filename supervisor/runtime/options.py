@@ -2,12 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from supervisor.runtime.logs import Console
 from supervisor.runtime.snapshot import Snapshot
+from supervisor.scheduler import Scheduler
 
 ShowProgress = Callable[[Snapshot, float], Sequence[str]]
 """(state, now in monotonic seconds) -> console lines that are worth printing now, often none. Given by the command line, as views stand above the runtime."""
+
+
+class Exposition(Protocol):
+    """What is counted for `/metrics`; a view, too."""
+
+    def tell(self, scheduler: Scheduler) -> None:
+        """After every event."""
+
+    def page(self, scheduler: Scheduler, snapshot: Snapshot, longest_lag: float) -> bytes:
+        """When somebody asks. `longest_lag` in seconds: by how much our own loop was late, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,3 +30,4 @@ class Options:
     resume: bool = False
     source: bytes = b""
     progress: ShowProgress | None = None
+    metrics: Exposition | None = None

@@ -128,6 +128,19 @@ def can_bind(port: int) -> bool:
     return True
 
 
+def metrics_listener(port: int) -> socket.socket:
+    """Listens at exactly this port of the loopback interface. Raises PortsUnusable when somebody has it."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(16)
+    except OSError as error:
+        listener.close()
+        raise PortsUnusable(f"host.metrics_port = {port}: {error.strerror} (held by {holder(port)}); name a free port") from error
+    return listener
+
+
 def ephemeral_range() -> tuple[int, int]:
     with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
         low, high = file.read().split()

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -29,10 +30,11 @@ from supervisor.runtime.narrate import Narrator
 from supervisor.runtime.observe import pipeline_summary, snapshot
 from supervisor.runtime.options import Options
 from supervisor.runtime.perform import Performer
-from supervisor.runtime.ports import NoPortFree, Ports, PortsUnusable
+from supervisor.runtime.ports import NoPortFree, Ports, PortsUnusable, metrics_listener
 from supervisor.runtime.prewarm import Prewarm
 from supervisor.runtime.probes import Probes
 from supervisor.runtime.processes import Processes
+from supervisor.runtime.recording import FOLDER, Recorded
 from supervisor.runtime.site import CHECKOUT, Site
 from supervisor.runtime.snapshot import Snapshot
 from supervisor.runtime.specs import box_spec
@@ -40,7 +42,7 @@ from supervisor.runtime.summary import Summary, write
 from supervisor.runtime.sweep import sweep
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action
-from supervisor.scheduler.events import Event, GatewaySaid, OperatorAsked, Stop, Tick
+from supervisor.scheduler.events import Event, OperatorAsked, Stop
 
 PROGRESS_S = 0.5
 
@@ -79,11 +81,13 @@ async def _run(config: Config, directory: RunDirectory, options: Options, guard:
         try:
             meter = inventory(config.host)
             ports = Ports(*config.host.ports)
+            scraped = metrics_listener(config.host.metrics_port) if config.host.metrics_port is not None else None
         except (GpusUnusable, PortsUnusable) as error:
             raise SetUpError(str(error)) from error
         stack.callback(meter.close)
         stack.callback(ports.close)
         the_run = _Run(config, directory, options, logs, journal, guard)
+        the_run.scraped = stack.enter_context(scraped) if scraped is not None else None
         code = await the_run.go(meter, ports, shm)
         journal.end()
         return code
@@ -109,6 +113,7 @@ class _Run:
         self._logs, self._journal, self._guard = logs, journal, guard
         self._began, self._began_at = time.monotonic(), time.time()
         self._stops = 0
+        self.scraped: socket.socket | None = None  # listens for those who want the metrics
 
     async def go(self, meter: GpuMeter, ports: Ports, shm: Path) -> ExitCode:
         config = self._config
@@ -117,8 +122,10 @@ class _Run:
         }
         remembered = {name: record.known for name, record in checkpoints.items()} if self._options.resume else {}
         spec = box_spec(config, tuple(gpu.id for gpu in meter.gpus), remembered)
-        scheduler = Scheduler(spec, time.monotonic())
-        driver = Driver(scheduler, time.monotonic, self._heard)
+        now = time.monotonic()
+        scheduler = Scheduler(spec, now)
+        recorded = Recorded(scheduler, now, self._directory.path / FOLDER)
+        driver = Driver(recorded, time.monotonic, self._heard)
         self._scheduler, self._driver = scheduler, driver
         processes = Processes(self._prewarm() if config.host.prewarm else None)
         async with anyio.create_task_group() as signals:
@@ -142,6 +149,9 @@ class _Run:
                 await self._act(tasks)
                 tasks.cancel_scope.cancel()
             signals.cancel_scope.cancel()
+        recorded.close()
+        if recorded.lost:
+            self._logs.log.warning("lines of the recording were lost: the disk is full, or was", lines=recorded.lost)
         return self._conclude()
 
     async def _act(self, tasks: anyio.abc.TaskGroup) -> None:
@@ -168,7 +178,9 @@ class _Run:
     async def _conduct(self, performer: Performer, tasks: anyio.abc.TaskGroup) -> None:
         await tasks.start(operator.serve, self._directory.control_socket, self._operator)
         tasks.start_soon(self._site.processes.reap_forever, name="reap orphans")
-        tasks.start_soon(Probes(self._site, self._scheduler.desk.fleet, performer.engines).run, name="probes")
+        probes = Probes(self._site, self._scheduler.desk.fleet, performer.engines)
+        tasks.start_soon(probes.run, name="probes")
+        await self._expose(probes, tasks)
         if self._options.progress is not None:
             tasks.start_soon(self._show_progress, name="progress")
         self._guard.ready()
@@ -176,6 +188,16 @@ class _Run:
         for pipeline, url in self._site.urls.items():
             self._logs.log.info("gateway", pipeline=pipeline, group="gateway", url=url)
         await self._driver.run(performer, tasks)
+
+    async def _expose(self, probes: Probes, tasks: anyio.abc.TaskGroup) -> None:
+        """`/metrics`, where it is asked for."""
+        metrics = self._options.metrics
+        if self.scraped is None or metrics is None:
+            return
+        from supervisor.runtime import scrape  # the server's half of aiohttp is for those who want it
+
+        await tasks.start(scrape.serve, self.scraped, lambda: metrics.page(self._scheduler, self._snapshot(), probes.longest_lag))
+        self._logs.log.info("metrics", url=f"http://127.0.0.1:{self._config.host.metrics_port}/metrics")
 
     def _prewarm(self) -> Prewarm:
         env = {**choose("trainer", os.environ).kept, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
@@ -185,9 +207,9 @@ class _Run:
     # -- what is heard
 
     def _heard(self, event: Event, actions: list[Action], now: float) -> None:
-        if not isinstance(event, Tick | GatewaySaid) or actions:
-            self._journal.note("event", {"at": now, "event": event, "actions": actions})
         self._narrator.tell(event, actions, now)
+        if self._options.metrics is not None:
+            self._options.metrics.tell(self._scheduler)
 
     async def _signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:

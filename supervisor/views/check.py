@@ -110,6 +110,8 @@ def _rest(loaded: Loaded, found: Picture) -> Table:
     table = _plain_table("Where and with what", ["", ""])
     table.add_row(cell("run directory"), _long(str(runs_directory(loaded.config) / loaded.name / "attempt_N")))
     table.add_row(cell("ports"), cell(f"{found.ports[0]} to {found.ports[1]} on 127.0.0.1"))
+    if (port := loaded.config.host.metrics_port) is not None:
+        table.add_row(cell("metrics"), cell(f"http://127.0.0.1:{port}/metrics"))
     for variables in found.variables:
         children = "every child" if len(found.variables) == 1 else ", ".join(variables.children)
         table.add_row(_long(f"variables that {children} gets"), _long(" ".join(variables.kept) or "-"))

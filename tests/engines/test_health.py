@@ -194,11 +194,17 @@ def test_f13_short_phases_are_probed_all_the_same() -> None:
 
 
 def test_f14_after_a_failed_load_probing_goes_on_by_itself() -> None:
-    box = Box(mode=Mode.QUIET)
+    """Nobody has to undo a pause; neither has the probe that was under way when the load began."""
+    box = Box()
+    box.fail(*Kind)
+    box.run(6)
+    assert len(box.running) == 1
+    box.change(mode=Mode.QUIET, epoch=6.0)
     box.run(100)
-    box.change(mode=Mode.SERVING, epoch=100.0)
+    assert len(box.asked) == 1
+    box.change(mode=Mode.SERVING, epoch=106.0)
     box.run(1)
-    assert box.asked
+    assert len(box.asked) == 2
 
 
 def test_f15_many_hung_engines_are_found_in_the_time_of_one() -> None:

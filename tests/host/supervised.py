@@ -16,7 +16,7 @@ from supervisor.runtime.snapshot import PipelineView, Snapshot
 CHECKOUT = Path(__file__).resolve().parents[2]
 GUARDIAN = CHECKOUT / "supervisor" / "runtime" / "guardian.py"
 TINY = CHECKOUT / "tests" / "tiny.toml"
-POLL_S = 0.004
+POLL_S = 0.01
 
 
 class Run:

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from faulty import PYTHON, Faulty
+from stage import Stage, beside, stage_of
 from supervised import Run
 
 from supervisor.runtime.operator import ActRequest, ask
@@ -27,22 +29,40 @@ SLOW = {"set": {"token_delay": 0.02}}
 """A request of 20 tokens takes 0.4 s: there is time to hurt somebody."""
 
 
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., Faulty]]:
+@contextmanager
+def making(folder: Path) -> Iterator[Callable[..., Faulty]]:
     made: list[Faulty] = []
 
     def one(*, members: str = "one", tp: int = 1, engines: int = 2, **options: Any) -> Faulty:
         options = {"steps": 1, "target": 64, "tokens": 20, "trains": False} | options
-        faulty = Faulty(tmp_path, members=members, tp=tp, gpus=engines * tp, **options)
+        faulty = Faulty(folder, members=members, tp=tp, gpus=engines * tp, **options)
         for rank in range(engines):
             faulty.script(rank, SLOW)
         made.append(faulty)
         return faulty
 
-    yield one
-    for faulty in made:
-        for run in faulty.runs:
-            run.stop()
+    try:
+        yield one
+    finally:
+        for faulty in made:
+            for run in faulty.runs:
+                run.stop()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Faulty]]:
+    with making(tmp_path) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    def play(case: Callable[..., None], parameters: dict[str, Any], folder: Path) -> None:
+        with making(folder) as one:
+            case(one, **parameters)
+
+    with stage_of(request, play, tmp_path_factory.mktemp("stage")) as stage:
+        yield stage
 
 
 def serving(rank: int = 0, *, busy: bool = True, life: int = 1) -> Callable[[PipelineView], bool]:
@@ -76,6 +96,11 @@ def engine(run: Run, rank: int = 0) -> EngineView:
     return snapshot.pipelines[0].engines[rank]
 
 
+def haste() -> float:
+    """By how much longer than on a quiet box everything may take."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -87,7 +112,7 @@ def act(run: Run, verb: str, target: str) -> None:
     ask(run.directory / "control.sock", ActRequest(verb, parse(target)))  # type: ignore[arg-type]
 
 
-# -- an end
+# -- measured, so nobody runs beside them (and they come first)
 
 
 @pytest.mark.parametrize(("members", "tp"), SHAPES)
@@ -102,7 +127,7 @@ def test_f9_r4_r9_kill_of_any_member_ends_and_restarts_the_whole_group(make: Cal
     os.kill(pids[victim], signal.SIGKILL)
     began = time.monotonic()
     run.when("p1", lambda view: view.engines[0].state not in ("serving",), "the quarantine")
-    assert time.monotonic() - began < 0.25  # 50 ms by pidfd; the rest is how this test looks
+    assert time.monotonic() - began < 0.25 * haste()  # 50 ms by pidfd; the rest is how this test looks
     run.when("p1", lambda view: view.engines[0].incarnation == 2, "all of them gone")
     assert not any(alive(pid) for pid in pids)
     finished(faulty, run)
@@ -113,185 +138,9 @@ def test_f9_r4_r9_kill_of_any_member_ends_and_restarts_the_whole_group(make: Cal
     assert failure["attempt"] == 1
     (recovery,) = recoveries(run)
     steps = [recovery[f"{step}_s"] for step in ("unrouted", "gone", "empty", "started", "ready", "loaded", "routed")]
-    assert recovery["unrouted_s"] < 0.25
+    assert recovery["unrouted_s"] < 0.25 * haste()
     assert steps[1:] == sorted(steps[1:])
     assert recovery["routed_s"] < 5.0
-
-
-def test_r9_each_member_of_four_in_turn(make: Callable[..., Faulty]) -> None:
-    faulty = make(members="per-gpu", tp=4, engines=1, target=96, restarts=10, health="restart_window_s = 0.001")
-    run = faulty.start()
-    for member in range(4):
-        view = run.when("p1", serving(life=member + 1), "a busy engine")
-        os.kill(view.engines[0].pids[member], signal.SIGKILL)
-    finished(faulty, run, restarts=4)
-    assert [failure["member"] for failure in failures(run)] == [0, 1, 2, 3]
-
-
-def test_f9_a_process_of_the_tree_that_nobody_else_watches(make: Callable[..., Faulty]) -> None:
-    """SGLang's scheduler is a child of its main process, which may live on, and answer, without it."""
-    faulty = make()
-    faulty.script(0, {"set": {"token_delay": 0.02, "helper": True}})
-    run = faulty.start()
-    pid = run.when("p1", serving(), "a busy engine").engines[0].pids[0]
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGKILL)
-    finished(faulty, run)
-    assert "a process of its tree ended" in str(failures(run)[0]["why"])
-    assert failures(run)[0]["cause"] == "exit"
-
-
-def test_f19_an_engine_that_leaves_with_code_0_has_failed(make: Callable[..., Faulty]) -> None:
-    faulty = make()
-    faulty.script(0, {"life": 1, "set": {"token_delay": 0.02, "exit_after": 0.8}}, {"life": 2, **SLOW})
-    run = faulty.start()
-    finished(faulty, run)
-    assert "exit code 0" in str(failures(run)[0]["why"])
-
-
-def test_f23_what_ran_on_a_dead_engine_goes_on_elsewhere_with_its_tokens(make: Callable[..., Faulty]) -> None:
-    faulty = make()
-    faulty.script(0, {"life": 1, "set": {"token_delay": 0.02, "die_at_token": 60}}, {"life": 2, **SLOW})
-    run = faulty.start()
-    finished(faulty, run)
-    spans = faulty.samples(run)[0]["spans"]
-    assert [0, 1, 0] in spans  # tokens of the dead are in samples that another has finished
-    assert run.summary["p1"]["samples"] == 64
-
-
-def test_f16_a_restarted_engine_gets_requests_again(make: Callable[..., Faulty]) -> None:
-    faulty = make(engines=1)
-    run = faulty.start()
-    view = run.when("p1", serving(), "a busy engine")
-    os.kill(view.engines[0].pids[0], signal.SIGKILL)
-    finished(faulty, run)
-    assert [0, 2, 0] in faulty.samples(run)[0]["spans"]
-
-
-def test_f11_a_recovered_engine_serves_the_published_version_only(make: Callable[..., Faulty]) -> None:
-    faulty = make(steps=3, trains=True, target=32)
-    run = faulty.start()
-    view = run.when("p1", lambda view: view.weight_version == 1 and serving(1)(view), "the second rollout")
-    os.kill(view.engines[1].pids[0], signal.SIGKILL)
-    finished(faulty, run, steps=3)
-    for line in faulty.samples(run):
-        assert {version for _, _, version in line["spans"]} == {line["step"]}
-    assert any(life == 2 for line in faulty.samples(run) for _, life, _ in line["spans"])
-
-
-# -- at the start
-
-
-def test_r1_an_interpreter_that_is_no_program(make: Callable[..., Faulty]) -> None:
-    faulty = make(engines=1, restarts=1)
-    broken = faulty.cwd / "python"
-    broken.write_text('#!/bin/sh\n[ "$1" = -m ] || { echo 0.5.23; exit 0; }\nexit 1\n')
-    broken.chmod(0o755)
-    faulty.file.write_text(faulty.file.read_text().replace(str(Path(__file__).resolve().parents[1] / "faulty_python"), str(broken)))
-    run = faulty.start()
-    run.when("p1", lambda view: view.engines[0].state == "retired", "its retirement", 15)
-    assert engine(run).restarts == 1
-
-
-@pytest.mark.parametrize(("members", "tp", "member"), [("one", 1, 0), ("per-gpu", 4, 2)])
-def test_f17_r2_r3_an_end_in_start_up_is_seen_at_once(make: Callable[..., Faulty], members: str, tp: int, member: int) -> None:
-    faulty = make(members=members, tp=tp, health="start_s = 60.0")
-    faulty.script(0, {"life": 1, "member": member, "set": {"start_exit": 7}}, SLOW)
-    run = faulty.start()
-    finished(faulty, run)
-    failure = failures(run)[0]
-    assert failure["incarnation"] == 1
-    assert recoveries(run)[0]["routed_s"] < 3.0
-
-
-def test_f17_r2_a_start_that_hangs_ends_at_its_deadline(make: Callable[..., Faulty]) -> None:
-    faulty = make(health="start_s = 1.0")
-    faulty.script(0, {"life": 1, "set": {"boot_503": 600.0}}, SLOW)
-    run = faulty.start()
-    finished(faulty, run)
-    assert failures(run)[0]["cause"] == "action"
-
-
-def test_f17_a_member_that_never_comes_to_the_rendezvous(make: Callable[..., Faulty]) -> None:
-    faulty = make(members="per-gpu", tp=2, health="start_s = 1.0")
-    faulty.script(0, {"life": 1, "member": 1, "set": {"start_delay": 600.0}}, SLOW)
-    run = faulty.start()
-    finished(faulty, run)
-
-
-def test_f18_an_engine_that_always_crashes_is_retired_and_the_others_go_on(make: Callable[..., Faulty]) -> None:
-    faulty = make(restarts=2, target=96)
-    faulty.script(0, {"set": {"start_exit": 7}})
-    run = faulty.start()
-    run.when("p1", lambda view: view.engines[0].state == "retired", "its retirement", 20)
-    assert engine(run).restarts == 2
-    assert "ended" in engine(run).note
-    finished(faulty, run, restarts=2)
-    assert recoveries(run, "retired")
-
-
-def test_f18_a_retired_engine_comes_back_when_the_operator_says_so(make: Callable[..., Faulty]) -> None:
-    faulty = make(restarts=1, engines=1, target=16)
-    faulty.script(0, {"life": 1, "set": {"start_exit": 7}}, {"life": 2, "set": {"start_exit": 7}}, SLOW)
-    run = faulty.start()
-    run.when("p1", lambda view: view.engines[0].state == "retired", "its retirement", 20)
-    # a pipeline without any engine says so to whoever asks; this trainer gives up then, and its next life comes after the reset
-    act(run, "reset", "p1/engine/0")
-    act(run, "reset", "p1/engine/0")
-    run.when("p1", serving(0, busy=False, life=3), "the third life", 20)
-    assert any("operator: reset" in str(record["event"]) for record in run.log())
-
-
-def test_f8_r12_somebody_elses_server_on_the_port_is_not_taken_for_ours(make: Callable[..., Faulty]) -> None:
-    faulty = make()
-    faulty.script(0, {"life": 1, "set": {"open_to_all": True, "token_delay": 0.02}}, SLOW)
-    run = faulty.start()
-    finished(faulty, run)
-    assert "another process has the port" in str(failures(run)[0]["why"])
-
-
-def test_f2_a_green_light_and_no_token_is_no_start(make: Callable[..., Faulty]) -> None:
-    """The canary by the way that requests take: without it this engine would be routed."""
-    faulty = make(health="start_s = 1.0")
-    faulty.script(0, {"life": 1, "set": {"generate": "hang", "health_generate": "lie"}}, SLOW)
-    run = faulty.start()
-    finished(faulty, run)
-    assert [0, 1, 0] not in faulty.samples(run)[0]["spans"]
-    assert failures(run)[0]["cause"] == "action"
-
-
-def test_f7_r14_ports_that_somebody_has_are_left_alone(make: Callable[..., Faulty]) -> None:
-    script = "import socket,time\nl=[socket.create_server(('127.0.0.1',p)) for p in range(20003,20200,20)]\nprint('ok',flush=True)\ntime.sleep(60)"
-    squatter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-    try:
-        assert squatter.stdout is not None
-        squatter.stdout.readline()
-        faulty = make(members="per-gpu", tp=2)
-        run = faulty.start()
-        finished(faulty, run, restarts=0)
-    finally:
-        squatter.kill()
-        squatter.wait()
-
-
-def test_f20_at_most_two_start_at_a_time(make: Callable[..., Faulty]) -> None:
-    faulty = make(engines=6)
-    for rank in range(6):
-        faulty.script(rank, {"set": {"start_delay": 0.2, "token_delay": 0.02}})
-    run = faulty.start()
-    finished(faulty, run, restarts=0)
-    starting: set[object] = set()
-    most = 0
-    for record in run.log():
-        if record["event"] == "engine is starting":
-            starting.add(record["engine"])
-        elif str(record["event"]).startswith("engine is ") and "engine" in record:
-            starting.discard(record["engine"])
-        most = max(most, len(starting))
-    assert most == 2
-
-
-# -- a hang
 
 
 @pytest.mark.parametrize(("members", "tp", "member"), [("one", 1, 0), ("per-gpu", 2, 1), ("per-gpu", 4, 3)])
@@ -306,29 +155,11 @@ def test_f25_r10_a_stopped_member_is_found_and_killed_before_anything_starts(
     began = time.monotonic()
     run.when("p1", lambda view: view.engines[0].incarnation == 2, "the next life", 15)
     budget = 3 * (0.1 + 0.4) if member == 0 else 3 * (0.4 + 0.6)
-    assert time.monotonic() - began < budget + 1.0 + 1.0  # one more probe where it is the only engine, and this machine's haste
+    assert time.monotonic() - began < budget + (1.0 + 1.0) * haste()  # one more probe where it is the only engine, and this machine's haste
     assert not any(alive(pid) for pid in pids)
     finished(faulty, run)
     assert failures(run)[0]["cause"] == "probe"
     assert failures(run)[0]["silent_s"] > 0
-
-
-def test_f2_r12_health_is_green_and_generations_hang(make: Callable[..., Faulty]) -> None:
-    faulty = make()
-    run = faulty.start()
-    run.when("p1", serving(), "a busy engine")
-    faulty.turn(0, generate="hang", health_generate="lie")
-    finished(faulty, run)
-    assert "no token for" in str(failures(run)[0]["why"])
-
-
-def test_f2_health_is_green_and_every_request_fails(make: Callable[..., Faulty]) -> None:
-    faulty = make(target=128)
-    run = faulty.start()
-    run.when("p1", serving(), "a busy engine")
-    faulty.turn(0, generate="reset", health_generate="lie")
-    finished(faulty, run)
-    assert "requests failed in a row" in str(failures(run)[0]["why"])
 
 
 def test_f1_r11_a_second_of_503_restarts_nobody(make: Callable[..., Faulty]) -> None:
@@ -340,13 +171,6 @@ def test_f1_r11_a_second_of_503_restarts_nobody(make: Callable[..., Faulty]) -> 
     faulty.turn(0, generate="ok", health="ok", health_generate="ok")
     finished(faulty, run, restarts=0)
     assert any(record["event"] == "engine is suspect" for record in run.log())
-
-
-def test_f11_r11_slow_but_alive(make: Callable[..., Faulty]) -> None:
-    faulty = make(engines=1, target=16, tokens=4)
-    faulty.script(0, {"set": {"token_delay": 0.5, "health": "slow", "health_generate": "slow", "slow": 0.3}})
-    run = faulty.start()
-    finished(faulty, run, restarts=0)
 
 
 @pytest.mark.parametrize("where", ["health_generate"])
@@ -370,7 +194,7 @@ def test_f15_four_hung_engines_take_the_time_of_one(make: Callable[..., Faulty])
         os.kill(each.pids[0], signal.SIGSTOP)
     began = time.monotonic()
     run.when("p1", lambda view: all(each.incarnation == 2 for each in view.engines), "four next lives", 15)
-    assert time.monotonic() - began < 3 * 0.5 + 0.5 + 2.0
+    assert time.monotonic() - began < 3 * 0.5 + 0.5 + 2.0 * haste()
     finished(faulty, run, restarts=4)
 
 
@@ -394,140 +218,6 @@ def test_f24_our_own_stall_kills_nobody(make: Callable[..., Faulty]) -> None:
     assert any("our own loop was late" in str(record["event"]) for record in run.log())
 
 
-# -- in the middle of a control call
-
-CONTROL = [
-    "/pause_generation",
-    "/flush_cache",
-    "/release_memory_occupation",
-    "/resume_memory_occupation",
-    "/update_weights_from_disk",
-    "/continue_generation",
-]
-
-
-@pytest.mark.parametrize("knob", ["die_at", "die_after"])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_r5_r6_r7_r8_an_end_in_each_control_call(make: Callable[..., Faulty], rank: int, knob: str) -> None:
-    """Training on GPU 0: engine 0 gives way and comes back; engine 1 changes its weights in place. Each life dies in another call."""
-    paths = CONTROL if rank == 0 else [path for path in CONTROL if "memory_occupation" not in path]
-    faulty = make(steps=14, trains=True, target=24, tokens=4, restarts=100, health="restart_window_s = 0.001")
-    faulty.script(rank, *({"life": life, "set": {knob: path, "token_delay": 0.01}} for life, path in enumerate(paths, 1)), SLOW)
-    run = faulty.start()
-    finished(faulty, run, restarts=None, steps=14, seconds=60)
-    lives = {failure["incarnation"] for failure in failures(run)}
-    assert lives >= set(range(1, len(paths) + 1)), "a fault did not fire"
-    for line in faulty.samples(run):
-        assert {version for _, _, version in line["spans"]} == {line["step"]}
-
-
-@pytest.mark.parametrize("path", ["/release_memory_occupation", "/resume_memory_occupation", "/update_weights_from_disk"])
-def test_r10_a_hang_in_each_control_call_ends_at_its_deadline(make: Callable[..., Faulty], path: str) -> None:
-    faulty = make(steps=2, trains=True, target=16, tokens=4, health="pause_s = 0.5\nwake_s = 0.5\nload_s = 0.5")
-    for rank in range(2):
-        faulty.script(rank, {"life": 1, "set": {"hang_at": path, "token_delay": 0.02}}, SLOW)
-    run = faulty.start()
-    finished(faulty, run, restarts=None, steps=2)
-    assert failures(run)[0]["cause"] == "action"
-
-
-def test_f10_a_death_in_a_change_of_weights_holds_nobody_up(make: Callable[..., Faulty]) -> None:
-    """The other engine and the trainer go on; nothing waits for the dead one's answer."""
-    faulty = make(steps=2, trains=True, engines=3, target=24, tokens=4)
-    faulty.script(2, {"life": 1, "set": {"die_at": "/update_weights_from_disk", "token_delay": 0.02}}, SLOW)
-    run = faulty.start()
-    finished(faulty, run, restarts=None, steps=2)
-    log = run.log()
-    failed = next(record for record in log if record["event"] == "engine group failed")
-    assert failed["engine"] == 2
-    assert run.summary["p1"]["waited_s"] < 5
-
-
-@pytest.mark.parametrize("update", ["400", "wrong"])
-def test_f11_r7_an_engine_with_other_weights_is_never_routed(make: Callable[..., Faulty], update: str) -> None:
-    faulty = make(steps=2, trains=True, target=16, tokens=4)
-    faulty.script(1, {"life": 1, "set": {"update": update, "token_delay": 0.02}}, SLOW)
-    run = faulty.start()
-    finished(faulty, run, restarts=None, steps=2)
-    assert failures(run)
-    for line in faulty.samples(run):
-        assert {version for _, _, version in line["spans"]} == {line["step"]}
-
-
-# -- what is left on the GPU
-
-
-def test_f12_r17_a_release_that_releases_nothing_grants_nothing(make: Callable[..., Faulty]) -> None:
-    faulty = make(steps=1, trains=True, target=16, tokens=4, health="release_deadline_s = 0.5")
-    faulty.script(0, {"life": 1, "set": {"release": "noop"}})
-    run = faulty.start()
-    finished(faulty, run, restarts=None)
-    assert failures(run)[0]["cause"] == "memory"
-    log = run.log()
-    granted = next(index for index, record in enumerate(log) if record["event"] == "lease granted" and record["roles"] == ["train"])
-    gone = next(index for index, record in enumerate(log) if record["event"] == "engine is cold" and record["engine"] == 0)
-    assert gone <= granted + 1  # one event may tell both, the grant first
-
-
-def test_f12_r17_a_release_that_takes_its_time_is_waited_for(make: Callable[..., Faulty]) -> None:
-    faulty = make(steps=1, trains=True, target=16, tokens=4)
-    faulty.script(0, {"set": {"release": "late", "late": 0.6}})
-    run = faulty.start()
-    finished(faulty, run, restarts=0)
-    log = {record["event"]: record for record in run.log() if record.get("roles") == ["train"]}
-    assert "lease granted" in log
-
-
-@pytest.mark.parametrize("kind", ["sleep", "hold", "hold port"])
-def test_f5_r15_children_that_have_left_home_go_with_the_group(make: Callable[..., Faulty], kind: str) -> None:
-    faulty = make(members="per-gpu", tp=2)
-    faulty.script(0, {"life": 1, "set": {"child": kind, "ignore_term": True, "token_delay": 0.02}}, SLOW)
-    run = faulty.start()
-    pids = run.when("p1", serving(), "a busy engine").engines[0].pids
-    before = set(_pythons())
-    os.kill(pids[0], signal.SIGKILL)
-    run.when("p1", lambda view: view.engines[0].incarnation == 2, "the end of the first life")
-    assert len(before) >= 2, "the fault did not fire"
-    assert not any(alive(pid) for pid in before)
-    finished(faulty, run)
-
-
-def _pythons() -> list[int]:
-    """The double-forked children of scripted engines."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                command = Path(f"/proc/{name}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"time.sleep(600)" in command and PYTHON.encode() in command:
-                found.append(int(name))
-    return found
-
-
-def test_f6_r16_what_cannot_be_confirmed_gone_is_stuck_and_its_gpus_are_withheld(make: Callable[..., Faulty]) -> None:
-    """A child of the engine has left its session, its parent and its environment; nobody can tell whose it is, but it has the port."""
-    faulty = make(target=160, health="release_deadline_s = 0.5")
-    faulty.script(0, {"life": 1, "set": {"child": "port bare", "token_delay": 0.02}}, SLOW)
-    run = faulty.start()
-    pids = run.when("p1", serving(), "a busy engine").engines[0].pids
-    (stranger,) = _pythons()
-    try:
-        os.kill(pids[0], signal.SIGKILL)
-        view = run.when("p1", lambda view: view.engines[0].state == "stuck", "being stuck")
-        assert "is still held by pid" in view.engines[0].note
-        snapshot = run.status()
-        assert snapshot is not None
-        assert snapshot.gpus[0].holder == "p1/engine/0"
-        time.sleep(0.3)
-        assert engine(run).incarnation == 1
-    finally:
-        os.kill(stranger, signal.SIGKILL)
-    run.when("p1", lambda view: view.engines[0].incarnation == 2, "a second life", 15)
-    finished(faulty, run)
-
-
 def test_f22_r25_nothing_outlives_a_killed_supervisor(make: Callable[..., Faulty]) -> None:
     faulty = make(members="per-gpu", tp=2)
     for rank in range(2):
@@ -548,10 +238,390 @@ def test_r15_an_engine_that_takes_no_term_is_killed_after_its_grace(make: Callab
     run.process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     run.end(10)
-    assert time.monotonic() - began < 1.0 + 1.0 + 1.5  # trainer's and engines' grace, whatever their number
+    assert time.monotonic() - began < 1.0 + 1.0 + 1.5 * haste()  # trainer's and engines' grace, whatever their number
     assert run.left_behind() == []
 
 
+# -- an end
+
+
+@beside
+def test_r9_each_member_of_four_in_turn(make: Callable[..., Faulty]) -> None:
+    faulty = make(members="per-gpu", tp=4, engines=1, target=96, restarts=10, health="restart_window_s = 0.001")
+    run = faulty.start()
+    for member in range(4):
+        view = run.when("p1", serving(life=member + 1), "a busy engine")
+        os.kill(view.engines[0].pids[member], signal.SIGKILL)
+    finished(faulty, run, restarts=4)
+    assert [failure["member"] for failure in failures(run)] == [0, 1, 2, 3]
+
+
+@beside
+def test_f9_a_process_of_the_tree_that_nobody_else_watches(make: Callable[..., Faulty]) -> None:
+    """SGLang's scheduler is a child of its main process, which may live on, and answer, without it."""
+    faulty = make()
+    faulty.script(0, {"set": {"token_delay": 0.02, "helper": True}})
+    run = faulty.start()
+    pid = run.when("p1", serving(), "a busy engine").engines[0].pids[0]
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    finished(faulty, run)
+    assert "a process of its tree ended" in str(failures(run)[0]["why"])
+    assert failures(run)[0]["cause"] == "exit"
+
+
+@beside
+def test_f19_an_engine_that_leaves_with_code_0_has_failed(make: Callable[..., Faulty]) -> None:
+    faulty = make()
+    faulty.script(0, {"life": 1, "set": {"token_delay": 0.02, "exit_after": 0.8}}, {"life": 2, **SLOW})
+    run = faulty.start()
+    finished(faulty, run)
+    assert "exit code 0" in str(failures(run)[0]["why"])
+
+
+@beside
+def test_f23_what_ran_on_a_dead_engine_goes_on_elsewhere_with_its_tokens(make: Callable[..., Faulty]) -> None:
+    faulty = make()
+    faulty.script(0, {"life": 1, "set": {"token_delay": 0.02, "die_at_token": 60}}, {"life": 2, **SLOW})
+    run = faulty.start()
+    finished(faulty, run)
+    spans = faulty.samples(run)[0]["spans"]
+    assert [0, 1, 0] in spans  # tokens of the dead are in samples that another has finished
+    assert run.summary["p1"]["samples"] == 64
+
+
+@beside
+def test_f16_a_restarted_engine_gets_requests_again(make: Callable[..., Faulty]) -> None:
+    faulty = make(engines=1)
+    run = faulty.start()
+    view = run.when("p1", serving(), "a busy engine")
+    os.kill(view.engines[0].pids[0], signal.SIGKILL)
+    finished(faulty, run)
+    assert [0, 2, 0] in faulty.samples(run)[0]["spans"]
+
+
+@beside
+def test_f16_an_engine_that_has_no_room_has_not_failed(make: Callable[..., Faulty]) -> None:
+    """503 and 429 say: not now. A canary would hear the same, and condemn it."""
+    faulty = make(target=96)
+    run = faulty.start()
+    run.when("p1", serving(), "a busy engine")
+    faulty.turn(0, generate="503", health_generate="lie")
+    time.sleep(1.0)
+    faulty.turn(0, generate="ok", health_generate="ok")
+    finished(faulty, run, restarts=0)
+
+
+@beside
+def test_f11_a_recovered_engine_serves_the_published_version_only(make: Callable[..., Faulty]) -> None:
+    faulty = make(steps=3, trains=True, target=32)
+    run = faulty.start()
+    view = run.when("p1", lambda view: view.weight_version == 1 and serving(1)(view), "the second rollout")
+    os.kill(view.engines[1].pids[0], signal.SIGKILL)
+    finished(faulty, run, steps=3)
+    for line in faulty.samples(run):
+        assert {version for _, _, version in line["spans"]} == {line["step"]}
+    assert any(life == 2 for line in faulty.samples(run) for _, life, _ in line["spans"])
+
+
+# -- at the start
+
+
+@beside
+def test_r1_an_interpreter_that_is_no_program(make: Callable[..., Faulty]) -> None:
+    faulty = make(engines=1, restarts=1)
+    broken = faulty.cwd / "python"
+    broken.write_text('#!/bin/sh\n[ "$1" = -m ] || { echo 0.5.23; exit 0; }\nexit 1\n')
+    broken.chmod(0o755)
+    faulty.file.write_text(faulty.file.read_text().replace(str(Path(__file__).resolve().parents[1] / "faulty_python"), str(broken)))
+    run = faulty.start()
+    run.when("p1", lambda view: view.engines[0].state == "retired", "its retirement", 15)
+    assert engine(run).restarts == 1
+
+
+@pytest.mark.parametrize(("members", "tp", "member"), [("one", 1, 0), ("per-gpu", 4, 2)])
+@beside
+def test_f17_r2_r3_an_end_in_start_up_is_seen_at_once(make: Callable[..., Faulty], members: str, tp: int, member: int) -> None:
+    faulty = make(members=members, tp=tp, health="start_s = 60.0")
+    faulty.script(0, {"life": 1, "member": member, "set": {"start_exit": 7}}, SLOW)
+    run = faulty.start()
+    finished(faulty, run)
+    failure = failures(run)[0]
+    assert failure["incarnation"] == 1
+    assert recoveries(run)[0]["routed_s"] < 3.0
+
+
+@beside
+def test_f17_r2_a_start_that_hangs_ends_at_its_deadline(make: Callable[..., Faulty]) -> None:
+    faulty = make(health="start_s = 1.0")
+    faulty.script(0, {"life": 1, "set": {"boot_503": 600.0}}, SLOW)
+    run = faulty.start()
+    finished(faulty, run)
+    assert failures(run)[0]["cause"] == "action"
+
+
+@beside
+def test_f17_a_member_that_never_comes_to_the_rendezvous(make: Callable[..., Faulty]) -> None:
+    faulty = make(members="per-gpu", tp=2, health="start_s = 1.0")
+    faulty.script(0, {"life": 1, "member": 1, "set": {"start_delay": 600.0}}, SLOW)
+    run = faulty.start()
+    finished(faulty, run)
+
+
+@beside
+def test_f18_an_engine_that_always_crashes_is_retired_and_the_others_go_on(make: Callable[..., Faulty]) -> None:
+    faulty = make(restarts=2, target=96)
+    faulty.script(0, {"set": {"start_exit": 7}})
+    run = faulty.start()
+    run.when("p1", lambda view: view.engines[0].state == "retired", "its retirement", 20)
+    assert engine(run).restarts == 2
+    assert "ended" in engine(run).note
+    finished(faulty, run, restarts=2)
+    assert recoveries(run, "retired")
+
+
+@beside
+def test_f18_a_retired_engine_comes_back_when_the_operator_says_so(make: Callable[..., Faulty]) -> None:
+    faulty = make(restarts=1, engines=1, target=16)
+    faulty.script(0, {"life": 1, "set": {"start_exit": 7}}, {"life": 2, "set": {"start_exit": 7}}, SLOW)
+    run = faulty.start()
+    run.when("p1", lambda view: view.engines[0].state == "retired", "its retirement", 20)
+    # a pipeline without any engine says so to whoever asks; this trainer gives up then, and its next life comes after the reset
+    act(run, "reset", "p1/engine/0")
+    act(run, "reset", "p1/engine/0")
+    run.when("p1", serving(0, busy=False, life=3), "the third life", 20)
+    assert any("operator: reset" in str(record["event"]) for record in run.log())
+
+
+@beside
+def test_f8_r12_somebody_elses_server_on_the_port_is_not_taken_for_ours(make: Callable[..., Faulty]) -> None:
+    faulty = make()
+    faulty.script(0, {"life": 1, "set": {"open_to_all": True, "token_delay": 0.02}}, SLOW)
+    run = faulty.start()
+    finished(faulty, run)
+    assert "another process has the port" in str(failures(run)[0]["why"])
+
+
+@beside
+def test_f2_a_green_light_and_no_token_is_no_start(make: Callable[..., Faulty]) -> None:
+    """The canary by the way that requests take: without it this engine would be routed."""
+    faulty = make(health="start_s = 1.0")
+    faulty.script(0, {"life": 1, "set": {"generate": "hang", "health_generate": "lie"}}, SLOW)
+    run = faulty.start()
+    finished(faulty, run)
+    assert [0, 1, 0] not in faulty.samples(run)[0]["spans"]
+    assert failures(run)[0]["cause"] == "action"
+
+
+@beside
+def test_f7_r14_ports_that_somebody_has_are_left_alone(make: Callable[..., Faulty]) -> None:
+    script = "import socket,time\nl=[socket.create_server(('127.0.0.1',p)) for p in range(20003,20200,20)]\nprint('ok',flush=True)\ntime.sleep(60)"
+    squatter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    try:
+        assert squatter.stdout is not None
+        squatter.stdout.readline()
+        faulty = make(members="per-gpu", tp=2)
+        run = faulty.start()
+        finished(faulty, run, restarts=0)
+    finally:
+        squatter.kill()
+        squatter.wait()
+
+
+@beside
+def test_f20_at_most_two_start_at_a_time(make: Callable[..., Faulty]) -> None:
+    faulty = make(engines=6)
+    for rank in range(6):
+        faulty.script(rank, {"set": {"start_delay": 0.2, "token_delay": 0.02}})
+    run = faulty.start()
+    finished(faulty, run, restarts=0)
+    starting: set[object] = set()
+    most = 0
+    for record in run.log():
+        if record["event"] == "engine is starting":
+            starting.add(record["engine"])
+        elif str(record["event"]).startswith("engine is ") and "engine" in record:
+            starting.discard(record["engine"])
+        most = max(most, len(starting))
+    assert most == 2
+
+
+# -- a hang
+
+
+@beside
+def test_f2_r12_health_is_green_and_generations_hang(make: Callable[..., Faulty]) -> None:
+    faulty = make()
+    run = faulty.start()
+    run.when("p1", serving(), "a busy engine")
+    faulty.turn(0, generate="hang", health_generate="lie")
+    finished(faulty, run)
+    assert "no token for" in str(failures(run)[0]["why"])
+
+
+@beside
+def test_f2_health_is_green_and_every_request_fails(make: Callable[..., Faulty]) -> None:
+    faulty = make(target=128)
+    run = faulty.start()
+    run.when("p1", serving(), "a busy engine")
+    faulty.turn(0, generate="reset", health_generate="lie")
+    finished(faulty, run)
+    assert "requests failed in a row" in str(failures(run)[0]["why"])
+
+
+@beside
+def test_f11_r11_slow_but_alive(make: Callable[..., Faulty]) -> None:
+    faulty = make(engines=1, target=16, tokens=4)
+    faulty.script(0, {"set": {"token_delay": 0.5, "health": "slow", "health_generate": "slow", "slow": 0.3}})
+    run = faulty.start()
+    finished(faulty, run, restarts=0)
+
+
+# -- in the middle of a control call
+
+CONTROL = [
+    "/pause_generation",
+    "/flush_cache",
+    "/release_memory_occupation",
+    "/resume_memory_occupation",
+    "/update_weights_from_disk",
+    "/continue_generation",
+]
+
+
+@pytest.mark.parametrize("knob", ["die_at", "die_after"])
+@pytest.mark.parametrize("rank", [0, 1])
+@beside
+def test_r5_r6_r7_r8_an_end_in_each_control_call(make: Callable[..., Faulty], rank: int, knob: str) -> None:
+    """Training on GPU 0: engine 0 gives way and comes back; engine 1 changes its weights in place. Each life dies in another call."""
+    paths = CONTROL if rank == 0 else [path for path in CONTROL if "memory_occupation" not in path]
+    faulty = make(steps=14, trains=True, target=24, tokens=4, restarts=100, health="restart_window_s = 0.001")
+    faulty.script(rank, *({"life": life, "set": {knob: path, "token_delay": 0.01}} for life, path in enumerate(paths, 1)), SLOW)
+    run = faulty.start()
+    finished(faulty, run, restarts=None, steps=14, seconds=60)
+    lives = {failure["incarnation"] for failure in failures(run)}
+    assert lives >= set(range(1, len(paths) + 1)), "a fault did not fire"
+    for line in faulty.samples(run):
+        assert {version for _, _, version in line["spans"]} == {line["step"]}
+
+
+@pytest.mark.parametrize("path", ["/release_memory_occupation", "/resume_memory_occupation", "/update_weights_from_disk"])
+@beside
+def test_r10_a_hang_in_each_control_call_ends_at_its_deadline(make: Callable[..., Faulty], path: str) -> None:
+    faulty = make(steps=2, trains=True, target=16, tokens=4, health="pause_s = 0.5\nwake_s = 0.5\nload_s = 0.5")
+    for rank in range(2):
+        faulty.script(rank, {"life": 1, "set": {"hang_at": path, "token_delay": 0.02}}, SLOW)
+    run = faulty.start()
+    finished(faulty, run, restarts=None, steps=2)
+    assert failures(run)[0]["cause"] == "action"
+
+
+@beside
+def test_f10_a_death_in_a_change_of_weights_holds_nobody_up(make: Callable[..., Faulty]) -> None:
+    """The other engine and the trainer go on; nothing waits for the dead one's answer."""
+    faulty = make(steps=2, trains=True, engines=3, target=24, tokens=4)
+    faulty.script(2, {"life": 1, "set": {"die_at": "/update_weights_from_disk", "token_delay": 0.02}}, SLOW)
+    run = faulty.start()
+    finished(faulty, run, restarts=None, steps=2)
+    log = run.log()
+    failed = next(record for record in log if record["event"] == "engine group failed")
+    assert failed["engine"] == 2
+    assert run.summary["p1"]["waited_s"] < 5
+
+
+@pytest.mark.parametrize("update", ["400", "wrong"])
+@beside
+def test_f11_r7_an_engine_with_other_weights_is_never_routed(make: Callable[..., Faulty], update: str) -> None:
+    faulty = make(steps=2, trains=True, target=16, tokens=4)
+    faulty.script(1, {"life": 1, "set": {"update": update, "token_delay": 0.02}}, SLOW)
+    run = faulty.start()
+    finished(faulty, run, restarts=None, steps=2)
+    assert failures(run)
+    for line in faulty.samples(run):
+        assert {version for _, _, version in line["spans"]} == {line["step"]}
+
+
+# -- what is left on the GPU
+
+
+@beside
+def test_f12_r17_a_release_that_releases_nothing_grants_nothing(make: Callable[..., Faulty]) -> None:
+    faulty = make(steps=1, trains=True, target=16, tokens=4, health="release_deadline_s = 0.5")
+    faulty.script(0, {"life": 1, "set": {"release": "noop"}})
+    run = faulty.start()
+    finished(faulty, run, restarts=None)
+    assert failures(run)[0]["cause"] == "memory"
+    log = run.log()
+    granted = next(index for index, record in enumerate(log) if record["event"] == "lease granted" and record["roles"] == ["train"])
+    gone = next(index for index, record in enumerate(log) if record["event"] == "engine is cold" and record["engine"] == 0)
+    assert gone <= granted + 1  # one event may tell both, the grant first
+
+
+@beside
+def test_f12_r17_a_release_that_takes_its_time_is_waited_for(make: Callable[..., Faulty]) -> None:
+    faulty = make(steps=1, trains=True, target=16, tokens=4)
+    faulty.script(0, {"set": {"release": "late", "late": 0.6}})
+    run = faulty.start()
+    finished(faulty, run, restarts=0)
+    log = {record["event"]: record for record in run.log() if record.get("roles") == ["train"]}
+    assert "lease granted" in log
+
+
+@pytest.mark.parametrize("kind", ["sleep", "hold", "hold port"])
+@beside
+def test_f5_r15_children_that_have_left_home_go_with_the_group(make: Callable[..., Faulty], kind: str) -> None:
+    faulty = make(members="per-gpu", tp=2)
+    faulty.script(0, {"life": 1, "set": {"child": kind, "ignore_term": True, "token_delay": 0.02}}, SLOW)
+    run = faulty.start()
+    pids = run.when("p1", serving(), "a busy engine").engines[0].pids
+    before = set(_pythons(faulty))
+    os.kill(pids[0], signal.SIGKILL)
+    run.when("p1", lambda view: view.engines[0].incarnation == 2, "the end of the first life")
+    assert len(before) >= 2, "the fault did not fire"
+    assert not any(alive(pid) for pid in before)
+    finished(faulty, run)
+
+
+def _pythons(faulty: Faulty) -> list[int]:
+    """The double-forked children of this run's scripted engines."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                command = Path(f"/proc/{name}/cmdline").read_bytes()
+                ours = Path(os.readlink(f"/proc/{name}/cwd")).is_relative_to(faulty.cwd.resolve())
+            except OSError:
+                continue
+            if ours and b"time.sleep(600)" in command and PYTHON.encode() in command:
+                found.append(int(name))
+    return found
+
+
+@beside
+def test_f6_r16_what_cannot_be_confirmed_gone_is_stuck_and_its_gpus_are_withheld(make: Callable[..., Faulty]) -> None:
+    """A child of the engine has left its session, its parent and its environment; nobody can tell whose it is, but it has the port."""
+    faulty = make(target=160, health="release_deadline_s = 0.5")
+    faulty.script(0, {"life": 1, "set": {"child": "port bare", "token_delay": 0.02}}, SLOW)
+    run = faulty.start()
+    pids = run.when("p1", serving(), "a busy engine").engines[0].pids
+    (stranger,) = _pythons(faulty)
+    try:
+        os.kill(pids[0], signal.SIGKILL)
+        run.when(
+            "p1", lambda view: view.engines[0].state == "stuck" and "is still held by pid" in view.engines[0].note, "being stuck for a port"
+        )
+        snapshot = run.status()
+        assert snapshot is not None
+        assert snapshot.gpus[0].holder == "p1/engine/0"
+        time.sleep(0.3)
+        assert engine(run).incarnation == 1
+    finally:
+        os.kill(stranger, signal.SIGKILL)
+    run.when("p1", lambda view: view.engines[0].incarnation == 2, "a second life", 15)
+    finished(faulty, run)
+
+
+@beside
 def test_r5_death_while_the_gpu_is_lent_out_starts_nothing_there(make: Callable[..., Faulty]) -> None:
     """The engine sleeps, its GPU is the trainer's: its death is confirmed, and its next life waits for the lease."""
     faulty = make(steps=2, trains=True, target=16, tokens=4)
@@ -565,6 +635,7 @@ def test_r5_death_while_the_gpu_is_lent_out_starts_nothing_there(make: Callable[
     finished(faulty, run, steps=2)
 
 
+@beside
 def test_a_sleeping_engine_that_hangs_is_found(make: Callable[..., Faulty]) -> None:
     faulty = make(steps=1, trains=True, target=16, tokens=4)
     faulty.file.write_text(faulty.file.read_text().replace("train = true", "train = true, training = 5.0"))
@@ -578,6 +649,7 @@ def test_a_sleeping_engine_that_hangs_is_found(make: Callable[..., Faulty]) -> N
 # -- the operator
 
 
+@beside
 def test_restart_drain_pause_and_resume_are_idempotent_and_logged(make: Callable[..., Faulty]) -> None:
     faulty = make(target=280)
     run = faulty.start()
@@ -609,6 +681,7 @@ def test_restart_drain_pause_and_resume_are_idempotent_and_logged(make: Callable
     ]
 
 
+@beside
 def test_restart_of_the_gateway_is_not_one_of_the_trainer(make: Callable[..., Faulty]) -> None:
     faulty = make(target=96)
     run = faulty.start()

@@ -1,0 +1,34 @@
+"""`/metrics` for Prometheus, where `[host] metrics_port` asks for it: one page on the loopback interface, read only."""
+
+import socket
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+import anyio.abc
+from aiohttp import web
+
+TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
+CLOSE_S: Final = 2.0
+
+
+async def serve(
+    sock: socket.socket, page: Callable[[], bytes], *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    """Until cancelled. The page is made in our own loop: it is a state between two events, never a half of one."""
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=page(), headers={"Content-Type": TEXT})
+
+    app = web.Application(client_max_size=1 << 10)
+    app.router.add_get("/metrics", metrics)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_S)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, sock).start()
+        task_status.started()
+        await anyio.sleep_forever()
+    finally:
+        with anyio.move_on_after(CLOSE_S, shield=True):
+            await runner.cleanup()
+        sock.close()

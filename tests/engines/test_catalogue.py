@@ -1,0 +1,34 @@
+"""The catalogue of failures (docs/recovery.md) is whole: each of F1..F25 has a test of that name, a mutant that shows it can fail, and a row."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(CHECKOUT / "bench" / "long"))
+import mutants  # noqa: E402
+
+FILES = ("tests/engines/test_health.py", "tests/host/test_groups.py", "tests/supervisor/scheduler/test_groups.py")
+DEFINED = [
+    node.name
+    for name in FILES
+    for node in ast.walk(ast.parse((CHECKOUT / name).read_text()))
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+]
+ROWS = [line for line in (CHECKOUT / "docs" / "recovery.md").read_text().splitlines() if line.startswith("| F")]
+
+
+@pytest.mark.parametrize("number", range(1, 26))
+def test_each_failure_has_a_test_a_mutant_and_a_row(number: int) -> None:
+    assert [name for name in DEFINED if f"f{number}" in name.split("_")]
+    assert [name for name in mutants.MUTANTS if name.startswith(f"f{number} ")]
+    assert [row for row in ROWS if re.match(rf"\| F{number} \|", row)]
+
+
+@pytest.mark.parametrize("name", mutants.MUTANTS)
+def test_each_mutant_can_be_planted(name: str) -> None:
+    """The code that it changes is there, once."""
+    assert mutants.MUTANTS[name].mutated()
