@@ -1,7 +1,7 @@
 """The engine groups: started on ports of their own, seen ready and able, paused, woken and loaded through their control dialect."""
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 import aiohttp
 import anyio
@@ -58,7 +58,7 @@ class Engines:
         limit = self._site.config.health.start_s
 
         async def ready(group: Group) -> None:
-            await _or_exit(group, control, limit)
+            await _or_exit(group, control, limit, lambda: self._sglang.follow(engine, group.pids))
             await self._sglang.trace(engine, await group.pids())
 
         group = await self._life.begin(engine, incarnation, commands, ready)
@@ -149,8 +149,8 @@ class Engines:
         self._site.ports.release(engine)
 
 
-async def _or_exit(group: Group, control: EngineControl, limit: float) -> None:
-    """Ready and able, or raises EngineError: at once when a member ends, at the deadline else."""
+async def _or_exit(group: Group, control: EngineControl, limit: float, meanwhile: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Ready and able, or raises EngineError: at once when a member ends, at the deadline else. `meanwhile` runs until then."""
     failure: list[EngineError] = []
     async with anyio.create_task_group() as tasks:
 
@@ -159,6 +159,7 @@ async def _or_exit(group: Group, control: EngineControl, limit: float) -> None:
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(exit_first)
+        tasks.start_soon(meanwhile)
         try:
             await control.ready(limit)
             await control.canary(limit)

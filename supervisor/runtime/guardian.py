@@ -23,6 +23,10 @@ PR_SET_CHILD_SUBREAPER = 36
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 KILL_SECONDS = 10.0
 """How long processes may take to die (a process inside a driver call can outlast SIGKILL); normally they need milliseconds."""
+LEFT_OVER = ("sglang_loads_", "sgl_shm_", "sem.mp-", "nccl-", "cuda.shm.", "psm_")
+"""Names in /dev/shm that SGLang and what it stands on leave behind when they are killed (and some when they are not)."""
+TRACES = ".traces"
+"""Ending of the files that name, one a line, what an engine has open in /dev/shm; below a registered folder (see `sglang.py`)."""
 MAX_LINES = 1 << 20
 """Bytes of a registration line that has no end: the supervisor is broken, and memory must not grow with it."""
 
@@ -62,6 +66,7 @@ def may_sweep(path: str) -> bool:
 def sweep(path: str) -> None:
     try:
         if os.path.isdir(path) and not os.path.islink(path):
+            remove_traces(path)
             shutil.rmtree(path)
         else:
             os.unlink(path)
@@ -69,6 +74,15 @@ def sweep(path: str) -> None:
         pass
     except OSError as error:
         say(f"cannot remove {path}: {error}")
+
+
+def remove_traces(path: str) -> None:
+    """What engines had open in /dev/shm when they were killed; nothing of them lives any more. Names only, and only such as are theirs."""
+    for note in Path(path).glob(f".tmp/*{TRACES}"):
+        for name in note.read_text("utf-8", "replace").splitlines():
+            if name.startswith(LEFT_OVER) and "/" not in name:
+                with contextlib.suppress(OSError):
+                    os.unlink(f"/dev/shm/{name}")
 
 
 def children() -> dict[int, list[int]]:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,13 +20,14 @@ from supervisor.environment import choose
 from supervisor.runtime.children import Command, SpawnFailed
 from supervisor.runtime.fronts import Front
 from supervisor.runtime.gpus import visible
+from supervisor.runtime.guardian import LEFT_OVER, TRACES
 from supervisor.runtime.site import Site
 
 ASK_S: Final = 60.0
 """Seconds for an interpreter to say which SGLang it has; a cold disk is slow."""
 SHM: Final = Path("/dev/shm")
-LEFT_OVER: Final = ("sglang_loads_", "sgl_shm_", "sem.mp-", "nccl-", "cuda.shm.", "psm_")
-"""Names in /dev/shm that SGLang and what it stands on leave behind when they are killed (and some when they are not)."""
+FOLLOW_S: Final = 1.0
+"""Between two looks at what a starting engine has open in /dev/shm."""
 SOCKET_ROOM: Final = 85
 """Bytes of a TMPDIR's path: SGLang makes Unix sockets in it, whose path may have 107."""
 
@@ -134,9 +135,25 @@ class Sglang:
         )
 
     async def trace(self, engine: EngineId, pids: Iterable[int]) -> None:
-        """Note what these living processes have open in /dev/shm, so that it can be removed when they are gone."""
-        if (place := self._places.get(engine)) is not None:
-            place.traces |= await to_thread.run_sync(open_in_shm, frozenset(pids), abandon_on_cancel=True)
+        """Note what these living processes have open in /dev/shm, so that it can be removed when they are gone.
+
+        In a file, too: should the supervisor be killed, its guardian (or, after both, the next start) reads it.
+        """
+        if (place := self._places.get(engine)) is None:
+            return
+        found = await to_thread.run_sync(open_in_shm, frozenset(pids), abandon_on_cancel=True)
+        if not found <= place.traces:
+            place.traces |= found
+            try:
+                _note(place).write_text("".join(f"{path.name}\n" for path in sorted(place.traces)), "utf-8")
+            except OSError as error:  # it costs a file in /dev/shm if we are killed, and nothing else
+                self._site.log.warning("cannot note what an engine has open in /dev/shm", error=str(error))
+
+    async def follow(self, engine: EngineId, pids: Callable[[], Awaitable[Iterable[int]]]) -> None:
+        """`trace` while it starts, until cancelled: one that is killed before it is ready leaves as much."""
+        while engine in self._places:
+            await anyio.sleep(FOLLOW_S)
+            await self.trace(engine, await pids())
 
     def gone(self, engine: EngineId) -> None:
         """Nothing of this incarnation lives: what it has left goes, too."""
@@ -145,6 +162,12 @@ class Sglang:
         shutil.rmtree(place.folder, ignore_errors=True)
         for trace in place.traces:
             trace.unlink(missing_ok=True)
+        _note(place).unlink(missing_ok=True)
+
+
+def _note(place: _Place) -> Path:
+    """Beside its TMPDIR, not in it."""
+    return place.folder.with_name(place.folder.name + TRACES)
 
 
 def _version(python: str, environ: dict[str, str]) -> str:

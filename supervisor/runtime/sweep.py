@@ -3,6 +3,7 @@
 Nobody is killed but on a full match: same boot, same pid, same start time, and the tag in its environment.
 """
 
+import contextlib
 import os
 import select
 import shutil
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from supervisor.runtime.guardian import remove_traces
 from supervisor.runtime.journal import NAME, Began, Ended, Gone, Line, Process, Shared, Spawned, read, writer
 from supervisor.runtime.proc import Identity, Stat, boot_id, read_stat, table, tag_of
 
@@ -103,6 +105,8 @@ def _wait(pidfd: int) -> None:
 def _remove_left(lines: list[Line], swept: Swept) -> None:
     for line in lines:
         if isinstance(line.what, Shared) and may_remove(path := Path(line.what.path)):
+            with contextlib.suppress(OSError):
+                remove_traces(str(path))
             shutil.rmtree(path, ignore_errors=True)
             swept.removed.append(str(path))
 

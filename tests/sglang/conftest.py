@@ -12,9 +12,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="session", params=KINDS)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One engine of each kind, for all tests of a module; they leave it awake and open."""
+    """One engine of each kind, for all tests that ask for it; they leave it awake and open."""
     if not available(request.param):
         pytest.skip("TRAINSHED_SGLANG names no environment (bin/sglang-cpu makes one)")
     with serving(request.param, tmp_path_factory.mktemp(request.param)) as served:

@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -28,7 +31,8 @@ REAL = os.environ.get("TRAINSHED_SGLANG", "")
 """An environment made by `bin/sglang-cpu`; without it nothing here runs real SGLang."""
 KEY = "key-of-this-life"
 SLOTS, CONTEXT = 16, models.CONTEXT
-START_S = 240.0
+START_S = 480.0
+"""Half a minute on two quiet cores; minutes on busy ones."""
 KINDS = ("embedded", "scripted", "sglang", "sglang-moe")
 
 
@@ -101,8 +105,8 @@ def make_models(kind: str, directory: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def serving(kind: str, directory: Path) -> Iterator[Served]:
-    """One engine of this kind, answering."""
+def serving(kind: str, directory: Path, *, args: Sequence[str] = (), env: Mapping[str, str] = MappingProxyType({})) -> Iterator[Served]:
+    """One engine of this kind, answering. `args` and `env`: an operator's, for those that are launched as SGLang."""
     first, other = make_models(kind, directory)
     log = directory / "engine.log"
     if kind == "embedded":
@@ -114,18 +118,28 @@ def serving(kind: str, directory: Path) -> Iterator[Served]:
             engine.process.kill()
             engine.process.join(10)
         return
-    with _launched(kind, directory, first, log) as (url, pid):
-        yield Served(kind, url, KEY, pid, log, first, other)
+    with launched(kind, directory, first, log, args, env) as (url, process):
+        wait_for(url, process, log)
+        yield Served(kind, url, KEY, process.pid, log, first, other)
 
 
 @contextmanager
-def _launched(kind: str, directory: Path, model: Path, log: Path) -> Iterator[tuple[str, int]]:
-    """As the supervisor launches it: the same ports, arguments and environment."""
+def launched(
+    kind: str,
+    directory: Path,
+    model: Path,
+    log: Path,
+    args: Sequence[str] = (),
+    env: Mapping[str, str] = MappingProxyType({}),
+    occupy: Callable[[int], None] = lambda port: None,
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """As the supervisor launches it: the same ports, arguments and environment. `occupy` is told the port of its HTTP beforehand."""
     tp = 2 if kind == "sglang-moe" else 1
     python = f"{REAL}/bin/python" if kind != "scripted" else str(Path(__file__).parent.parent / "faulty_python")
     folder = Path(tempfile.mkdtemp(prefix="trainshed-test-", dir="/dev/shm"))
     ports = Ports(20000, 29999)
     window = ports.reserve(str(folder), launch.WINDOW)
+    occupy(window.first)
     (folder / "settings.yaml").write_bytes(sglang.settings(KEY))
     (member,) = launch.shape("one", tp)
     spec = sglang.Spec(
@@ -141,30 +155,37 @@ def _launched(kind: str, directory: Path, model: Path, log: Path) -> Iterator[tu
         folder=str(folder),
         profile=NEWEST,
         cpus=sorted(os.sched_getaffinity(0)),
-        args=["--dtype", "float32"] if kind != "scripted" else [],
+        args=["--dtype", "float32", *args] if kind != "scripted" else [],
     )
-    env = sglang.environment(spec, {"PATH": os.environ["PATH"], "HOME": str(directory)}, {"CUDA_VISIBLE_DEVICES": ""})
+    whole = sglang.environment(spec, {"PATH": os.environ["PATH"], "HOME": str(directory)}, {"CUDA_VISIBLE_DEVICES": "", **env})
     if kind == "scripted":
-        env |= {"TRAINSHED_TAG": "run:test/engine/0:1", "TRAINSHED_GPUS": "virtual:0"}
-    traces: set[Path] = set()
+        whole |= {"TRAINSHED_TAG": "run:test/engine/0:1", "TRAINSHED_GPUS": "virtual:0"}
     with open(log, "ab") as out:
-        process = subprocess.Popen(sglang.arguments(spec), env=env, cwd=directory, stdout=out, stderr=out, start_new_session=True)
-    url = f"http://127.0.0.1:{window.first}"
+        process = subprocess.Popen(sglang.arguments(spec), env=whole, cwd=directory, stdout=out, stderr=out, start_new_session=True)
+    traces: set[Path] = set()
+    stop = threading.Event()
+    follower = threading.Thread(target=_follow, args=(process.pid, traces, stop))
+    follower.start()
     try:
-        _wait_for(url, process, log)
-        traces = open_in_shm(frozenset([process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]))
-        yield url, process.pid
+        yield f"http://127.0.0.1:{window.first}", process
     finally:
+        stop.set()
+        follower.join()
         _kill(process)
         for trace in traces:
             trace.unlink(missing_ok=True)
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
         ports.close()
 
 
-def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def _follow(pid: int, traces: set[Path], stop: threading.Event) -> None:
+    """What it has open in /dev/shm, as the supervisor notes it."""
+    while not stop.wait(1.0):
+        with suppress(psutil.NoSuchProcess):
+            traces |= open_in_shm(frozenset([pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]))
+
+
+def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + START_S
     request = urllib.request.Request(url + "/model_info", headers={"Authorization": f"Bearer {KEY}"})
     while True:

@@ -4,14 +4,10 @@ Real SGLang runs where TRAINSHED_SGLANG names an environment made by `bin/sglang
 in docs/engines.md.
 """
 
-import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import aiohttp
 import anyio
@@ -19,78 +15,13 @@ import msgspec
 import pytest
 
 from engines.control import EngineControl, EngineGarbled, EnginePoisoned, EngineRefused, EngineTimedOut, Memory
-from engines.gateway.engine_client import EngineClient
-from engines.gateway.events import Finished, Start, Tokens
 from engines.ids import Version
-from tests.sglang.served import CONTEXT, Served
+from tests.sglang.asking import LONG, PROMPT, Asked, asking, greedy
+from tests.sglang.served import Served
 from trainers.grpo.train import as_in_files
 from trainers.weights import SnapshotError, adopt, layout_of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
-
-PROMPT = [5, 9, 13, 21]
-LONG = CONTEXT - len(PROMPT) - 4
-
-
-def params(most: int, **more: Any) -> dict[str, Any]:
-    return {"max_new_tokens": most, "temperature": 0.0, "ignore_eos": True, "sampling_seed": 3, **more}
-
-
-def body(prompt: list[int], most: int) -> dict[str, Any]:
-    return {"input_ids": prompt, "sampling_params": params(most), "return_logprob": True, "stream": True}
-
-
-class Asked:
-    """One request through the gateway's own client: tokens as they come, then the end."""
-
-    def __init__(self, engine: Served, prompt: list[int], most: int) -> None:
-        self.rid = uuid4().hex
-        self.ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.end: Any = None
-        self._start = Start(1, 0, 1, engine.url, engine.key, body(prompt, most))
-
-    async def run(self) -> "Asked":
-        client = EngineClient()
-        try:
-            self.end = await client.run(self._start, self.rid, self._got)
-        finally:
-            await client.close()
-        return self
-
-    def _got(self, tokens: Tokens) -> None:
-        self.ids += tokens.ids
-        self.logprobs += tokens.logprobs
-
-    async def has(self, count: int) -> None:
-        with anyio.fail_after(60):
-            while len(self.ids) < count and self.end is None:  # noqa: ASYNC110 - nothing tells
-                await anyio.sleep(0.001)
-
-    @property
-    def reason(self) -> str:
-        assert isinstance(self.end, Finished), self.end
-        return str(self.end.reason["type"])
-
-
-@asynccontextmanager
-async def asking(*requests: Asked) -> AsyncIterator[None]:
-    """These run meanwhile, and have ended at the end."""
-    tasks = [asyncio.ensure_future(request.run()) for request in requests]
-    try:
-        yield
-        with anyio.fail_after(60):
-            await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-async def greedy(engine: Served, prompt: list[int], most: int) -> list[int]:
-    asked = await Asked(engine, prompt, most).run()
-    assert asked.reason == "length", asked.end
-    return asked.ids
-
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 
 # -- it is there, it is ours, it can
 
@@ -111,61 +42,6 @@ async def test_it_turns_away_who_has_no_key(engine: Served, session: aiohttp.Cli
         await EngineControl(engine.url, "key of another life", session).ready(10)
     async with session.post(engine.url + "/abort_request", json={"abort_all": True}) as reply:
         assert reply.status in (401, 403)
-
-
-async def test_a_stream_has_every_token_once_with_its_logprob(engine: Served, control: EngineControl) -> None:
-    asked = await Asked(engine, PROMPT, 40).run()
-    assert asked.reason == "length"
-    assert len(asked.ids) == len(asked.logprobs) == 40
-    assert all(logprob <= 0 for logprob in asked.logprobs)
-    assert asked.end.meta["completion_tokens"] == 40
-    spans = asked.end.meta["weight_versions"]
-    assert (spans[0]["start"], spans[-1]["end"]) == (0, 40)
-
-
-async def test_greedy_answers_repeat(engine: Served) -> None:
-    assert await greedy(engine, PROMPT, 32) == await greedy(engine, PROMPT, 32)
-
-
-# -- partial rollouts
-
-
-async def test_an_abort_keeps_the_tokens_so_far(engine: Served, control: EngineControl) -> None:
-    asked = Asked(engine, PROMPT, LONG)
-    async with asking(asked):
-        await asked.has(3)
-        engine.post("/abort_request", {"rid": asked.rid})
-    assert asked.reason in ("abort", "length")
-    assert len(asked.ids) == len(asked.logprobs) >= 3
-
-
-@pytest.mark.parametrize("after", [1, 7, 30])
-async def test_interrupted_and_continued_is_the_uninterrupted(engine: Served, after: int) -> None:
-    whole = await greedy(engine, PROMPT, 80)
-    first = Asked(engine, PROMPT, 80)
-    async with asking(first):
-        await first.has(after)
-        engine.post("/abort_request", {"rid": first.rid})
-    got = first.ids
-    if len(got) < 80:
-        got = got + await greedy(engine, PROMPT + got, 80 - len(got))
-    assert got == whole
-
-
-async def test_abort_of_an_unknown_request_is_nothing(engine: Served) -> None:
-    engine.post("/abort_request", {"rid": uuid4().hex})
-
-
-async def test_an_abort_takes_everything_that_begins_with_its_id(engine: Served) -> None:
-    """Trap: the id is matched as a prefix, so ours are all of one length."""
-    one, other = Asked(engine, PROMPT, LONG), Asked(engine, PROMPT[:2], LONG)
-    one.rid, other.rid = "a" * 31 + "1", "b" * 32
-    async with asking(one, other):
-        await one.has(1)
-        await other.has(1)
-        engine.post("/abort_request", {"rid": "a" * 31})
-    assert other.reason == "length"
-    assert len(other.ids) == LONG
 
 
 # -- sleep and wake

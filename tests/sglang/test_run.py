@@ -1,7 +1,9 @@
 """examples/sglang-cpu.toml from the first command to the last step: two pipelines take turns with real SGLang on one virtual GPU."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,36 @@ pytestmark = [
 ]
 
 
+def configuration(folder: Path, text: str) -> Path:
+    file = folder / "sglang-cpu.toml"
+    file.write_text(text.replace("../.sglang-cpu/bin/python", f"{REAL}/bin/python"))
+    return file
+
+
+def left_in_shm() -> set[str]:
+    """What SGLang keeps there."""
+    return {entry.name for entry in Path("/dev/shm").iterdir() if entry.name.startswith(("sglang_", "sgl_shm_"))}
+
+
+def test_a_killed_supervisor_leaves_nothing_of_sglang(tmp_path: Path) -> None:
+    """Its guardian removes what SGLang had in /dev/shm, too: the names are random, and stand in a note of the supervisor's."""
+    before = left_in_shm()
+    first, one, _ = EXAMPLE.read_text().split("[[pipeline]]")
+    run = Run(tmp_path, configuration(tmp_path, f"{first}[[pipeline]]{one}"))
+    try:
+        run.when("p1", lambda view: view.engines[0].state == "serving", "an engine that serves", 500)
+        assert left_in_shm() - before, "there is nothing to be removed"
+        os.kill(run.supervisor_pid(), signal.SIGKILL)
+        assert run.end(60) == 128 + signal.SIGKILL
+    finally:
+        run.stop()
+    assert [line for line in run.left_behind() if "control.sock" not in line] == []
+    assert left_in_shm() <= before
+
+
 def test_two_pipelines_learn_with_real_sglang_on_one_virtual_gpu(tmp_path: Path) -> None:
-    before = {entry.name for entry in Path("/dev/shm").iterdir()}
-    file = tmp_path / "sglang-cpu.toml"
-    file.write_text(EXAMPLE.read_text().replace("../.sglang-cpu/bin/python", f"{REAL}/bin/python"))
-    run = Run(tmp_path, file)
+    before = left_in_shm()
+    run = Run(tmp_path, configuration(tmp_path, EXAMPLE.read_text()))
     try:
         assert run.end(800) == 0, run.tail()
     finally:
@@ -40,8 +67,7 @@ def test_two_pipelines_learn_with_real_sglang_on_one_virtual_gpu(tmp_path: Path)
         assert "no promise" in unmeasured["event"]
     assert [record for record in log if record["event"] == "weights verified"], "no checksum was taken"
     assert run.left_behind() == []
-    ours = {entry.name for entry in Path("/dev/shm").iterdir()} - before
-    assert not [name for name in ours if name.startswith(("sglang_", "sgl_shm_"))]
+    assert left_in_shm() <= before
     key_files = list(run.directory.rglob("settings.yaml"))
     assert key_files == [], "keys live in shared memory, and go with it"
     assert json.loads((run.directory / "summary.json").read_text())["exit"] == 0

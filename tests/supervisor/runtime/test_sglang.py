@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.runtime.children import SpawnFailed
+from supervisor.runtime.guardian import TRACES, sweep
 from supervisor.runtime.sglang import _version, open_in_shm
 
 
@@ -55,3 +56,19 @@ def test_what_a_process_has_mapped_is_found_by_its_name() -> None:
 
 def test_the_dead_have_nothing() -> None:
     assert open_in_shm(frozenset([2**22 - 1])) == set()
+
+
+def test_what_a_killed_supervisor_had_noted_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    """The guardian does it, and the next start after both were killed."""
+    made = [Path(tempfile.mkstemp(prefix=prefix, dir="/dev/shm")[1]) for prefix in ("sglang_loads_test", "unrelated", "sem.mp-test")]
+    run = tmp_path / "trainshed-run"
+    (run / ".tmp").mkdir(parents=True)
+    note = "".join(f"{path.name}\n" for path in made[:2]) + f"../shm/{made[2].name}\n/etc/passwd\nsglang_loads_long_gone\n\xff\n"
+    (run / ".tmp" / f"p1.0.1{TRACES}").write_text(note, "latin-1")
+    try:
+        sweep(str(run))
+        assert [path.exists() for path in made] == [False, True, True]
+        assert not run.exists()
+    finally:
+        for path in made:
+            path.unlink(missing_ok=True)
