@@ -11,16 +11,19 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT / "tests" / "host"))
 from supervised import Run, configuration  # noqa: E402
 
-from supervisor.runtime.journal import Noted, read  # noqa: E402
+from supervisor.runtime.recording import FOLDER, Decided, Heard, read, segments  # noqa: E402
 
 IDLE = "import time\nfrom trainers.client import connect\nconnect()\ntime.sleep(30)\n"
 
@@ -82,23 +85,32 @@ class Latency:
     ours: float
 
 
+def decisions(run: Run) -> Iterator[tuple[float, dict[str, Any], list[dict[str, Any]]]]:
+    """When, what was heard, and the actions it led to."""
+    for segment in segments(run.directory / FOLDER):
+        heard: tuple[float, dict[str, Any]] = (0.0, {"event": ""})
+        for _, line in read(segment):
+            match line:
+                case Heard(at=at, event=event):
+                    heard = at, msgspec.to_builtins(event)
+                    yield *heard, []
+                case Decided(actions=actions):
+                    yield *heard, json.loads(bytes(actions))
+
+
 def latencies_of(run: Run) -> list[Latency]:
-    """Of every rollout, from the run's journal."""
+    """Of every rollout, from the run's recording."""
     opened: dict[tuple[str, int], float] = {}
     steps: list[Step] = []
     begun: dict[int, Step] = {}
     found: list[Latency] = []
-    for line in read(run.directory / "journal.jsonl"):
-        if not isinstance(line.what, Noted) or line.what.kind != "event":
-            continue
-        note = json.loads(bytes(line.what.what))
-        at, event = note["at"], note["event"]
+    for at, event, actions in decisions(run):
         if event.get("id") in begun:
             step = begun.pop(event["id"])
             steps.append(Step(step.what, step.pipeline, step.gpus, step.begin, at))
         if event["event"] == "TrainerSaid" and event["message"]["type"] == "open_rollout":
             opened[event["pipeline"], event["message"]["rollout"]] = at
-        for action in note["actions"]:
+        for action in actions:
             begun[action["id"]] = step_of(action, at)
             if action["do"] == "TellTrainer" and action["message"]["type"] == "rollout_opened":
                 start = opened.pop((action["pipeline"], action["message"]["rollout"]))

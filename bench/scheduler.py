@@ -101,8 +101,8 @@ def measure(pipelines: int, gpus: int, donate: bool) -> tuple[float, ...]:
     desk = scheduler.desk
     desk.now = 3.0
     current = view(desk, frozenset())
-    planned = timed(lambda _: plan(current), 5, 0.5)
-    handled = timed(lambda turn: scheduler.handle(progress(0, turn), 3.0), 5, 0.5)
+    planned = timed(lambda _: plan(current), 3, 0.3)
+    handled = timed(lambda turn: scheduler.handle(progress(0, turn), 3.0), 3, 0.3)
     return (*planned, *handled)
 
 

@@ -67,6 +67,7 @@ class Channel(Generic[Message]):
         self._partial_s, self._stalled_s, self._outbox_limit = partial_s, stalled_s, outbox_bytes
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
+        self._asked = False  # the peer has spoken since something was written at once
         self._outbox_changed = anyio.Event()
         self._over = anyio.Event()
         self.failure: PeerFailed | None = None
@@ -86,10 +87,24 @@ class Channel(Generic[Message]):
         if self._outbox_bytes + len(frame) > self._outbox_limit:
             self._fail(FailureKind.NOT_READING, f"{self._outbox_bytes} bytes wait for it")
             return False
-        self._outbox.append(frame)
-        self._outbox_bytes += len(frame)
-        self._outbox_changed.set()
-        return True
+        if self._asked and not self._outbox_bytes:  # an answer goes at once, and no task has to be woken; a burst is gathered
+            self._asked = False
+            frame = frame[self._send_some(frame) :]
+        if frame:
+            self._outbox.append(frame)
+            self._outbox_bytes += len(frame)
+            self._outbox_changed.set()
+        return self.open
+
+    def _send_some(self, frame: bytes) -> int:
+        """How much of it the kernel took."""
+        try:
+            return self._sock.send(frame)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._fail(FailureKind.CLOSED, str(error.strerror))
+            return len(frame)
 
     def close(self) -> None:
         """End without a failure; what was not written yet is dropped."""
@@ -154,7 +169,7 @@ class Channel(Generic[Message]):
                 break
             if message is None:
                 break
-            heard = True
+            heard = self._asked = True
             self._on_message(message)
         return heard
 

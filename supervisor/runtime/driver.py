@@ -8,13 +8,22 @@ import anyio
 import anyio.abc
 
 from supervisor.runtime.perform import Work
-from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action
 from supervisor.scheduler.events import Event, Tick
 
 
 class Begins(Protocol):
     def begin(self, action: Action) -> Work | None: ...
+
+
+class Decides(Protocol):
+    """A `Scheduler`, or one that is written down."""
+
+    @property
+    def deadline(self) -> float | None: ...
+    @property
+    def finished(self) -> bool: ...
+    def handle(self, event: Event, now: float) -> list[Action]: ...
 
 
 Heard = Callable[[Event, list[Action], float], None]
@@ -24,7 +33,7 @@ Heard = Callable[[Event, list[Action], float], None]
 class Driver:
     """Feeds the scheduler, starts what it wants, and wakes it when its own deadline has come."""
 
-    def __init__(self, scheduler: Scheduler, clock: Callable[[], float], heard: Heard) -> None:
+    def __init__(self, scheduler: Decides, clock: Callable[[], float], heard: Heard) -> None:
         self.scheduler = scheduler
         self._clock = clock
         self._heard = heard
@@ -53,13 +62,13 @@ class Driver:
     def _handle(self, event: Event) -> None:
         now = self._clock()
         actions = self.scheduler.handle(event, now)
-        self._heard(event, actions, now)
         assert self._performer is not None
         assert self._tasks is not None
         for action in actions:
             work = self._performer.begin(action)
             if work is not None:
                 self._tasks.start_soon(self._finish, work, name=type(action).__name__)
+        self._heard(event, actions, now)  # last: nobody who waits for an answer waits for a line of the log
 
     async def _finish(self, work: Work) -> None:
         self.feed(await work())

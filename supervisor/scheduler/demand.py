@@ -9,6 +9,8 @@ from .desk import Desk
 from .fleet import Pipeline
 from .rollouts import Rollout
 
+NO_ENGINE = ("no_engine", "every engine of this pipeline is retired or stuck")
+
 
 def open_rollout(desk: Desk, pipeline: Pipeline, message: OpenRollout) -> None:
     refused = _why_no_rollout(desk, pipeline, message.rollout)
@@ -16,6 +18,7 @@ def open_rollout(desk: Desk, pipeline: Pipeline, message: OpenRollout) -> None:
         tell(desk, pipeline, Refused("open_rollout", message.rollout, *refused))
         return
     pipeline.rollouts[message.rollout] = Rollout(message.rollout, message.target, desk.now)
+    pipeline.step = max(pipeline.step, message.rollout)  # a rollout's number is the trainer's step
     pipeline.figures.waits_since["rollout"] = desk.now
 
 
@@ -28,7 +31,7 @@ def _why_no_rollout(desk: Desk, pipeline: Pipeline, number: int) -> tuple[str, s
     if not trainer.restored:
         return ("out_of_order", "publish what was restored (pipeline.restore) before the first rollout of this life")
     if hopeless(pipeline):
-        return ("no_engine", "every engine of this pipeline is retired or stuck")
+        return NO_ENGINE
     mine = set(trainer.grant.gpus) if trainer.grant is not None else set()
     if all(mine & set(engine.gpus) for engine in pipeline.engines.values()):
         return ("own_gpus", "every engine of this pipeline needs a GPU that its trainer holds now: end the lease first")
@@ -38,6 +41,14 @@ def _why_no_rollout(desk: Desk, pipeline: Pipeline, number: int) -> tuple[str, s
 def hopeless(pipeline: Pipeline) -> bool:
     """No engine of the pipeline can come back without an operator."""
     return all(engine.state in (EngineState.RETIRED, EngineState.STUCK) for engine in pipeline.engines.values())
+
+
+def refuse_rollout(desk: Desk, pipeline: Pipeline, number: int) -> None:
+    """It was opened, and by now nobody can serve it: it is not wanted any more."""
+    rollout = pipeline.rollouts.pop(number)
+    tell(desk, pipeline, Refused("open_rollout", number, *NO_ENGINE))
+    if pipeline.gateway.up and rollout.asked:
+        desk.do(lambda id: CloseAtGateway(id=id, pipeline=pipeline.id, rollout=number), desk.box.limits.drain + desk.box.limits.order)
 
 
 def close_rollout(desk: Desk, pipeline: Pipeline, number: int) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from engines.ids import EngineId, GatewayId, GpuId, Incarnation, PipelineId, TrainerId, Version
+from engines.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, TrainerId, Version
 from engines.state import TRANSITIONS, EngineState, Turn, advance
 
+from .costs import MoveCost, Pace
 from .faults import Fault
 from .reservations import Request
 from .restarts import Budget
@@ -49,10 +50,12 @@ class Engine:
     wakes: int = 0
     restarts: int = 0
     note: str = ""
+    cost: MoveCost = field(default_factory=MoveCost)
 
     def turn(self, turn: Turn, now: float) -> None:
         self.state = advance(self.state, turn)
         self.since = now
+        self.cost.observe(turn, now)
 
     def can(self, turn: Turn) -> bool:
         return (self.state, turn) in TRANSITIONS
@@ -61,6 +64,12 @@ class Engine:
     def awake(self) -> bool:
         """Holds its GPUs to work with them, or is on the way there."""
         return self.state in (EngineState.STARTING, EngineState.WAKING, EngineState.LOADING, EngineState.SERVING)
+
+    @property
+    def rests(self) -> bool:
+        """Holds nothing, and nothing is under way: most engines of a large box."""
+        state = self.state
+        return state is EngineState.PAUSED or state is EngineState.COLD or state is EngineState.RETIRED
 
     def in_flight_possible(self, pipeline: "Pipeline") -> bool:
         """Whether requests of ours may still run on it: its gateway lives and has had a route to it since it was woken."""
@@ -123,6 +132,16 @@ class Grant:
     measure: int | None = None
     warned: bool = False
 
+    def give_up(self, gpus: Iterable[GpuId]) -> None:
+        """These are the trainer's until they are seen empty, and are no part of the grant any more."""
+        self.leaving_gpus = (*self.leaving_gpus, *gpus)
+        self.gpus = tuple(gpu for gpu in self.gpus if gpu not in self.leaving_gpus)
+
+    def left(self, gpus: Iterable[GpuId]) -> None:
+        """These measure empty."""
+        self.measure = None
+        self.gpus, self.leaving_gpus = (tuple(gpu for gpu in have if gpu not in gpus) for have in (self.gpus, self.leaving_gpus))
+
 
 @dataclass(slots=True)
 class Publishing:
@@ -147,6 +166,7 @@ class Trainer:
     op: int | None = None
     request: Request | None = None
     grant: Grant | None = None
+    left: float | None = None  # when its last lease ended
     publishing: Publishing | None = None
     exits: dict[int, int] = field(default_factory=dict)  # rank -> exit code
     first_exit: float | None = None
@@ -204,6 +224,7 @@ class Pipeline:
     step: int = 0  # of the newest rollout
     suspended: bool = False  # an operator's pause of the whole pipeline
     failed: str = ""
+    pace: Pace = field(default_factory=Pace)
     figures: Figures = field(default_factory=Figures)
 
     @property
@@ -249,6 +270,10 @@ class Fleet:
 
     def engine(self, id: EngineId) -> Engine:
         return self.pipelines[id.pipeline].engines[id.rank]
+
+    def state(self, group: GroupId) -> EngineState | None:
+        """Of an engine; None for any other group."""
+        return self.engine(group).state if isinstance(group, EngineId) else None
 
 
 def _pipeline(spec: PipelineSpec, box: BoxSpec) -> Pipeline:

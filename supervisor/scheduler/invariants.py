@@ -1,40 +1,52 @@
-"""What must hold after every event, in production too: it is cheap, and a broken promise must be loud."""
+"""What must hold after every event, in production too: it is cheap, and a broken promise must be loud.
 
+Few engines of a large box hold anything: what is leased is looked at lease by lease, and of an engine at rest only that it rests.
+"""
+
+from engines.ids import EngineId, GpuId, GroupId
 from engines.state import HOLDS_MEMORY, EngineState
 
 from .desk import Desk
-from .fleet import TrainerState
+from .fleet import Engine, Pipeline, TrainerState
 from .spec import Priority
+
+ROUTABLE = (EngineState.SERVING, EngineState.LOADING, EngineState.DRAINING)
 
 
 def check(desk: Desk) -> None:
     """Raises AssertionError naming what is broken."""
-    for engine in desk.fleet.engines:
-        held = set(desk.leases.held_by(engine.id))
-        assert not held or held == set(engine.gpus), f"{engine.id} holds {held}, a part of its bundle {engine.gpus}"
-        if engine.state in HOLDS_MEMORY:
-            assert held, f"{engine.id} is {engine.state.value} without a lease"
-        if engine.state in (EngineState.COLD, EngineState.PAUSED, EngineState.RETIRED):
-            assert not held, f"{engine.id} is {engine.state.value} and holds {held}"
-        for gpu in held:
-            lease = desk.leases.lease(gpu)
-            assert lease is not None
-            assert lease.incarnation == engine.incarnation, f"{engine.id} holds GPU {gpu} for its life {lease.incarnation}"
-            assert lease.priority is Priority.ROLLOUT
-        assert engine.op is None or desk.inflight.awaits(engine.op), f"{engine.id} waits for action {engine.op}, which nobody performs"
+    leased: dict[GroupId, set[GpuId]] = {}
+    for lease in desk.leases.leases:
+        leased.setdefault(lease.holder, set()).add(lease.gpu)
+        if isinstance(lease.holder, EngineId):
+            engine = desk.fleet.engine(lease.holder)
+            assert not engine.rests, f"{engine.id} is {engine.state.value} and holds GPU {lease.gpu}"
+            assert lease.incarnation == engine.incarnation, f"{engine.id} holds GPU {lease.gpu} for its life {lease.incarnation}"
+            assert lease.priority is Priority.ROLLOUT, f"{engine.id} holds GPU {lease.gpu} at priority {lease.priority}"
     for pipeline in desk.fleet.pipelines.values():
-        trainer = pipeline.trainer
-        held = set(desk.leases.held_by(trainer.id))
-        if trainer.state is TrainerState.RUNNING:
-            granted = set(trainer.grant.gpus) | set(trainer.grant.leaving_gpus) if trainer.grant is not None else set()
-            assert held == granted, f"{trainer.id} holds {held}, granted {granted}"
-        if trainer.state in (TrainerState.COLD, TrainerState.FINISHED, TrainerState.RETIRED):
-            assert not held, f"{trainer.id} is {trainer.state.value} and holds {held}"
+        _check_trainer(pipeline, leased.get(pipeline.trainer.id, set()))
         for engine in pipeline.engines.values():
+            if engine.op is not None:
+                assert desk.inflight.awaits(engine.op), f"{engine.id} waits for action {engine.op}, which nobody performs"
             if engine.route is not None:
-                assert pipeline.gateway.up, f"{engine.id} is routed by a gateway that is not up"
-                assert engine.state in (EngineState.SERVING, EngineState.LOADING, EngineState.DRAINING), (
-                    f"{engine.id} is routed while {engine.state.value}"
-                )
-                if engine.state is EngineState.SERVING and engine.op is None and trainer.restored and not desk.stopping:
-                    assert engine.route == pipeline.published, f"{engine.id} is routed with {engine.route}, published {pipeline.published}"
+                _check_route(desk, pipeline, engine)
+            if not engine.rests:
+                held = leased.get(engine.id, set())
+                assert not held or held == set(engine.gpus), f"{engine.id} holds {held}, a part of its bundle {engine.gpus}"
+                assert held or engine.state not in HOLDS_MEMORY, f"{engine.id} is {engine.state.value} without a lease"
+
+
+def _check_trainer(pipeline: Pipeline, held: set[GpuId]) -> None:
+    trainer = pipeline.trainer
+    if trainer.state is TrainerState.RUNNING:
+        granted = set(trainer.grant.gpus) | set(trainer.grant.leaving_gpus) if trainer.grant is not None else set()
+        assert held == granted, f"{trainer.id} holds {held}, granted {granted}"
+    if trainer.state in (TrainerState.COLD, TrainerState.FINISHED, TrainerState.RETIRED):
+        assert not held, f"{trainer.id} is {trainer.state.value} and holds {held}"
+
+
+def _check_route(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
+    assert pipeline.gateway.up, f"{engine.id} is routed by a gateway that is not up"
+    assert engine.state in ROUTABLE, f"{engine.id} is routed while {engine.state.value}"
+    if engine.state is EngineState.SERVING and engine.op is None and pipeline.trainer.restored and not desk.stopping:
+        assert engine.route == pipeline.published, f"{engine.id} is routed with {engine.route}, published {pipeline.published}"

@@ -56,22 +56,20 @@ class _Search:
         engines = [mask for claim in claims for mask in claim.awake]
         self.widest = max((mask.bit_count() for mask in engines), default=1)
         self.held = 0
-        at: dict[int, int] = {}  # GPU -> engine awake on it, as a bit
+        self.bit: dict[int, int] = {}  # engine awake -> its bit
+        at: dict[int, int] = {}  # GPU -> engine awake on it
         for number, mask in enumerate(engines):
             self.held |= mask
-            for gpu in _bits(mask):
-                at[gpu] = 1 << number
-        self.engine = {mask: 1 << number for number, mask in enumerate(engines)}
-        self.own = [sum(self.engine[mask] for mask in claim.awake) for claim in claims]
-        self.hits: list[dict[int, int]] = []
-        for claim in claims:
-            hits = {}
-            for mask in claim.bundles:
-                hit = 0
-                for gpu in _bits(mask & self.held):
-                    hit |= at[gpu]
-                hits[mask] = hit & ~(self.engine[mask] if mask in claim.awake else 0)
-            self.hits.append(hits)
+            self.bit[mask] = 1 << number
+            at.update(dict.fromkeys(_bits(mask), mask))
+        self.at = at
+        self.own = [sum(self.bit[mask] for mask in claim.awake) for claim in claims]
+        self.single = [_union(claim.bundles) for claim in claims]
+
+    @property
+    def tired(self) -> bool:
+        """Something was found, and as much as is allowed was looked at."""
+        return self.nodes > self.limit and self.best is not _WORST
 
     def answer(self) -> list[int | None]:
         """What each claim gets: its new bundle, or one awake that nobody took."""
@@ -91,11 +89,11 @@ class _Search:
             if cost < self.best:
                 self.best, self.chosen = cost, dict(chosen)
             return
-        if cost >= self.best or (self.nodes > self.limit and self.best is not _WORST):
+        if cost >= self.best or self.tired:
             return
-        room = {i: [mask for mask in self.claims[i].bundles if not mask & taken] for i in agenda[:SMALL]}
-        hopeless = sum(not masks for masks in room.values())
-        bound = (skipped + hopeless, cost[1], cost[2] + self._at_least(room, lost), regret)
+        room = {i: self._room(i, taken) for i in agenda[:SMALL]}
+        hopeless = sum(not size for size in room.values())
+        bound = (skipped + hopeless, cost[1], cost[2] + self._at_least(room, taken, lost), regret)
         if bound >= self.best:
             return
         self.nodes += 1
@@ -103,28 +101,53 @@ class _Search:
         if self.seen.get(key, _WORST) <= cost:
             return
         self.seen[key] = cost
-        index = min(room, key=lambda i: (len(room[i]), self.claims[i].seniority, i))
+        index = min(room, key=lambda i: (room[i], self.claims[i].seniority, i))
         rest = tuple(i for i in agenda if i != index)
-        hits = self.hits[index]
-        for mask in sorted(room[index], key=lambda m: (hits[m] & ~lost).bit_count()):
-            gone = lost | hits[mask]
+        for hit, mask in self._cheapest_first(index, taken, lost):
+            gone = lost | hit
             chosen[index] = mask
-            fallen = gone & ~lost
-            homeless = tuple(i for i, own in enumerate(self.own) if own & fallen and not own & ~gone and i not in chosen and i not in rest)
+            homeless = tuple(i for i, own in enumerate(self.own) if own & hit and not own & ~gone and i not in chosen and i not in rest)
             self.go(rest + homeless, taken | mask, gone, chosen, skipped, regret)
             del chosen[index]
-            if self.best <= bound:
+            if self.best <= bound or self.tired:
                 return
         self.go(rest, taken, lost, chosen, skipped + 1, regret + self._regret(index))
 
-    def _at_least(self, room: dict[int, list[int]], lost: int) -> int:
+    def _room(self, index: int, taken: int) -> int:
+        """How many bundles the claim could still have."""
+        if single := self.single[index]:
+            return (single & ~taken).bit_count()
+        return sum(not mask & taken for mask in self.claims[index].bundles)
+
+    def _cheapest_first(self, index: int, taken: int, lost: int) -> list[tuple[int, int]]:
+        """(engines hit that are not lost yet, bundle), fewest hits first, then in order of preference."""
+        found = [(self._hit(mask) & ~lost, mask) for mask in self.claims[index].bundles if not mask & taken]
+        return sorted(found, key=lambda pair: pair[0].bit_count())
+
+    def _hit(self, mask: int) -> int:
+        held = mask & self.held
+        if held & (held - 1) == 0:
+            return self.bit[self.at[held]] if held else 0
+        hit = 0
+        for gpu in _bits(held):
+            hit |= self.bit[self.at[gpu]]
+        return hit
+
+    def _at_least(self, room: dict[int, int], taken: int, lost: int) -> int:
         """Engines that must still be lost whatever is chosen: those claims can only have GPUs of an awake one, and each GPU serves one."""
+        standing = self.held
+        for engine, bit in self.bit.items() if lost else ():
+            if bit & lost:
+                standing &= ~engine
+        closed = taken | standing
         gpus = 0
-        for index, masks in room.items():
-            hits = self.hits[index]
-            if masks and all(hits[mask] & ~lost for mask in masks):
-                gpus += min((mask & self.held).bit_count() for mask in masks) if self.widest > 1 else 1
-        spare = sum(self.widest for _ in range(lost.bit_count())) if self.widest > 1 else 0  # GPUs that lost wide engines may have left
+        for index, size in room.items():
+            if single := self.single[index]:
+                gpus += bool(size) and not single & ~closed
+            elif size and all(mask & closed for mask in self.claims[index].bundles):
+                least = min((mask & self.held).bit_count() for mask in self.claims[index].bundles if not mask & taken)
+                gpus += least if self.widest > 1 else 1
+        spare = self.widest * lost.bit_count() if self.widest > 1 else 0  # GPUs that lost wide engines may have left
         return max(0, -(-(gpus - spare) // self.widest))
 
     def improve(self, possible: list[int | None]) -> None:
@@ -135,6 +158,16 @@ class _Search:
     def _regret(self, index: int) -> int:
         """Skipping a senior is worse than skipping any number of his juniors."""
         return 1 << max(0, 150 - 8 * min(self.claims[index].seniority, 18))
+
+
+def _union(bundles: Sequence[int]) -> int:
+    """All GPUs of the claim where each bundle is a single one, else 0."""
+    union = 0
+    for mask in bundles:
+        if mask & (mask - 1):
+            return 0
+        union |= mask
+    return union
 
 
 def _bits(mask: int) -> Iterator[int]:

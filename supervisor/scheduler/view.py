@@ -1,13 +1,19 @@
 """The planner's view of the fleet: what is free to share, and who wants it."""
 
+from functools import lru_cache
+
 from engines.ids import EngineId, GpuId
 from engines.state import EngineState
 
 from .desk import Desk
 from .fleet import Engine, Pipeline
 from .planner import Bundle, Share, View
+from .rollouts import work
 from .spec import Priority
 
+MOMENT = 1.0
+"""Seconds from the end of a training to the next rollout in which its GPUs are woken only for what pays for the move."""
+IMMOVABLE = (EngineState.QUARANTINED, EngineState.STOPPING, EngineState.STUCK)
 BEHIND = 2
 """Steps more than any other pipeline has to go: then its rollouts count as the oldest. Like pipelines stay within one step of each other."""
 
@@ -18,16 +24,25 @@ def held_by_trainers(desk: Desk) -> frozenset[GpuId]:
 
 def view(desk: Desk, blocked: frozenset[GpuId]) -> View:
     """GPUs that are neither a trainer's, nor reserved for one, nor fenced, nor held by an engine that cannot be asked to leave."""
-    withheld = set(blocked) | held_by_trainers(desk) | set(desk.leases.fences)
-    for engine in desk.fleet.engines:
-        if engine.state in (EngineState.QUARANTINED, EngineState.STOPPING, EngineState.STUCK):
-            withheld |= set(desk.leases.held_by(engine.id))
+    withheld = {*blocked, *held_by_trainers(desk), *desk.leases.fences}
+    withheld.update(lease.gpu for lease in desk.leases.leases if desk.fleet.state(lease.holder) in IMMOVABLE)
     gpus = frozenset(desk.leases.gpus) - withheld
-    shares = tuple(share for pipeline in desk.fleet.pipelines.values() if (share := _share(desk, pipeline)) is not None)
-    return View(gpus, shares, desk.box.rules.targets)
+    length = _Lengths(desk)
+    shares = tuple(share for pipeline in desk.fleet.pipelines.values() if (share := _share(desk, pipeline, length)) is not None)
+    return View(gpus, shares, desk.box.rules.targets, _soon_wanted(desk))
 
 
-def _share(desk: Desk, pipeline: Pipeline) -> Share | None:
+def _soon_wanted(desk: Desk) -> frozenset[GpuId]:
+    """A trainer that has just left its lease opens its next rollout in a moment, and wants its GPUs for engines then."""
+    soon: set[GpuId] = set()
+    for pipeline in desk.fleet.pipelines.values():
+        left = pipeline.trainer.left
+        if left is not None and not pipeline.rollouts and pipeline.trainer.request is None and not desk.due(left + MOMENT):
+            soon.update(pipeline.spec.trainer.roles.get("train", ()))
+    return frozenset(soon)
+
+
+def _share(desk: Desk, pipeline: Pipeline, length: "_Lengths") -> Share | None:
     quiet = desk.box.limits.quiet_rollout
     for rollout in pipeline.rollouts.values():
         if (at := rollout.quiet_at(quiet)) is not None:
@@ -35,27 +50,42 @@ def _share(desk: Desk, pipeline: Pipeline) -> Share | None:
     unfinished = pipeline.unfinished(desk.now, quiet)
     if unfinished == 0 or pipeline.ended or pipeline.suspended or not pipeline.trainer.restored:
         return None
-    bundles = tuple(_bundle(desk, engine) for engine in pipeline.engines.values() if _available(desk, engine))
-    home = frozenset(pipeline.spec.trainer.roles.get("train", ()))
-    rollouts = pipeline.rollouts.values()
-    known = all(rollout.expected > 0.0 for rollout in rollouts)
-    expected = sum(rollout.expected for rollout in rollouts) if known else 0.0
-    longest = max(rollout.longest for rollout in rollouts) if known else 0.0
-    slots = pipeline.spec.engine.slots
-    behind, load = _behind(desk, pipeline), _load(desk, pipeline)
-    return Share(pipeline.id, unfinished, slots, pipeline.opened, bundles, pipeline.spec.share, home, expected, longest, behind, load)
+    bundles = tuple([bundle for engine in pipeline.engines.values() if (bundle := _bundle(desk, engine)) is not None])
+    expected, longest = work(pipeline.rollouts.values(), desk.now, quiet)
+    return Share(
+        pipeline.id,
+        unfinished,
+        pipeline.spec.engine.slots,
+        pipeline.opened,
+        bundles,
+        weight=pipeline.spec.share,
+        home=frozenset(pipeline.spec.trainer.roles.get("train", ())),
+        expected=expected,
+        longest=longest,
+        behind=length.behind(pipeline),
+        load=length.load(pipeline),
+        pace=pipeline.pace.seconds,
+    )
 
 
-def _available(desk: Desk, engine: Engine) -> bool:
-    """Could be awake soon: alive and asked for nothing else, or startable. One on its way down counts again when it is there."""
-    if engine.held or engine.state in (EngineState.QUARANTINED, EngineState.STOPPING, EngineState.STUCK, EngineState.RETIRED):
-        return False
-    return engine.state is not EngineState.COLD or desk.due(engine.not_before)
+def _bundle(desk: Desk, engine: Engine) -> Bundle | None:
+    """None unless it could be awake soon: alive and asked for nothing else, or startable. One on its way down counts again when it is there."""
+    state = engine.state
+    if engine.held:
+        return None
+    if state is EngineState.PAUSED or (state is EngineState.COLD and desk.due(engine.not_before)):
+        return _asleep(engine.id.rank, engine.gpus, engine.cost.down + engine.cost.up)
+    if state in (EngineState.COLD, EngineState.QUARANTINED, EngineState.STOPPING, EngineState.STUCK, EngineState.RETIRED):
+        return None
+    hold = max(desk.box.rules.minimum_hold, engine.cost.up)
+    young = state is not EngineState.SERVING or not desk.due(engine.since + hold)
+    cost = engine.cost.down + engine.cost.up
+    return Bundle(engine.id.rank, frozenset(engine.gpus), engine.awake, engine.awake and young, engine.in_flight, cost)
 
 
-def _bundle(desk: Desk, engine: Engine) -> Bundle:
-    young = engine.state is not EngineState.SERVING or not desk.due(engine.since + desk.box.rules.minimum_hold)
-    return Bundle(engine.id.rank, frozenset(engine.gpus), engine.awake, engine.awake and young, engine.in_flight)
+@lru_cache(1 << 15)
+def _asleep(rank: int, gpus: tuple[GpuId, ...], cost: float) -> Bundle:
+    return Bundle(rank, frozenset(gpus), awake=False, cost=cost)
 
 
 def must_leave(
@@ -69,16 +99,23 @@ def must_leave(
     return any(gpu in wanted_gpus for gpu in engine.gpus)
 
 
-def _behind(desk: Desk, pipeline: Pipeline) -> bool:
-    """By far the most steps still to go: what it waits for, the whole box waits for in the end."""
-    others = (other.steps_left for other in desk.fleet.pipelines.values() if other is not pipeline)
-    return pipeline.steps_left >= max(others, default=pipeline.steps_left) + BEHIND
+class _Lengths:
+    """How far each pipeline is from its end, where that is known of all."""
 
+    def __init__(self, desk: Desk) -> None:
+        pipelines = desk.fleet.pipelines.values()
+        self._known = all(pipeline.spec.steps > 0 for pipeline in pipelines)
+        self._longest = sorted((pipeline.steps_left for pipeline in pipelines), reverse=True)[:2]
 
-def _load(desk: Desk, pipeline: Pipeline) -> float:
-    """Work to its end, in engines' fills times GPUs, from which fair shares follow; 1 for all when nobody has said how many steps there are."""
-    if any(other.spec.steps == 0 for other in desk.fleet.pipelines.values()):
-        return 1.0
-    engine = pipeline.spec.engine
-    target = sum(rollout.target for rollout in pipeline.rollouts.values())
-    return max(1, pipeline.steps_left) * max(1, target) * engine.tp / engine.slots
+    def behind(self, pipeline: Pipeline) -> bool:
+        """By far the most steps still to go: what it waits for, the whole box waits for in the end."""
+        left, others = pipeline.steps_left, self._longest[1:]
+        return left == self._longest[0] and left >= max(others, default=left) + BEHIND
+
+    def load(self, pipeline: Pipeline) -> float:
+        """Work to its end, in engines' fills times GPUs, from which fair shares follow; 1 for all when nobody has said how many steps there are."""
+        if not self._known:
+            return 1.0
+        engine = pipeline.spec.engine
+        target = sum(rollout.target for rollout in pipeline.rollouts.values())
+        return max(1, pipeline.steps_left) * max(1, target) * engine.tp / engine.slots

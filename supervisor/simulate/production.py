@@ -73,6 +73,7 @@ class Production:
     def woken(self, unit: Unit) -> None:
         action = self._waking.pop((unit.job.load.id, unit.rank))
         self._feed(ev.Woken(id=action.id, version=action.version))
+        self.progressed(unit.job)
 
     def slept(self, unit: Unit) -> None:
         self._feed(ev.Paused(id=self._pausing.pop((unit.job.load.id, unit.rank))))

@@ -1,5 +1,6 @@
 """The planner on small random boxes, against what must hold for every plan and against brute force."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -50,8 +51,8 @@ def views(draw: st.DrawFn, most: int = 4) -> View:
             )
         )  # fmt: skip
     withheld = draw(st.sets(st.integers(0, count - 1), max_size=2))
-    gpus = frozenset(map(GpuId, range(count))) - frozenset(map(GpuId, withheld))
-    return View(gpus, tuple(shares), draw(st.sampled_from(["oldest-first", "proportional"])))
+    lent = frozenset(map(GpuId, range(count))) - frozenset(map(GpuId, withheld))
+    return View(lent, tuple(shares), draw(st.sampled_from(["oldest-first", "proportional"])))
 
 
 def chosen(given_view: View, wanted: Plan) -> dict[PipelineId, list[Bundle]]:
@@ -194,3 +195,27 @@ def test_no_size_raises(pipelines: int, gpus: int) -> None:
     shares = [share(f"p{i:02}", every, tp=1 + i % 2, opened=i, awake=tuple(range(gpus)) if i == 0 else ()) for i in range(pipelines)]
     served = chosen(view(gpus, *shares), plan(view(gpus, *shares)))
     assert sum(bool(bundles) for bundles in served.values()) >= pipelines * 0.6
+
+
+def test_gpus_that_are_wanted_in_a_moment_are_not_woken_for_little() -> None:
+    """Nobody else is there yet: an engine that could not be taken from others waits for the moment to be over."""
+    every = list(range(8))
+    old = share("old", every, awake=(0, 1, 2, 3), unfinished=59, opened=1)
+    soon = frozenset(map(GpuId, (4, 5, 6, 7)))
+    rich = View(frozenset(map(GpuId, every)), (old,), "oldest-first", soon)
+    assert len(plan(rich)) == 7, "less than half an engine of work can wait"
+    other = share("other", [0, 1, 2, 3], unfinished=60, opened=2)
+    both = View(frozenset(map(GpuId, every)), (old, other), "oldest-first", soon)
+    assert len(chosen(both, plan(both))[PipelineId("old")]) == 4, "beyond its fair share it waits"
+    assert len(plan(View(both.gpus, both.shares))) == 8
+
+
+def test_an_engine_that_is_soon_superfluous_is_not_woken_when_others_want_the_gpu() -> None:
+    """60 unfinished, 8 at once on an engine: the eighth would be of use for 4 s and costs 11."""
+    every = list(range(8))
+    costly = share("old", every, awake=(0, 1, 2, 3), unfinished=60, opened=1, pace=27.0, weight=4.0)
+    costly = replace(costly, bundles=tuple(replace(bundle, cost=11.0) for bundle in costly.bundles))
+    young = share("young", every, opened=2)
+    wanted = chosen(view(8, costly, young), plan(view(8, costly, young)))
+    assert [len(wanted[PipelineId(name)]) for name in ("old", "young")] == [6, 2]
+    assert len(plan(view(8, costly))) == 8, "nobody else wants them: they may as well work"
