@@ -1,4 +1,4 @@
-"""The run's journal: append-only JSON lines of what must be known after we were killed, and of what happened.
+"""The run's journal: append-only JSON lines of what must be known after we were killed. What was decided: `recording.py`.
 
 A group's processes are written down, and are on the disk, before they are released to run. `sweep.py` reads it.
 """
@@ -6,7 +6,7 @@ A group's processes are written down, and are on the disk, before they are relea
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from anyio import to_thread
@@ -56,18 +56,11 @@ class Shared(_Entry, frozen=True, tag="shared"):
     path: str
 
 
-class Noted(_Entry, frozen=True, tag="noted"):
-    """Anything else: an event of the scheduler, an action."""
-
-    kind: str
-    what: msgspec.Raw
-
-
 class Ended(_Entry, frozen=True, tag="ended"):
     """Last line of an orderly end: there is nothing to sweep."""
 
 
-Entry = Began | Spawned | Gone | Shared | Noted | Ended
+Entry = Began | Spawned | Gone | Shared | Ended
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -102,10 +95,6 @@ class Journal:
     def shared(self, path: Path) -> None:
         self._write(Shared(str(path)))
         self._sync()
-
-    def note(self, kind: str, what: Any) -> None:
-        """`what` is anything that msgspec encodes."""
-        self._write(Noted(kind, msgspec.Raw(msgspec.json.encode(what))))
 
     def end(self) -> None:
         self._write(Ended())

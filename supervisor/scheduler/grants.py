@@ -24,7 +24,7 @@ def request(desk: Desk, pipeline: Pipeline, call: int, roles: tuple[str, ...], *
     trainer.request = Request(pipeline.id, call, roles, gpus, priority, desk.now, keeps)
     pipeline.figures.waits_since["lease"] = desk.now
     if exchange and trainer.grant is not None:
-        trainer.grant.leaving_gpus = tuple(gpu for gpu in trainer.grant.gpus if gpu not in keeps)
+        trainer.grant.give_up(gpu for gpu in trainer.grant.gpus if gpu not in keeps)
     if fenced := [gpu for gpu in gpus if desk.leases.fenced(gpu)]:
         desk.note("warning", trainer.id, f"waits for GPUs {fenced}, which are fenced: {desk.leases.fenced(fenced[0])}")
 
@@ -59,17 +59,28 @@ def grant(desk: Desk, pipeline: Pipeline, request: Request) -> None:
     fresh = [gpu for gpu in request.gpus if gpu not in request.keeps]
     desk.leases.grant(fresh, trainer.id, request.priority, trainer.incarnation)
     desk.leases.reassign(request.keeps, trainer.id, request.priority)
+    before = trainer.grant
     trainer.request = None
     trainer.grant = Grant(request.call, request.roles, request.gpus, request.priority, desk.now)
+    if before is not None:  # an exchange: what it gives up is measured yet
+        trainer.grant.leaving_gpus, trainer.grant.measure = before.leaving_gpus, before.measure
     waited(desk, pipeline, "lease")
     tell(desk, pipeline, LeaseGranted(request.call, request.roles))
 
 
 def offloaded(desk: Desk, pipeline: Pipeline, rank: int, call: int) -> None:
-    lease = pipeline.trainer.grant
+    trainer = pipeline.trainer
+    lease = trainer.grant
     if lease is None or lease.call != call:
-        desk.note("warning", pipeline.trainer.id, f"rank {rank} leaves lease {call}, which it does not hold; nothing changes")
+        desk.note("warning", trainer.id, f"rank {rank} leaves lease {call}, which it does not hold; nothing changes")
         return
     lease.offloaded.add(rank)
-    if len(lease.offloaded) == pipeline.trainer.world_size and lease.leaving is None:
+    if len(lease.offloaded) == trainer.world_size and lease.leaving is None:
         lease.leaving = desk.now
+        if (waiting := trainer.request) is not None:
+            trainer.request = None
+            tell(
+                desk,
+                pipeline,
+                Refused("exchange_lease", waiting.call, "out_of_order", f"lease {call}, to be exchanged, was left meanwhile"),
+            )

@@ -53,8 +53,8 @@ from .inflight import InFlight
 from .intruders import intruders, only_theirs
 from .invariants import check
 from .leases import LeaseBook
-from .planner import plan
-from .reservations import reserve
+from .planner import Plan, View, plan
+from .reservations import Reservations, reserve
 from .spec import BoxSpec
 from .view import held_by_trainers, must_leave, view
 
@@ -79,6 +79,8 @@ class Scheduler:
         self.desk = Desk(box, Fleet(box), LeaseBook(box.gpus), InFlight(), now)
         self._fence_op: int | None = None
         self._fence_looked: float | None = None
+        self._seen: View | None = None
+        self._wanted: Plan = frozenset()  # the plan of what was seen last
         for gpu in box.gpus:  # nobody gets a GPU that was never seen empty
             self.desk.leases.fence(gpu, NOT_MEASURED)
 
@@ -251,7 +253,9 @@ class Scheduler:
             trainers.step(desk, pipeline)
         blocked = self._grant()
         current = view(desk, blocked)
-        wanted = plan(current)
+        if current != self._seen:
+            self._seen, self._wanted = current, plan(current)
+        wanted = self._wanted
         wanted_gpus = {gpu: id for id in sorted(wanted) for gpu in desk.fleet.engine(id).gpus}
         for pipeline in desk.fleet.pipelines.values():
             self._settle_engines(pipeline, wanted, wanted_gpus, blocked)
@@ -275,13 +279,19 @@ class Scheduler:
             limit = desk.box.limits.order
             self._fence_op = desk.do(lambda id: Measure(id=id, holder=None, gpus=fenced, within=0.0), limit)
 
-    def _grant(self) -> frozenset[GpuId]:
-        """Grant every request whose turn it is and whose GPUs are free; returns the GPUs engines must leave."""
+    def reservations(self) -> Reservations:
+        """Whose turn it is to have GPUs for more than a rollout. What is fenced, or held by a stuck engine, is reserved for nobody."""
         desk = self.desk
         pipelines = desk.fleet.pipelines.values()
         requests = [pipeline.trainer.request for pipeline in pipelines if pipeline.trainer.request is not None]
-        fenced = desk.leases.fences
-        reserved = reserve(requests, held_by_trainers(desk), fenced.__contains__, desk.now, desk.box.limits.ageing)
+        stuck = {lease.gpu for lease in desk.leases.leases if desk.fleet.state(lease.holder) is EngineState.STUCK}
+        out = stuck | desk.leases.fences.keys()
+        return reserve(requests, held_by_trainers(desk), out.__contains__, desk.now, desk.box.limits.ageing)
+
+    def _grant(self) -> frozenset[GpuId]:
+        """Grant every request whose turn it is and whose GPUs are free; returns the GPUs engines must leave."""
+        desk = self.desk
+        reserved = self.reservations()
         blocked = set(reserved.blocked)
         for request in reserved.turn:
             needed = set(request.gpus) - request.keeps
@@ -294,17 +304,22 @@ class Scheduler:
         self, pipeline: Pipeline, wanted: frozenset[EngineId], wanted_gpus: dict[GpuId, EngineId], blocked: frozenset[GpuId]
     ) -> None:
         desk = self.desk
+        ending = pipeline.ended or (desk.stopping and pipeline.trainer.state is TrainerState.STOPPING)
         for engine in pipeline.engines.values():
-            if pipeline.ended or (desk.stopping and pipeline.trainer.state is TrainerState.STOPPING):
+            if ending:
                 groups.stop(desk, engine)
-            leave = must_leave(pipeline, engine, wanted, wanted_gpus, blocked)
             eager = pipeline.spec.engine.eager and engine.state is EngineState.COLD and not pipeline.ended and not engine.restarts
+            if engine.rests and not eager and not engine.drained and engine.id not in wanted:
+                continue  # asleep and let asleep: most engines of a large box
+            leave = must_leave(pipeline, engine, wanted, wanted_gpus, blocked)
             contested = any(gpu in blocked or wanted_gpus.get(gpu, engine.id) != engine.id for gpu in engine.gpus)
             awake = engine.id in wanted or (eager and not contested and not desk.stopping)
             groups.step(desk, pipeline, engine, wanted=awake, leave=leave)
 
     def _drop_snapshots(self, pipeline: Pipeline) -> None:
         """A snapshot lives until it is neither published nor being loaded."""
+        if pipeline.snapshots <= {pipeline.published}:
+            return
         loading = {
             awaited.action.version
             for awaited in self.desk.inflight.awaited

@@ -4,7 +4,7 @@
 Rank 0's calls decide; every answer goes to all ranks.
 """
 
-from engines.ids import Incarnation, Version
+from engines.ids import GpuId, Incarnation, Version
 from trainers.messages import (
     Checkpoint,
     CheckpointRecorded,
@@ -24,9 +24,9 @@ from trainers.messages import (
     TrainerMessage,
 )
 
-from .actions import Action, AdoptSnapshot, Measure, RecordCheckpoint, StartTrainer, StopGroup
+from .actions import Action, AdoptSnapshot, Lost, Measure, RecordCheckpoint, StartTrainer, StopGroup
 from .answers import tell, waited
-from .demand import close_rollout, hopeless, open_rollout
+from .demand import close_rollout, hopeless, open_rollout, refuse_rollout
 from .desk import Desk
 from .events import ActionFailed, Answer, CheckpointKept, GpuFree, GpuHeld, GroupGone, SnapshotAdopted, TrainerStarted
 from .fleet import Pipeline, Publishing, TrainerState, TrainerTurn
@@ -102,8 +102,8 @@ def answered(desk: Desk, pipeline: Pipeline, action: Action, answer: Answer) -> 
             trainer.gone, trainer.pids = True, ()
         case (StopGroup(), GroupGone(note=note) | ActionFailed(reason=note)):
             _unconfirmed(desk, pipeline, note)
-        case (Measure(), GpuFree()):
-            _left(desk, pipeline)
+        case (Measure(gpus=gpus), GpuFree()):
+            _left(desk, pipeline, gpus)
         case (Measure(), GpuHeld(note=note) | ActionFailed(reason=note)):
             _still_held(desk, pipeline, note)
         case (StartTrainer(), ActionFailed(reason=reason)):
@@ -112,23 +112,18 @@ def answered(desk: Desk, pipeline: Pipeline, action: Action, answer: Answer) -> 
             pass  # of a publish or start that the trainer's death has overtaken
 
 
-def _left(desk: Desk, pipeline: Pipeline) -> None:
-    """The GPUs that the trainer has left measure empty."""
+def _left(desk: Desk, pipeline: Pipeline, gpus: tuple[GpuId, ...]) -> None:
+    """GPUs that the trainer has left measure empty."""
     trainer = pipeline.trainer
+    desk.leases.release(trainer.id, gpus)
     if trainer.state is not TrainerState.RUNNING:
-        desk.leases.release(trainer.id)
         return
     lease = trainer.grant
     assert lease is not None, f"{trainer.id} was measured without a lease"
-    lease.measure = None
-    if lease.leaving is None:  # an exchange gave these back; the rest of the grant goes on
-        desk.leases.release(trainer.id, lease.leaving_gpus)
-        lease.gpus = tuple(gpu for gpu in lease.gpus if gpu not in lease.leaving_gpus)
-        lease.leaving_gpus = ()
-        return
-    desk.leases.release(trainer.id)
-    trainer.grant = None
-    tell(desk, pipeline, LeaseEnded(lease.call))
+    lease.left(gpus)
+    if lease.leaving is not None and not lease.gpus and not lease.leaving_gpus:
+        trainer.grant, trainer.left = None, desk.now
+        tell(desk, pipeline, LeaseEnded(lease.call))
 
 
 def _still_held(desk: Desk, pipeline: Pipeline, note: str) -> None:
@@ -243,7 +238,7 @@ def _watch_lease(desk: Desk, pipeline: Pipeline) -> None:
     lease = pipeline.trainer.grant
     if lease is None:
         return
-    gpus = lease.gpus if lease.leaving is not None else lease.leaving_gpus
+    gpus = (*lease.leaving_gpus, *(lease.gpus if lease.leaving is not None else ()))
     if gpus and lease.measure is None:
         limit = desk.box.limits.release
         trainer = pipeline.trainer
@@ -267,21 +262,25 @@ def _watch_stragglers(desk: Desk, pipeline: Pipeline) -> None:
 
 def _tell_what_holds(desk: Desk, pipeline: Pipeline) -> None:
     """Answers that wait for a fact: a rollout for a routable engine, a publish for the last older route to go."""
-    for rollout in pipeline.rollouts.values():
+    for rollout in tuple(pipeline.rollouts.values()):
         if not rollout.told and not rollout.implicit and rollout.known and pipeline.routable:
             rollout.told = True
             waited(desk, pipeline, "rollout")
             tell(desk, pipeline, RolloutOpened(rollout.number))
         elif not rollout.told and not rollout.implicit and hopeless(pipeline):
-            rollout.told = True
-            tell(desk, pipeline, Refused("open_rollout", rollout.number, "no_engine", "every engine of this pipeline is retired or stuck"))
+            refuse_rollout(desk, pipeline, rollout.number)
     publishing = pipeline.trainer.publishing
     if publishing is not None and publishing.adopted:
         older = [engine for engine in pipeline.engines.values() if engine.route is not None and engine.route < publishing.version]
         routing = [engine for engine in pipeline.engines.values() if engine.op is not None and engine.routing_to is not None]
-        if not older and all((engine.routing_to or 0) >= publishing.version for engine in routing):
+        if not older and all((engine.routing_to or 0) >= publishing.version for engine in routing) and not _losing(desk, pipeline):
             pipeline.trainer.publishing = None
             tell(desk, pipeline, Published(publishing.call, publishing.version))
+
+
+def _losing(desk: Desk, pipeline: Pipeline) -> bool:
+    """The gateway has not said yet that a failed engine is out of its routes: a request may still go there."""
+    return any(isinstance(awaited.action, Lost) and awaited.action.engine.pipeline == pipeline.id for awaited in desk.inflight.awaited)
 
 
 def _end(desk: Desk, pipeline: Pipeline) -> None:

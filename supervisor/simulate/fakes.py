@@ -1,10 +1,11 @@
 """One pipeline's fakes: a gateway with its samples, and a trainer that follows the design's section 7 step by step. Part of `world`."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from engines.gateway.messages import EngineLoad, Progress, RolloutProgress
-from engines.ids import EngineId, GatewayId, Incarnation, PipelineId, TrainerId, Version
+from engines.ids import EngineId, GatewayId, GpuId, Incarnation, PipelineId, TrainerId, Version
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from trainers import messages as say
@@ -34,6 +35,14 @@ class FakeTrainer:
     running: dict[int, tuple[int, int]] = field(default_factory=dict)  # sample -> (engine, its life)
     delivered: set[int] = field(default_factory=set)
     completed: dict[int, int] = field(default_factory=dict)  # step -> samples delivered
+    lease: int | None = None  # its call
+    publishing: int = -1  # the call of the publish that it waits for
+    published: int = 0  # what its pipeline was told last
+
+    @property
+    def wants(self) -> bool:
+        """Has a rollout open, to its own knowledge."""
+        return self.place in ("opening", "generating") and self.incarnation is not None
 
 
 @dataclass(slots=True)
@@ -65,7 +74,7 @@ class FakePipeline:
         self.requeue(None)
 
     def lose_trainer(self) -> None:
-        self.trainer.place, self.trainer.incarnation = "dead", None
+        self.trainer.place, self.trainer.incarnation, self.trainer.lease = "dead", None, None
         self.trainer.waiting.clear()
         self.trainer.running.clear()
 
@@ -117,7 +126,7 @@ class FakePipeline:
         if gateway.incarnation is not None and trainer.step in gateway.open and not self.condemned and not gateway.hung:
             slots = self.world.scheduler.desk.fleet.pipelines[self.id].spec.engine.slots
             for rank, (incarnation, version) in gateway.routes.items():
-                if version != self.world.scheduler.desk.fleet.pipelines[self.id].published:
+                if version < trainer.published:
                     raise Violation(f"{self.id}/engine/{rank} serves version {version} of an old time")
                 if self.world.alive.get(EngineId(self.id, rank)) != incarnation:
                     continue
@@ -172,7 +181,7 @@ class FakePipeline:
     def _begin(self, action: do.StartTrainer) -> None:
         trainer = self.trainer
         trainer.incarnation = action.incarnation
-        trainer.step, trainer.calls, trainer.publishes = action.steps_done, 0, 0
+        trainer.step, trainer.calls, trainer.publishes, trainer.publishing = action.steps_done, 0, 0, -1
         trainer.place = "restore" if action.restore else "init"
         self._say(say.RequestLease(call=0, roles=("init",)))
 
@@ -193,29 +202,33 @@ class FakePipeline:
             return
         match message:
             case say.LeaseGranted(call=call, roles=roles):
-                gpus = self.world.scheduler.desk.fleet.pipelines[trainer.pipeline].spec.trainer.gpus(roles)
-                for gpu in gpus:
+                trainer.lease = call
+                for gpu in self._gpus(roles):
                     self.world.memory[gpu].add(TrainerId(self.id))
                 self.world.after(self.world.random.uniform(0.1, 8.0), lambda: self._work(incarnation, call))
             case say.LeaseEnded():
                 if trainer.place in ("init", "restored"):
                     self._open()
                 elif trainer.place == "trained":
+                    trainer.completed[trainer.step] = len(trainer.delivered)
                     self._say(say.Checkpoint(step=trainer.step, path="/nowhere"))
+            case say.Published(call=call) if call != trainer.publishing:
+                pass  # one that it did midway
             case say.Published():
                 trainer.place = "restored" if trainer.place == "restore" else "trained"
-                self._leave()
-            case say.CheckpointRecorded(step=step):
-                trainer.completed[step] = len(trainer.delivered)
-                trainer.step += 1
-                if trainer.step >= trainer.steps:
-                    self.world.after(0.1, self._finish)
+                if trainer.place == "trained" and "critic" in self._roles and self.world.random.random() < 0.7:
+                    self._exchange()
                 else:
-                    self._open()
+                    self._leave()
+            case say.CheckpointRecorded():
+                trainer.step += 1
+                self._open()
             case say.RolloutOpened():
                 if trainer.place == "opening":
                     trainer.place = "generating"
                     trainer.waiting = set(range(trainer.target))
+                    if self.world.strikes(self.world.faults.midway):
+                        self.world.after(self.world.random.uniform(0.0, 10.0), partial(self._midway, incarnation, trainer.step))
                     self._pump()
             case say.RolloutClosed():
                 trainer.place = "train"
@@ -223,16 +236,32 @@ class FakePipeline:
                 self._say(say.RequestLease(call=trainer.calls, roles=("train",)))
             case say.Refused(code="no_engine"):  # every engine has failed too often: what a script does that does not expect it
                 self.world.die(TrainerId(self.id), 1)
+            case say.Refused(about="publish", number=call):
+                if call == trainer.publishing:  # the one midway is not recorded yet
+                    self.world.after(1.0, lambda: self._work(incarnation, call))
+            case say.Refused(code="would_wait"):
+                self._leave()
             case say.Refused():
                 raise Violation(f"{trainer.pipeline} in {trainer.place} is refused: {message}")
             case _:
                 pass
 
     def _open(self) -> None:
+        """The next step, if there is one."""
         trainer = self.trainer
+        if trainer.step >= trainer.steps:
+            trainer.place = "ending"
+            self.world.after(0.1, self._finish)
+            return
         trainer.place = "opening"
         trainer.delivered, trainer.waiting, trainer.running = set(), set(), {}
         self._say(say.OpenRollout(rollout=trainer.step, target=trainer.target))
+
+    def _midway(self, incarnation: Incarnation, step: int) -> None:
+        """New weights while samples run."""
+        trainer = self.trainer
+        if (trainer.incarnation, trainer.step, trainer.place) == (incarnation, step, "generating"):
+            self._publish()
 
     def _next(self) -> None:
         trainer = self.trainer
@@ -244,18 +273,46 @@ class FakePipeline:
         if trainer.incarnation != incarnation:
             return
         if trainer.place in ("restore", "train"):
-            self._say(say.Publish(call=trainer.publishes, name=f"w{trainer.publishes}"))
-            trainer.publishes += 1
+            trainer.publishing = trainer.publishes
+            self._publish()
         else:
             self._leave()
 
+    def _publish(self) -> None:
+        trainer = self.trainer
+        self._say(say.Publish(call=trainer.publishes, name=f"w{trainer.publishes}"))
+        trainer.publishes += 1
+
+    @property
+    def _roles(self) -> dict[str, tuple[GpuId, ...]]:
+        return self.world.scheduler.desk.fleet.pipelines[self.id].spec.trainer.roles
+
+    def _gpus(self, roles: tuple[str, ...]) -> tuple[GpuId, ...]:
+        return self.world.scheduler.desk.fleet.pipelines[self.id].spec.trainer.gpus(roles)
+
+    def _exchange(self) -> None:
+        """From training to the critic: what both use is kept."""
+        trainer = self.trainer
+        for gpu in set(self._gpus(("train",))) - set(self._gpus(("critic",))):
+            self.world.memory[gpu].discard(TrainerId(self.id))
+        trainer.calls += 1
+        self._say(say.ExchangeLease(call=trainer.calls, roles=("critic",)))
+
     def _leave(self) -> None:
         trainer = self.trainer
-        for holders in self.world.memory.values():
-            holders.discard(TrainerId(trainer.pipeline))
-        call = trainer.calls
+        if trainer.incarnation is not None and self.world.strikes(self.world.faults.keeps):
+            self.world.after(200.0, partial(self._let_go, trainer.incarnation))
+        else:
+            self._let_go(trainer.incarnation)
+        call, trainer.lease = trainer.lease, None
+        assert call is not None
         for rank in range(trainer.world_size):
             self._say(say.Offloaded(call=call), rank)
+
+    def _let_go(self, incarnation: Incarnation | None) -> None:
+        if self.trainer.incarnation == incarnation:
+            for holders in self.world.memory.values():
+                holders.discard(TrainerId(self.id))
 
     def _finish(self) -> None:
         trainer = self.trainer

@@ -2,7 +2,7 @@
 
 One step: the nearest of what was scheduled and the scheduler's own deadline happens; its actions are performed on the fakes, which
 schedule their answers. Physical memory is modelled apart from the leases, so that a checker can tell one from the other:
-a GPU that two hold memory on at once is a violation whatever the lease book says.
+a GPU that two hold memory on at once is a violation whatever the lease book says. What is checked after every step: `promises`.
 """
 
 import heapq
@@ -16,18 +16,33 @@ from supervisor.scheduler import events as ev
 from supervisor.scheduler.scheduler import Scheduler
 from supervisor.scheduler.spec import BoxSpec
 
+from . import chaos
 from .fakes import FakePipeline, FakeTrainer, Violation
+from .promises import Promises
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Chances per action (0..1): its answer never comes, comes twice, comes very late, or the group dies instead of answering."""
+    """Chances per action (0..1): its answer never comes, comes twice, comes very late, or the group dies instead of answering.
+
+    `stuck`: what is to be ended stays, with its memory; `keeps`: a paused engine keeps its memory, or a dead one leaves some behind;
+    `lies`: other weights are loaded than were asked for. `alone` and `operator` are the mean seconds from one thing that happens by
+    itself, or that an operator asks, to the next (0: none). `stop` is the chance that the run, or a pipeline of it, is stopped before
+    its end; `midway` that a rollout sees new weights before its end.
+    """
 
     never: float = 0.0
     twice: float = 0.0
     late: float = 0.0
     dies: float = 0.0
     fails: float = 0.0
+    stuck: float = 0.0
+    keeps: float = 0.0
+    lies: float = 0.0
+    alone: float = 0.0
+    operator: float = 0.0
+    stop: float = 0.0
+    midway: float = 0.0
     until: float = 200.0  # seconds of virtual time after which nothing fails any more
 
 
@@ -40,9 +55,9 @@ class World:
         self.faults = faults or Faults()
         self.now = 0.0
         self.scheduler = Scheduler(box, 0.0)
+        self.handle: Callable[[ev.Event, float], list[do.Action]] = self.scheduler.handle
         self.events = 0
-        self.violations_checked = 0
-        self.memory: dict[GpuId, set[GroupId]] = {gpu: set() for gpu in box.gpus}
+        self.memory: dict[GpuId, set[GroupId | str]] = {gpu: set() for gpu in box.gpus}
         self.alive: dict[GroupId, Incarnation] = {}
         self.versions: dict[EngineId, Version] = {}
         self.trainers = {
@@ -50,6 +65,9 @@ class World:
         }
         self.fakes = {id: FakePipeline(self, id, trainer) for id, trainer in self.trainers.items()}
         self.pauses = self.wakes = 0
+        self.promises = Promises(self)
+        self.stopped: set[PipelineId] = set()
+        self.undead: dict[tuple[GroupId, Incarnation], float] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
 
@@ -61,6 +79,7 @@ class World:
 
     def run(self, limit: float = 20_000.0) -> None:
         self.feed(ev.Tick())
+        chaos.begin(self)
         while not self.scheduler.finished:
             deadline = self.scheduler.deadline
             if self._heap and (deadline is None or self._heap[0][0] <= deadline):
@@ -73,12 +92,25 @@ class World:
                 raise Violation(f"nothing will ever happen again at {self.now:.1f} s: {self.describe()}")
             if self.now > limit:
                 raise Violation(f"not finished after {limit:.0f} s of virtual time: {self.describe()}")
+        self.promises.ended()
+
+    def incomplete(self) -> list[str]:
+        """Pipelines that neither did all their steps with all their samples, nor were given up or stopped."""
+        desk = self.scheduler.desk
+        return [
+            f"{fake.pipeline} has only {fake.completed}"
+            for fake in self.trainers.values()
+            if fake.completed != dict.fromkeys(range(fake.steps), fake.target)
+            and not (desk.fleet.pipelines[fake.pipeline].failed or desk.stopping or fake.pipeline in self.stopped)
+        ]
 
     def feed(self, event: ev.Event) -> None:
         self.events += 1
-        for action in self.scheduler.handle(event, self.now):
+        actions = self.handle(event, self.now)
+        self.promises.asked_for(actions)
+        for action in actions:
             self.perform(action)
-        self.check()
+        self.promises.check()
 
     def describe(self) -> str:
         desk = self.scheduler.desk
@@ -90,33 +122,12 @@ class World:
             [*lines, f"fences {desk.leases.fences}", *(f"{t.pipeline} {t.place} step {t.step}" for t in self.trainers.values())]
         )
 
-    # -- checkers
-
-    def check(self) -> None:
-        for gpu, holders in self.memory.items():
-            if len(holders) > 1:
-                raise Violation(f"GPU {gpu} holds memory of {sorted(map(str, holders))} at {self.now:.2f} s")
-        for pipeline, fake in self.fakes.items():
-            if fake.condemned:
-                continue
-            for rank, (incarnation, _) in fake.gateway.routes.items():
-                engine = EngineId(pipeline, rank)
-                if self.alive.get(engine) == incarnation and not self._on_device(engine) and not self._dying(engine):
-                    raise Violation(f"{engine} is routed while its memory is given back")
-
-    def _on_device(self, engine: EngineId) -> bool:
-        return engine in self.memory[self.scheduler.desk.fleet.engine(engine).gpus[0]]
-
-    def _dying(self, engine: EngineId) -> bool:
-        return self.scheduler.desk.fleet.engine(engine).state.value in ("quarantined", "stopping")
-
     # -- performing actions on the fakes
 
     def perform(self, action: do.Action) -> None:
         """Answer after a while, unless a fault strikes."""
         delay = self.random.uniform(0.01, 1.0)
-        faulty = self.now < self.faults.until
-        chance = self.random.random() if faulty else 1.0
+        chance = self.random.random() if self.faulty else 1.0
         subject = _subject(action)
         if isinstance(
             action, do.StopGroup | do.Measure | do.PrepareModel | do.TellTrainer | do.DropSnapshot | do.RecordCheckpoint | do.AdoptSnapshot
@@ -136,14 +147,22 @@ class World:
         if chance < f.never + f.dies + f.fails + f.late:
             delay += self.random.uniform(5.0, 300.0)
         self._perform(action, delay)
-        if 1.0 - f.twice < self.random.random() and faulty and isinstance(action, do.Pause | do.Wake):
-            self.after(delay + 0.5, lambda: self.feed(ev.Paused(id=action.id)))
+
+    @property
+    def faulty(self) -> bool:
+        return self.now < self.faults.until
+
+    def strikes(self, chance: float) -> bool:
+        return chance > 0.0 and self.faulty and self.random.random() < chance
 
     def answer(self, delay: float, make: Callable[[], ev.Event | None]) -> None:
         def happen() -> None:
             event = make()
-            if event is not None:
-                self.feed(event)
+            if event is None:
+                return
+            self.feed(event)
+            if self.strikes(self.faults.twice):
+                self.after(self.random.uniform(0.1, 100.0), lambda: self.feed(event))
 
         self.after(delay, happen)
 
@@ -200,30 +219,46 @@ class World:
                 raise Violation(f"{engine} is paused while a request runs on it")
             self.fakes[engine.pipeline].requeue(engine.rank)  # a pause aborts what a dying gateway left there
         self.pauses += 1
-        for gpu in self.scheduler.desk.fleet.engine(engine).gpus:
-            self.memory[gpu].discard(engine)
+        if not self.strikes(self.faults.keeps):
+            for gpu in self.scheduler.desk.fleet.engine(engine).gpus:
+                self.memory[gpu].discard(engine)
         return ev.Paused(id=id)
 
     def _woken(self, id: int, engine: EngineId, incarnation: Incarnation, version: Version) -> ev.Event | None:
         if self.alive.get(engine) != incarnation:
             return None
         self.wakes += 1
+        if self.strikes(self.faults.lies):
+            version = Version(version + self.random.choice([-1, 1]))
         self.versions[engine] = version
         return ev.Woken(id=id, version=version)
 
     def _measured(self, id: int, holder: GroupId | None, gpus: tuple[GpuId, ...]) -> ev.Event:
         held = tuple(gpu for gpu in gpus if self.memory[gpu])
+        self.promises.free(tuple(gpu for gpu in gpus if not self.memory[gpu]))
         return ev.GpuHeld(id=id, gpus=held, note=f"held by {self.memory[held[0]]}") if held else ev.GpuFree(id=id)
 
     def _stopped(self, id: int, group: GroupId, incarnation: Incarnation) -> ev.Event:
-        if self.alive.get(group) == incarnation:
-            self._vanish(group)
-        return ev.GroupGone(id=id, confirmed=True)
+        """What cannot be ended is a ghost: its memory stays until it goes by itself."""
+        life = (group, incarnation)
+        mortal = isinstance(group, GatewayId) or self.alive.get(group) != incarnation
+        if not mortal and self.strikes(self.faults.stuck):
+            self.undead[life] = self.now + self.random.uniform(5.0, 400.0)
+            self._vanish(group, until=self.undead[life])
+        elif self.alive.get(group) == incarnation:
+            self._vanish(group, until=self.now + 100.0 if not mortal and self.strikes(self.faults.keeps) else 0.0)
+        return ev.GroupGone(id=id, confirmed=self.undead.get(life, 0.0) <= self.now, note="a ghost")
 
-    def _vanish(self, group: GroupId) -> None:
+    def _vanish(self, group: GroupId, until: float = 0.0) -> None:
+        """The processes are gone; until then something of their memory stays."""
         self.alive.pop(group, None)
+        ghost = f"ghost of {group}"
         for holders in self.memory.values():
-            holders.discard(group)
+            if group in holders:
+                holders.discard(group)
+                if until > self.now:
+                    holders.add(ghost)
+                    self.after(until - self.now, lambda holders=holders: holders.discard(ghost))  # type: ignore[misc]
         fake = self.fakes[group.pipeline]
         if isinstance(group, GatewayId):
             fake.lose_gateway()
@@ -233,7 +268,7 @@ class World:
             fake.lose_trainer()
 
     def die(self, group: GroupId, code: int) -> None:
-        """A member of the group ends by itself."""
+        """A member of the group ends by itself, and takes the others with it."""
         incarnation = self.alive.get(group)
         if incarnation is None:
             return

@@ -11,7 +11,7 @@ import anyio
 import msgspec
 import pytest
 
-from supervisor.runtime.journal import NAME, Began, Ended, Gone, Journal, Line, Noted, Process, Shared, Spawned, read
+from supervisor.runtime.journal import NAME, Began, Ended, Gone, Journal, Line, Process, Shared, Spawned, read
 from supervisor.runtime.proc import boot_id, read_stat, tag_of
 from supervisor.runtime.processes import Command, Processes
 from supervisor.runtime.sweep import sweep
@@ -140,15 +140,13 @@ def test_a_group_is_on_disk_before_it_runs(tmp_path: Path) -> None:
             await group.ended()
             await group.kill()
             journal.gone(TAG)
-            journal.note("GroupReady", {"engine": 1})
             journal.end()
             seen = [msgspec.json.decode(line, type=Line).what for line in (tmp_path / "log").read_bytes().splitlines()]
             assert seen[1:] == [Spawned(TAG, (Process(*group.members[0].identity, tag=TAG),))]
 
     anyio.run(main)
     lines = list(read(tmp_path / NAME))
-    assert [line.time for line in lines] == [12.5] * 5
-    assert lines[3].what == Noted("GroupReady", msgspec.Raw(b'{"engine":1}'))
+    assert [line.time for line in lines] == [12.5] * 4
     assert oct((tmp_path / NAME).stat().st_mode)[-3:] == "600"
 
 
@@ -160,7 +158,7 @@ from supervisor.runtime.journal import Journal, read
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 journal = Journal(Path({str(tmp_path / NAME)!r}), lambda: 0.0)
 resource.setrlimit(resource.RLIMIT_FSIZE, (400, -1))
-for number in range(10): journal.note("event", number)
+for number in range(10): journal.gone("a tag " + str(number))
 resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
 journal.end()
 print(journal.lost > 0, [type(line.what).__name__ for line in read(journal.path)][-1])

@@ -25,9 +25,7 @@ def test_every_rollout_completes(name: str, seed: int) -> None:
 def test_faults_break_no_promise(name: str, seed: int) -> None:
     world = World(BOXES[name](), seed, steps=3, faults=FAULTS)
     world.run()
-    for trainer in world.trainers.values():
-        pipeline_ = world.scheduler.desk.fleet.pipelines[trainer.pipeline]
-        assert pipeline_.failed or trainer.completed == {0: 24, 1: 24, 2: 24}
+    assert not world.incomplete()
 
 
 @pytest.mark.parametrize("kept", (Path(__file__).parent / "seeds.txt").read_text().split())

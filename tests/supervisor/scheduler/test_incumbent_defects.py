@@ -1,113 +1,17 @@
 """RB-D1 to RB-D16 of reference/rlix.md: what the incumbent was seen to do wrong. Each test would fail on that behaviour."""
 
-from collections.abc import Callable
+from scripted import FIRST, Bench, spec
+from well import well
 
 from engines.gateway.messages import Progress, RolloutProgress
-from engines.ids import EngineId, GpuId, Incarnation, PipelineId
-from engines.state import EngineState
-from supervisor.scheduler import Scheduler
+from engines.ids import EngineId, GpuId, PipelineId
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.fleet import TrainerState
 from supervisor.scheduler.planner import Bundle, Share, View, plan
 from supervisor.scheduler.reservations import Request, reserve
-from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, Priority, Rules, TrainerSpec
+from supervisor.scheduler.spec import Priority
 from trainers import messages as say
-
-FIRST = Incarnation(1)
-Hold = Callable[[do.Action], bool]
-
-
-def spec(name: str, train: list[int], infer: list[int], **roles: list[int]) -> PipelineSpec:
-    gpus = {role: tuple(map(GpuId, ids)) for role, ids in {"init": train, "train": train, **roles}.items()}
-    return PipelineSpec(PipelineId(name), EngineSpec(tuple(map(GpuId, infer)), 1, 8), TrainerSpec(gpus, 1))
-
-
-class Bench:
-    """A scheduler whose actions are answered at once, but for those that `hold` keeps."""
-
-    def __init__(self, count: int, *pipelines: PipelineSpec) -> None:
-        self.now = 0.0
-        self.hold: Hold = lambda _: False
-        self.held: list[do.Action] = []
-        self.done: list[do.Action] = []
-        self.heard: dict[str, list[say.SupervisorMessage]] = {p.id: [] for p in pipelines}
-        self.scheduler = Scheduler(BoxSpec(tuple(map(GpuId, range(count))), pipelines, rules=Rules(minimum_hold=0.0, max_starting=99)), 0.0)
-        self.feed(ev.Tick())
-
-    def feed(self, *events: ev.Event) -> None:
-        queue = list(events)
-        while queue:
-            for action in self.scheduler.handle(queue.pop(0), self.now):
-                self.done.append(action)
-                if isinstance(action, do.TellTrainer):
-                    self.heard[action.pipeline].append(action.message)
-                if self.hold(action):
-                    self.held.append(action)
-                else:
-                    queue.append(answer(action))
-
-    def release(self) -> None:
-        held, self.held = self.held, []
-        self.hold = lambda _: False
-        self.feed(*map(answer, held))
-
-    def later(self, seconds: float) -> None:
-        self.now += seconds
-        self.feed(ev.Tick())
-
-    def say(self, name: str, message: say.TrainerMessage) -> None:
-        self.now += 1.0
-        self.feed(ev.TrainerSaid(pipeline=PipelineId(name), incarnation=FIRST, rank=0, message=message))
-
-    def open(self, name: str, rollout: int = 0, target: int = 640) -> None:
-        self.say(name, say.OpenRollout(rollout=rollout, target=target))
-
-    def progress(self, name: str, done: int, rollout: int = 0, target: int = 640) -> None:
-        running = min(8, target - done)
-        report = RolloutProgress(rollout, target - done - running, running, done)
-        self.feed(ev.GatewaySaid(pipeline=PipelineId(name), incarnation=FIRST, progress=Progress((report,))))
-
-    def lease(self, name: str, call: int = 0, *roles: str) -> None:
-        self.say(name, say.RequestLease(call=call, roles=roles or ("train",)))
-
-    def awake(self, name: str) -> list[int]:
-        engines = self.scheduler.desk.fleet.pipelines[PipelineId(name)].engines
-        return [rank for rank, engine in engines.items() if engine.state is EngineState.SERVING]
-
-    def granted(self, name: str) -> bool:
-        return any(isinstance(message, say.LeaseGranted) for message in self.heard[name])
-
-    def refused(self, name: str) -> list[str]:
-        return [message.code for message in self.heard[name] if isinstance(message, say.Refused)]
-
-
-def answer(action: do.Action) -> ev.Event:
-    match action:
-        case do.PrepareModel():
-            return ev.ModelReady(id=action.id)
-        case do.StartGateway():
-            return ev.GatewayReady(id=action.id)
-        case do.StartTrainer():
-            return ev.TrainerStarted(id=action.id)
-        case do.StartGroup():
-            return ev.GroupReady(id=action.id, version=0)  # type: ignore[arg-type]
-        case do.StopGroup():
-            return ev.GroupGone(id=action.id, confirmed=True)
-        case do.Measure():
-            return ev.GpuFree(id=action.id)
-        case do.Pause():
-            return ev.Paused(id=action.id)
-        case do.Wake(version=version) | do.LoadWeights(version=version):
-            return ev.Woken(id=action.id, version=version)
-        case do.AdoptSnapshot():
-            return ev.SnapshotAdopted(id=action.id)
-        case do.TellTrainer() | do.DropSnapshot():
-            return ev.Told(id=action.id)
-        case do.RecordCheckpoint():
-            return ev.CheckpointKept(id=action.id)
-        case _:
-            return ev.Ordered(id=action.id)
 
 
 def test_d1_a_release_is_told_when_the_engines_have_left_not_before() -> None:
@@ -117,7 +21,7 @@ def test_d1_a_release_is_told_when_the_engines_have_left_not_before() -> None:
     bench.lease("b")
     assert not bench.granted("b")
     bench.hold = lambda action: isinstance(action, do.Measure)
-    bench.feed(*(answer(action) for action in bench.held))
+    bench.feed(*(well(action) for action in bench.held))
     assert not bench.granted("b"), "asked to pause is not left"
     bench.release()
     bench.feed(ev.Tick())

@@ -15,7 +15,7 @@ from supervisor.scheduler import events as ev
 from supervisor.simulate.world import Faults, World
 from trainers import messages as say
 
-BOX = seed_topology()
+BOX = box(4, pipeline("p1", [0, 1], [0, 1, 2, 3], critic=[1, 2]), pipeline("p2", [2, 3], [0, 1, 2, 3], critic=[3]))
 PIPELINES = [spec.id for spec in BOX.pipelines]
 GROUPS: list[GroupId] = [
     *(EngineId(p, rank) for p in PIPELINES for rank in range(4)),
@@ -42,14 +42,16 @@ progress = st.builds(
     st.lists(st.builds(EngineLoad, numbers, lives, numbers, numbers, numbers), max_size=2).map(tuple),
 )
 unasked = st.one_of(
-    st.builds(ev.MemberExited, group=st.sampled_from(GROUPS), incarnation=lives, member=st.integers(0, 1), code=st.sampled_from([0, 1, -9])),
+    st.builds(
+        ev.MemberExited, group=st.sampled_from(GROUPS), incarnation=lives, member=st.integers(0, 1), code=st.sampled_from([0, 1, -9])
+    ),
     st.builds(ev.PeerFailed, group=st.sampled_from(GROUPS), incarnation=lives, reason=st.just("a test")),
     st.builds(ev.ProbeFailed, group=st.sampled_from(GROUPS), incarnation=lives, reason=st.just("a test")),
     st.builds(ev.TrainerSaid, pipeline=st.sampled_from(PIPELINES), incarnation=lives, rank=st.integers(0, 1), message=messages),
     st.builds(ev.GatewaySaid, pipeline=st.sampled_from(PIPELINES), incarnation=lives, progress=progress),
     st.builds(
         ev.OperatorAsked,
-        verb=st.sampled_from(["pause", "resume", "restart", "reset"]),
+        verb=st.sampled_from(["pause", "drain", "resume", "restart", "reset", "stop"]),
         pipeline=st.sampled_from(PIPELINES),
         rank=st.none() | st.integers(0, 3),
     ),
@@ -135,7 +137,9 @@ def test_no_sequence_of_events_breaks_it(script: list[tuple[Any, ...]], pauses: 
     shapes=st.lists(st.tuples(st.integers(0, 63), st.integers(0, 63), st.sampled_from([1, 1, 2])), min_size=1, max_size=4),
     faulty=st.booleans(),
 )
-@example(seed=17757, gpus=6, shapes=[(17, 49, 1), (45, 0, 1), (12, 46, 1), (0, 0, 1)], faulty=True)  # a publish while a route's answer was late
+@example(
+    seed=17757, gpus=6, shapes=[(17, 49, 1), (45, 0, 1), (12, 46, 1), (0, 0, 1)], faulty=True
+)  # a publish while a route's answer was late
 def test_everything_is_granted_and_nothing_lost_in_the_end(seed: int, gpus: int, shapes: list[tuple[int, int, int]], faulty: bool) -> None:
     def chosen(mask: int, least: int) -> list[int]:
         picked = [gpu for gpu in range(gpus) if mask >> gpu & 1]
