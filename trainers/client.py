@@ -283,7 +283,7 @@ class Lease:
             self._pipeline._release(self)
             raise
         try:
-            self._pipeline._residents.enter()
+            self._arrive()
         except BaseException:
             self._leave(_LEAVE_S)
             raise
@@ -298,10 +298,26 @@ class Lease:
             self._leave(_LEAVE_S)
 
     def become(self, *roles: str) -> None:
-        """Exchanges the grant for one of these roles in one event. Raises LeaseRefused; then the old grant is still held."""
+        """Exchanges the grant for one of these roles in one event. Raises LeaseRefused; then the old grant is still held.
+
+        What the old grant holds and the new one does not is given up from the moment of asking: residents leave this rank's GPU before, if it
+        is not among the new ones, and come back if that is refused.
+        """
         if self._pipeline._lease is not self:
             raise LeaseRefused("out_of_order", "this lease is not held")
-        self._ask("exchange_lease", tuple(roles))
+        if not self._pipeline._here(roles):
+            self._pipeline._residents.leave()
+        try:
+            self._ask("exchange_lease", tuple(roles))
+        except LeaseRefused:
+            self._arrive()
+            raise
+        self._arrive()
+
+    def _arrive(self) -> None:
+        """Residents move on to this rank's GPU, if that is one of the lease's."""
+        if self._pipeline._here(self.roles):
+            self._pipeline._residents.enter()
 
     def _ask(self, kind: str, roles: tuple[str, ...]) -> None:
         call = self._pipeline._count("lease")
@@ -564,17 +580,19 @@ class _Residents:
             self._mover.onload()
 
     def enter(self) -> None:
+        if self._inside:
+            return
         self._inside = True
         if self._any:  # a script that offloads by itself pays for nothing
             self._mover.onload()
 
     def leave(self) -> None:
-        self._inside = False
+        inside, self._inside = self._inside, False
         torch = sys.modules.get("torch")
         gpu = torch is not None and torch.cuda.is_initialized()
         if gpu:
             gc.collect()  # what a reference cycle holds would be measured as ours
-        if self._any:
+        if self._any and inside:
             self._mover.offload()
         if torch is not None and gpu:
             clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
@@ -733,6 +751,7 @@ class Pipeline:
         self.url: str = welcome["url"]
         self.directory = Path(welcome["directory"])
         self.gpus: tuple[str, ...] = tuple(welcome["gpus"])
+        self._roles = frozenset(welcome.get("roles") or ("init", "train"))
         checkpoint = welcome.get("checkpoint_path")
         self.checkpoint_path: Path | None = None if checkpoint is None else Path(checkpoint)
         self.options: dict[str, Any] = dict(welcome.get("options") or {})
@@ -750,6 +769,10 @@ class Pipeline:
     def stopping(self) -> bool:
         """Whether the supervisor is stopping: save what must be saved and return; a TERM follows."""
         return self._wire.stopping is not None
+
+    def _here(self, roles: Iterable[str]) -> bool:
+        """Whether a lease of these roles holds this rank's own GPU."""
+        return not self._roles.isdisjoint(roles)
 
     def lease(self, *roles: str) -> Lease:
         """The GPUs of all these roles, for the length of a `with`. Raises LeaseRefused (NestedLease at once, without asking)."""

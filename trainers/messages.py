@@ -102,6 +102,7 @@ class Welcome(_Told, frozen=True, tag="welcome"):
     gpus: tuple[str, ...]
     checkpoint_path: str | None = None
     options: dict[str, msgspec.Raw] = {}
+    roles: tuple[str, ...] = ("init", "train")  # whose leases hold a GPU of this rank
     version: int = 0  # newest weight version of the pipeline so far; above 0 a `restore` publishes even without a checkpoint
 
 

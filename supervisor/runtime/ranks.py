@@ -94,6 +94,7 @@ class Ranks:
             weights=str(site.weights(id)),
             directory=str(site.directory.checkpoints(id)),
             gpus=visible(site.gpus([pipeline.trainer.gpus[rank]])).devices,
+            roles=("init", "train", *(role for role, gpus in pipeline.trainer.roles.items() if pipeline.trainer.gpus[rank] in gpus)),
             checkpoint_path=site.checkpoints[id].known.newest,
             version=site.published.get(id, 0) if action.restore else 0,
             options={name: msgspec.Raw(msgspec.json.encode(value)) for name, value in pipeline.trainer.options.items()},

@@ -161,15 +161,38 @@ def test_lease_order_of_both_ranks(tmp_path: Path) -> None:
         assert moves == ["on", "body", "off before offloaded"]
 
 
+def test_residents_are_where_the_lease_is(tmp_path: Path) -> None:
+    """Of a lease without this rank's GPU they see nothing; an exchange that gives it up moves them off before it is asked for."""
+    moves: list[str] = []
+    with FakeSupervisor(tmp_path, gpus=(), roles=("init", "train")) as supervisor:
+        pipeline = supervisor.connect()
+        pipeline._residents._mover, pipeline._residents._any = Recorder(moves, supervisor, "exchange_lease"), True
+        with pipeline.lease("critic"):
+            pass
+        assert moves == []
+        with pipeline.lease("train") as lease:
+            supervisor.refuse["exchange_lease"] = "out_of_order"
+            with pytest.raises(client.LeaseRefused):
+                lease.become("critic")
+            assert moves == ["on", "off before exchange_lease", "on"]
+            supervisor.refuse.clear()
+            lease.become("train", "critic")
+            assert moves[3:] == []
+            lease.become("critic")
+            assert moves[3:] == ["off after exchange_lease"]
+            lease.become("train")
+        assert moves[4:] == ["on", "off after exchange_lease"]
+
+
 class Recorder:
-    def __init__(self, moves: list[str], supervisor: FakeSupervisor) -> None:
-        self.moves, self.supervisor = moves, supervisor
+    def __init__(self, moves: list[str], supervisor: FakeSupervisor, tag: str = "offloaded") -> None:
+        self.moves, self.supervisor, self.tag = moves, supervisor, tag
 
     def onload(self) -> None:
         self.moves.append("on")
 
     def offload(self) -> None:
-        self.moves.append("off before offloaded" if "offloaded" not in self.supervisor.tags() else "off after offloaded")
+        self.moves.append(f"off {'after' if self.tag in self.supervisor.tags() else 'before'} {self.tag}")
 
 
 def test_an_exception_in_a_lease_ends_it(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_residents_are_on_the_gpu_inside_a_lease_only(tmp_path: Path) -> None:
     layer = torch.nn.Linear(64, 64)
     before = layer.weight.detach().clone()
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.0)
-    with FakeSupervisor(tmp_path, gpus=("virtual:7",)) as supervisor:
+    with FakeSupervisor(tmp_path, gpus=("virtual:7",), roles=("init", "train", "reference")) as supervisor:
         pipeline = supervisor.connect()
         assert held() == 0
         with pipeline.lease("init"):
@@ -123,8 +123,10 @@ def test_residents_are_on_the_gpu_inside_a_lease_only(tmp_path: Path) -> None:
             _ = 1 / 0
         assert held() == 0
         with pipeline.lease("train") as lease:
-            lease.become("critic")
+            lease.become("reference")
             assert held() > 0
+            lease.become("critic")
+            assert held() == 0
         assert held() == 0
         assert optimizer.state[layer.weight]["exp_avg"].sum() != 0
 
