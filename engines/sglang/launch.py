@@ -53,6 +53,11 @@ class Spec:
     cpus: Sequence[int] = (0,)
     args: Sequence[str] = ()
 
+    @property
+    def niceness(self) -> int:
+        """On a CPU its ranks compute and spin on every core: who watches and routes comes first, or a death is noticed when they allow it."""
+        return 10 if self.device == "cpu" else 0
+
 
 def settings(key: str) -> bytes:
     """What stands in `settings.yaml`: the keys, which other users could read on a command line. JSON is YAML.

@@ -1,7 +1,7 @@
 """The first thing every child runs: arms what must hold before the real program, then becomes it.
 
-Standard library only and alone in its file, because it is executed as `python -I -S -E boot.py --parent PID --handshake FD -- argv`
-(about 10 ms). It is not done in a `preexec_fn`, which is unsafe beside threads and forces a slow fork of a big parent.
+Standard library only and alone in its file, because it is executed as
+`python -I -S -E boot.py --parent PID --handshake FD --nice N -- argv` (about 10 ms). It is not done in a `preexec_fn`, which is unsafe beside threads and forces a slow fork of a big parent.
 
 The handshake: the supervisor writes one byte once it has written the child's pid down (release); end of file before that means
 that the supervisor is gone. The descriptor closes on exec, so the supervisor sees end of file when the real program runs, or one
@@ -67,12 +67,13 @@ def reset_signals() -> None:
 
 def main(arguments: list[str]) -> int:
     options, argv = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
-    parent, handshake = int(options[1]), int(options[3])
+    parent, handshake, niceness = (int(options[index]) for index in (1, 3, 5))
     os.set_inheritable(handshake, False)
     if not die_with_parent(signal.SIGKILL, parent):
         return NOT_EXECUTED
     harden()
     reset_signals()
+    os.nice(niceness)
     if not os.read(handshake, 1):
         return NOT_EXECUTED
     try:

@@ -34,7 +34,7 @@ class Command:
 
     Either `argv` is a whole command line, or `module` names one of our own modules and `argv` are its arguments; only the
     latter can come from the prewarmed pool. `env` is the whole environment. `pass_fds` keep their numbers in the child.
-    `log` takes standard output and error; it is appended to.
+    `log` takes standard output and error; it is appended to. `niceness` (0 to 19) is added to ours; not in the pool.
     """
 
     argv: Sequence[str]
@@ -43,6 +43,7 @@ class Command:
     log: Path
     pass_fds: Sequence[int] = ()
     module: str | None = None
+    niceness: int = 0
 
     @property
     def line(self) -> list[str]:
@@ -121,7 +122,7 @@ def start_plain(command: Command) -> PlainChild:
         log = open_log(command.log)
         try:
             process = subprocess.Popen(
-                [*BOOT_LINE, "--parent", str(os.getpid()), "--handshake", str(theirs.fileno()), "--", *command.line],
+                [*BOOT_LINE, *_told(theirs.fileno(), command.niceness), "--", *command.line],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -141,6 +142,10 @@ def start_plain(command: Command) -> PlainChild:
         raise SpawnFailed(f"cannot start {command}: {describe(error)}") from error
     finally:
         theirs.close()
+
+
+def _told(handshake: int, niceness: int) -> list[str]:
+    return ["--parent", str(os.getpid()), "--handshake", str(handshake), "--nice", str(niceness)]
 
 
 def open_log(path: Path) -> int:

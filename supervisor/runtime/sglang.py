@@ -113,7 +113,7 @@ class Sglang:
             "TRAINSHED_TAG": site.tag(engine, incarnation),
         }
         log = site.directory.log_of(engine, member.index or None)
-        return Command(argv=sglang.arguments(described), env=env, cwd=site.directory.path, log=log)
+        return Command(argv=sglang.arguments(described), env=env, cwd=site.directory.path, log=log, niceness=described.niceness)
 
     def _described(self, engine: EngineId, incarnation: Incarnation, spec: Engine, shape: list[str]) -> sglang.Spec:
         assert spec.python is not None, "a rule refuses it"

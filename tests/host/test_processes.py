@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -87,6 +88,14 @@ async def test_signals_are_exact(tmp_path: Path) -> None:
         group = await on.processes.spawn(commands, tag="t:p1:1")
         assert [exit_.status.signal for exit_ in await group.ended()] == [int(number) for number in numbers]
         await group.kill()
+
+
+async def test_a_child_may_be_nicer_than_we_are(tmp_path: Path) -> None:
+    ours, program = os.nice(0), [*PYTHON, "import os; print(os.nice(0), flush=True)"]
+    async with host(tmp_path) as on:
+        group = await on.processes.spawn([replace(on.command(*program), niceness=3), on.command(*program)], tag="t:p1:1")
+        await group.ended()
+        assert sorted(await on.says(2)) == sorted([min(19, ours + 3), ours])
 
 
 async def test_the_first_exit_is_told_whoever_it_is(tmp_path: Path) -> None:

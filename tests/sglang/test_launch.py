@@ -59,6 +59,7 @@ def test_every_port_on_it_lies_in_the_window() -> None:
 
 
 def test_no_memory_saver_without_memory_to_save() -> None:
+    assert (spec(device="cpu").niceness, spec().niceness) == (10, 0)
     line = launch.arguments(spec(device="cpu"))
     assert "--enable-memory-saver" not in line
     assert option(line, "--device") == "cpu"
