@@ -1,7 +1,7 @@
 """The first thing every child runs: arms what must hold before the real program, then becomes it.
 
-Standard library only and alone in its file, because it is executed as
-`python -I -S -E boot.py --parent PID --handshake FD --nice N -- argv` (about 10 ms). It is not done in a `preexec_fn`, which is unsafe beside threads and forces a slow fork of a big parent.
+Standard library only and alone in its file, because it is executed as `python -I -S -E boot.py --parent PID --handshake FD
+--nice N -- argv` (about 10 ms). It is not done in a `preexec_fn`, which is unsafe beside threads and forces a slow fork of a big parent.
 
 The handshake: the supervisor writes one byte once it has written the child's pid down (release); end of file before that means
 that the supervisor is gone. The descriptor closes on exec, so the supervisor sees end of file when the real program runs, or one
