@@ -62,6 +62,7 @@ class Faulty:
     def __init__(
         self, cwd: Path, *, names: tuple[str, ...] = ("p1",), gpus: int = 2, tp: int = 1, members: str = "one", slots: int = 8, steps: int = 2,
         target: int = 16, tokens: int = 8, trains: bool = True, train: str = "[0]", health: str = "", restarts: int = 3,
+        ports: tuple[int, int] = (20000, 29999),
     ) -> None:  # fmt: skip
         self.cwd = cwd
         self.runs: list[Run] = []
@@ -71,7 +72,13 @@ class Faulty:
         (cwd / "model" / "config.json").write_text('{"model_type": "scripted"}')
         changed = {line.split(" =")[0] for line in health.splitlines()}
         kept = [line for line in HEALTH.splitlines() if line.split(" =")[0] not in changed]
-        parts = [f"[host]\nvirtual = {gpus}\nprewarm = false\n[health]\nrestarts = {restarts}\n", "\n".join(kept), "\n", health, "\n"]
+        parts = [
+            f"[host]\nvirtual = {gpus}\nports = {list(ports)}\nprewarm = false\n[health]\nrestarts = {restarts}\n",
+            "\n".join(kept),
+            "\n",
+            health,
+            "\n",
+        ]
         for name in names:
             parts.append(
                 PIPELINE.format(

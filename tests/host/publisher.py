@@ -28,7 +28,7 @@ def told(samples: list[Sample]) -> list[dict[str, object]]:
 with pipeline.rollout(target=10) as rollout:
     long = rollout.start(PROMPTS, **LONG)
     for part in (1, 2):
-        rollout.generate([[4, 6, part]], max_new_tokens=6, ignore_eos=True, expected_tokens=1000)
+        rollout.generate([[4, 6, part]], max_new_tokens=18, ignore_eos=True, expected_tokens=1000)
         pipeline.publish(model.state_dict)
     disturbed = rollout.samples(long)
 with pipeline.rollout(target=8) as rollout:

@@ -415,12 +415,12 @@ def test_f2_a_green_light_and_no_token_is_no_start(make: Callable[..., Faulty]) 
 
 @beside
 def test_f7_r14_ports_that_somebody_has_are_left_alone(make: Callable[..., Faulty]) -> None:
-    script = "import socket,time\nl=[socket.create_server(('127.0.0.1',p)) for p in range(20003,20200,20)]\nprint('ok',flush=True)\ntime.sleep(60)"
+    script = "import socket,time\nl=[socket.create_server(('127.0.0.1',p)) for p in range(29003,29200,20)]\nprint('ok',flush=True)\ntime.sleep(60)"
     squatter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     try:
         assert squatter.stdout is not None
         squatter.stdout.readline()
-        faulty = make(members="per-gpu", tp=2)
+        faulty = make(members="per-gpu", tp=2, ports=(29000, 29999))  # the cases beside this one must not meet the squatter
         run = faulty.start()
         finished(faulty, run, restarts=0)
     finally:
