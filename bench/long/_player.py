@@ -51,8 +51,9 @@ UNROUTED_S = 3.0
 ASLEEP = ("/release_memory_occupation", "/resume_memory_occupation", "/flush_cache")
 AWAKE = ("/update_weights_from_disk", "/pause_generation", "/continue_generation")
 ENDS, HANGS = {"exit", "action"}, {"probe", "action", "memory"}  # memory: a member that hangs while it should give it back
+LEAVES = ENDS | {"probe"}  # it shuts its connections before it is gone: requests and the canary may fail first
 FAULTS = {
-    "kill": ENDS, "leave": ENDS, "again": ENDS, "late start": ENDS, "die_at": ENDS, "die_after": ENDS,
+    "kill": ENDS, "leave": LEAVES, "again": ENDS, "late start": ENDS, "die_at": ENDS, "die_after": ENDS,
     "stop": HANGS, "hang": HANGS, "reset": HANGS, "hang_at": HANGS, "noop": {"memory", "action"},
 }  # fmt: skip
 """Each fault, and the causes that its failure may be logged with: the witness that this fault fired, and not another."""

@@ -198,19 +198,20 @@ def test_a_trainer_that_does_not_offload_costs_only_its_own_pipeline(
 def test_a_trainer_that_takes_memory_on_anothers_gpu_costs_only_its_own_pipeline(
     start: Callable[..., Run], reference: Reference, tmp_path: Path
 ) -> None:
-    run = start(_keeps(tmp_path, gpu=3))
+    run = start(_keeps(tmp_path, gpu=3, then="time.sleep(60)"))  # until it is found
     finished_well(run, reference, "p1")
     assert any("holds memory on GPU 3, of which it has no lease" in str(record["event"]) for record in run.log())
 
 
-def _keeps(folder: Path, gpu: int) -> Path:
-    (folder / "keeps.py").write_text(KEEPS.replace("GPU", str(gpu)))
+def _keeps(folder: Path, gpu: int, then: str = "pass") -> Path:
+    (folder / "keeps.py").write_text(KEEPS.replace("GPU", str(gpu)).replace("THEN", then))
     return configuration(folder / "keeps.toml", entry="keeps:main", health="release_deadline_s = 2.0")
 
 
 KEEPS = '''
 """The built-in trainer, but in its first life rank 0 takes a piece of a GPU that nobody lent it, and keeps it."""
 import os
+import time
 import trainers.device
 from trainers.grpo import main as real_main
 
@@ -218,5 +219,6 @@ def main():
     if os.environ["TRAINSHED_TAG"].endswith(":1") and os.environ["RANK"] == "0":
         kept = trainers.device.Pool(trainers.device.parse_device("virtual:GPU"), 4 << 20)
         kept.touch()
+        THEN
     real_main()
 '''
