@@ -19,17 +19,21 @@ class Stage:
 
     def __init__(self, items: list[pytest.Function], run: Run, folder: Path) -> None:
         self._pool = ThreadPoolExecutor(AT_ONCE)
+        self._run, self._folder = run, folder
         self._results: dict[str, Future[None]] = {}
         for item in items:
             case = getattr(item.function, "case", None)
             if case is not None:
-                parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
-                place = Path(tempfile.mkdtemp(dir=folder))
-                self._results[item.nodeid] = self._pool.submit(run, case, parameters, place)
+                self._results[item.nodeid] = self._begin(item, case)
+
+    def _begin(self, item: pytest.Function, case: Callable[..., None]) -> "Future[None]":
+        parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+        return self._pool.submit(self._run, case, parameters, Path(tempfile.mkdtemp(dir=self._folder)))
 
     def take(self, item: pytest.Function) -> None:
-        """Raises what the case raised."""
-        self._results[item.nodeid].result()
+        """Raises what the case raised. A result is taken once: who asks again (a rerun) has the case played again."""
+        future = self._results.pop(item.nodeid, None)
+        (future or self._begin(item, item.function.case)).result()
 
     def close(self) -> None:
         """Those that have not begun never will."""
