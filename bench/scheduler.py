@@ -8,17 +8,20 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from engines.gateway.messages import Progress, RolloutProgress
 from engines.ids import GpuId, Incarnation, PipelineId
 from engines.state import EngineState
 from supervisor.scheduler import Scheduler
-from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.planner import plan
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, Rules, TrainerSpec
 from supervisor.scheduler.view import view
 from trainers import messages as say
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "simulation"))
+from well import well
 
 SIZES = ((2, 4), (2, 8), (4, 8), (8, 8), (4, 16), (16, 16), (8, 64), (16, 128), (32, 256), (64, 256))
 SAMPLES = 1_000_000
@@ -43,27 +46,7 @@ def feed(scheduler: Scheduler, event: ev.Event, now: float) -> None:
     """Hand it in and answer at once whatever comes of it."""
     events = [event]
     while events:
-        events += [_answer(action) for action in scheduler.handle(events.pop(0), now)]
-
-
-def _answer(action: do.Action) -> ev.Event:
-    match action:
-        case do.PrepareModel():
-            return ev.ModelReady(id=action.id)
-        case do.StartGateway():
-            return ev.GatewayReady(id=action.id)
-        case do.StartTrainer():
-            return ev.TrainerStarted(id=action.id)
-        case do.Measure():
-            return ev.GpuFree(id=action.id)
-        case do.Pause():
-            return ev.Paused(id=action.id)
-        case do.Wake(version=version) | do.LoadWeights(version=version):
-            return ev.Woken(id=action.id, version=version)
-        case do.TellTrainer():
-            return ev.Told(id=action.id)
-        case _:
-            return ev.Ordered(id=action.id)
+        events += [well(action) for action in scheduler.handle(events.pop(0), now)]
 
 
 def opened(scheduler: Scheduler, number: int, now: float) -> None:

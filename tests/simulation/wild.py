@@ -2,7 +2,9 @@
 
 from random import Random
 
+import msgspec
 from boxes import box, pipeline
+from well import well
 
 from engines.gateway.messages import EngineLoad, Progress, RolloutProgress
 from engines.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, TrainerId, Version
@@ -113,32 +115,14 @@ class Wild:
         bad = chance.random() < 0.05
         if bad and not isinstance(action, do.TellTrainer | do.DropSnapshot | do.StopGroup):
             return ev.ActionFailed(id=action.id, reason="wild")
-        match action:
-            case do.PrepareModel():
-                return ev.ModelReady(id=action.id)
-            case do.StartGroup():
-                return ev.GroupReady(id=action.id, version=Version(0), pids=(1, 2))
-            case do.StartTrainer():
-                return ev.TrainerStarted(id=action.id)
-            case do.StartGateway():
-                return ev.GatewayReady(id=action.id)
-            case do.StopGroup():
-                return ev.GroupGone(id=action.id, confirmed=not bad)
-            case do.Measure(gpus=gpus):
-                return (
-                    ev.GpuHeld(id=action.id, gpus=gpus[:1] or (GpuId(0),), note="wild")
-                    if chance.random() < 0.05
-                    else ev.GpuFree(id=action.id)
-                )
-            case do.Pause():
-                return ev.Paused(id=action.id)
-            case do.Wake(version=version) | do.LoadWeights(version=version):
-                return ev.Woken(id=action.id, version=Version(version + (chance.choice((-1, 1)) if chance.random() < 0.03 else 0)))
-            case do.AdoptSnapshot():
-                return ev.SnapshotAdopted(id=action.id)
-            case do.RecordCheckpoint():
-                return ev.CheckpointKept(id=action.id)
-            case do.TellTrainer() | do.DropSnapshot():
-                return ev.Told(id=action.id)
-            case _:
-                return ev.Ordered(id=action.id, error="wild" if chance.random() < 0.03 else "")
+        match well(action):
+            case ev.GroupGone() as gone:
+                return msgspec.structs.replace(gone, confirmed=not bad)
+            case ev.GpuFree() if isinstance(action, do.Measure) and chance.random() < 0.05:
+                return ev.GpuHeld(id=action.id, gpus=action.gpus[:1] or (GpuId(0),), note="wild")
+            case ev.Woken(version=version) as woken if chance.random() < 0.03:
+                return msgspec.structs.replace(woken, version=Version(version + chance.choice((-1, 1))))
+            case ev.Ordered() as ordered if chance.random() < 0.03:
+                return msgspec.structs.replace(ordered, error="wild")
+            case answer:
+                return answer

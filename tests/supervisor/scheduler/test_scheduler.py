@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from boxes import box, pipeline, seed_topology
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from well import well
 
 from engines.gateway.messages import EngineLoad, Progress, RolloutProgress
 from engines.ids import EngineId, GatewayId, GroupId, Incarnation, PipelineId, TrainerId, Version
@@ -63,31 +65,17 @@ def answer(action: do.Action, outcome: int, version: int) -> ev.Event:
     """An answer that the runtime could give to this action."""
     if outcome == 0 and not isinstance(action, do.StopGroup | do.TellTrainer | do.DropSnapshot):
         return ev.ActionFailed(id=action.id, reason="a test")
-    match action:
-        case do.PrepareModel():
-            return ev.ModelReady(id=action.id)
-        case do.StartGroup():
-            return ev.GroupReady(id=action.id, version=Version(0))
-        case do.StartTrainer():
-            return ev.TrainerStarted(id=action.id)
-        case do.StartGateway():
-            return ev.GatewayReady(id=action.id)
-        case do.StopGroup():
-            return ev.GroupGone(id=action.id, confirmed=outcome != 0)
-        case do.Measure(gpus=gpus):
-            return ev.GpuHeld(id=action.id, gpus=gpus[:1], note="a test") if outcome == 1 else ev.GpuFree(id=action.id)
-        case do.Pause():
-            return ev.Paused(id=action.id)
-        case do.Wake() | do.LoadWeights():
-            return ev.Woken(id=action.id, version=action.version if outcome > 1 else Version(version))
-        case do.AdoptSnapshot():
-            return ev.SnapshotAdopted(id=action.id)
-        case do.RecordCheckpoint():
-            return ev.CheckpointKept(id=action.id)
-        case do.TellTrainer() | do.DropSnapshot():
-            return ev.Told(id=action.id)
-        case _:
-            return ev.Ordered(id=action.id, error="a test" if outcome == 1 else "")
+    match well(action):
+        case ev.GroupGone() as gone:
+            return msgspec.structs.replace(gone, confirmed=outcome != 0)
+        case ev.GpuFree() if isinstance(action, do.Measure) and outcome == 1:
+            return ev.GpuHeld(id=action.id, gpus=action.gpus[:1], note="a test")
+        case ev.Woken() as woken if outcome <= 1:
+            return msgspec.structs.replace(woken, version=Version(version))
+        case ev.Ordered() as ordered if outcome == 1:
+            return msgspec.structs.replace(ordered, error="a test")
+        case good:
+            return good
 
 
 steps = st.lists(
