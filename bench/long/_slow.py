@@ -44,6 +44,7 @@ class Slow(Player):
     def __init__(self, cwd: Path, shape: str, seed: int) -> None:
         super().__init__(cwd, shape, seed, ENGINES[shape], HEALTH)
         self.spells: list[Spell] = []
+        self.resting: dict[int, dict[str, int]] = {}
 
     def round(self, view: PipelineView, wanted: int) -> None:
         now = time.monotonic()
@@ -51,14 +52,28 @@ class Slow(Player):
             self.spells.remove(spell)
             self.tally.done += 1
             self.tally.matrix[f"{spell.kind} while {spell.phase}"] += 1
+            self.resting[spell.engine.rank] = self._signs(spell.engine)
         for engine in view.engines:
             if engine.restarts:
                 raise Broken(f"{engine} was only slow, and was restarted")
-        busy = {spell.engine.rank for spell in self.spells}
+        for rank in list(self.resting):
+            self._rest(view.engines[rank])
+        busy = {spell.engine.rank for spell in self.spells} | self.resting.keys()
         idle = [engine for engine in view.engines if engine.rank not in busy and engine.pids]
         self.random.shuffle(idle)
         for engine in idle[: max(0, min((self.engines - 1) // 2, wanted - self.tally.done) - len(busy))]:
             self._begin(engine)
+
+    def _rest(self, engine: EngineView) -> None:
+        """Two spells in a row on an engine that has nothing to do are one, longer than the budget: it has to show life between them."""
+        before, now = self.resting[engine.rank], self._signs(engine)
+        if any(now[sign] > before[sign] for sign in now):
+            del self.resting[engine.rank]
+
+    def _signs(self, engine: EngineView) -> dict[str, int]:
+        """Tokens that it has made, and questions that it was asked: while no spell is on it, each is answered well."""
+        said = self.faulty.turn(engine.rank, engine.incarnation)
+        return {"tokens": said["tokens"], **{path: said["asked"].get(path, 0) for path in ("/health_generate", "/server_info")}}
 
     def _begin(self, engine: EngineView) -> None:
         kind = self.random.choice(list(KINDS))

@@ -46,7 +46,9 @@ class Checkout:
     def start(self, *arguments: str, script: str = "supervise") -> subprocess.Popen[str]:
         env = {"PATH": str(self.programs), "TRAINSHED_TORCH": "cpu"}
         line = [str(self.folder / "bin" / script), *arguments]
-        return subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        return subprocess.Popen(
+            line, cwd=self.folder.parent, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
 
     def run(self, *arguments: str, script: str = "supervise") -> tuple[int, str, str]:
         process = self.start(*arguments, script=script)
