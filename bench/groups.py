@@ -2,8 +2,10 @@
 
     bin/bench groups ENV          ENV is made by bin/sglang-cpu; ten minutes on two quiet cores
 
-A tiny mixture of experts on two ranks (tp = ep = 2). Each process in turn gets KILL, then STOP; "ours" is the time from the signal to the
-route minus what the same life took to start. The trainer checks that every sample comes once, and greedy answers against undisturbed ones.
+A tiny mixture of experts on two ranks (tp = ep = 2); each process in turn gets KILL, then STOP. "dead": until the kernel has taken the
+process apart and says so, to a bystander; "unrouted": from then (from the signal, for STOP) until the gateway says that nothing is routed
+there any more; "ours": from the signal to the route, minus what the same life took to start. The trainer checks that every sample comes
+once, and greedy answers against undisturbed ones.
 """
 
 import os
@@ -30,7 +32,7 @@ def main() -> int:
             group.served(2)
             print(f"load {load()}; the verdict on a hang is due after {HANG_BUDGET_S:.0f} s at the latest", flush=True)
             print(
-                f"{'signal':>8} {'to':>8} {'cause':>6} {'unrouted ms':>12} {'gone ms':>8} {'cold s':>7} {'routed s':>9} {'ours ms':>8} overlap ms"
+                f"{'signal':>8} {'to':>8} {'cause':>6} {'dead ms':>8} {'unrouted ms':>12} {'gone ms':>8} {'cold s':>7} {'routed s':>9} {'ours ms':>8} overlap ms"
             )
             life = 1
             for number in (signal.SIGKILL, signal.SIGSTOP):
@@ -39,7 +41,7 @@ def main() -> int:
                     life += 1
                     ours = seen.ours - (seen.noticed if number is signal.SIGSTOP else 0.0)
                     print(
-                        f"{number.name:>8} {who:>8} {seen.cause:>6} {seen.noticed * 1e3:12.0f} {seen.gone * 1e3:8.0f} {seen.cold:7.1f} "
+                        f"{number.name:>8} {who:>8} {seen.cause:>6} {seen.dead * 1e3:8.0f} {seen.unrouted * 1e3:12.0f} {seen.gone * 1e3:8.0f} {seen.cold:7.1f} "
                         f"{seen.routed:9.1f} {ours * 1e3:8.0f} {seen.overlap * 1e3:10.0f}",
                         flush=True,
                     )

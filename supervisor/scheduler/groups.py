@@ -336,14 +336,9 @@ def _confirm(desk: Desk, engine: Engine, *, kill: bool) -> None:
     """Every pid gone, then the GPUs it leased measured empty."""
     limits = desk.box.limits
     if not engine.gone:
-        engine.op = desk.do(lambda id: StopGroup(id=id, group=engine.id, incarnation=engine.incarnation, kill=kill), _stop_limit(desk))
+        limit = limits.end + limits.release  # its ports are waited for as well
+        engine.op = desk.do(lambda id: StopGroup(id=id, group=engine.id, incarnation=engine.incarnation, kill=kill), limit)
     else:
         engine.op = desk.do(
             lambda id: Measure(id=id, holder=engine.id, gpus=engine.gpus, within=limits.release), limits.release + limits.order
         )
-
-
-def _stop_limit(desk: Desk) -> float:
-    """Grace, then KILL, then as long as a dying GPU process may take, then its ports; who is in the way is said before that is over."""
-    limits = desk.box.limits
-    return limits.grace + 2 * limits.release + limits.order

@@ -49,6 +49,11 @@ class Limits:
     gateway_start: float = 30.0
     attempt: float = 1200.0
 
+    @property
+    def end(self) -> float:
+        """Of processes: grace, then KILL, then as long as a dying GPU process may take; who is in the way is said before that is over."""
+        return self.grace + self.release + self.order
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:

@@ -292,9 +292,7 @@ def _end(desk: Desk, pipeline: Pipeline) -> None:
         if patient and not desk.due(desk.stop_at):
             return
         kill = not stopping or desk.stopping >= 3
-        trainer.op = desk.do(
-            lambda id: StopGroup(id=id, group=trainer.id, incarnation=trainer.incarnation, kill=kill), limits.grace + limits.release
-        )
+        trainer.op = desk.do(lambda id: StopGroup(id=id, group=trainer.id, incarnation=trainer.incarnation, kill=kill), limits.end)
     elif gpus := desk.leases.held_by(trainer.id):
         trainer.op = desk.do(lambda id: Measure(id=id, holder=trainer.id, gpus=gpus, within=limits.release), limits.release + limits.order)
     else:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -60,16 +62,25 @@ options = {{ first = "{models}/first", other = "{models}/other", target = {targe
 
 @dataclass(frozen=True)
 class Recovery:
-    """Seconds. `noticed`: from the signal to the order that takes the route; `overlap`: how long the next life was there before the last was gone."""
+    """Seconds. `dead`: from the signal until the kernel says so to a bystander who does nothing but ask (it takes a process of a gigabyte
+    apart first; 0 for a hang); `noticed`: from the signal until the gateway says that nothing is routed there any more; `overlap`: how
+    long the next life was there before the last was gone.
+    """
 
     who: str
     number: signal.Signals
     cause: str
+    dead: float
     noticed: float
     gone: float
     cold: float
     routed: float
     overlap: float
+
+    @property
+    def unrouted(self) -> float:
+        """From the death, or the silence, until nothing is routed there."""
+        return self.noticed - self.dead
 
     @property
     def ours(self) -> float:
@@ -131,6 +142,7 @@ class EpGroup:
         everybody = [psutil.Process(engine.pids[0]), *psutil.Process(engine.pids[0]).children(recursive=True)]
         starts = {process.pid: _start(process.pid) for process in everybody}
         victim = engine.pids[0] if who == "parent" else _rank(everybody, int(who.split()[1]))
+        bystander = Bystander(victim)
         at = time.time()
         os.kill(victim, number)
         while any(_start(pid) == start for pid, start in starts.items()):
@@ -145,7 +157,8 @@ class EpGroup:
         noticed = datetime.fromisoformat(str(failed["timestamp"])).timestamp() - at + float(str(over["unrouted_s"]))
         cold = float(str(over["ready_s"])) - float(str(over["started_s"]))
         routed = datetime.fromisoformat(str(over["timestamp"])).timestamp() - at
-        return Recovery(who, number, str(failed["cause"]), noticed, float(str(over["gone_s"])), cold, routed, max(0.0, gone - born))
+        dead = bystander.saw() - at if number is signal.SIGKILL else 0.0
+        return Recovery(who, number, str(failed["cause"]), dead, noticed, float(str(over["gone_s"])), cold, routed, max(0.0, gone - born))
 
     def _last(self, event: str, life: int) -> dict[str, object]:
         deadline = time.monotonic() + 10  # the log has a writer of its own
@@ -155,6 +168,29 @@ class EpGroup:
                 return found[-1]
             assert time.monotonic() < deadline, f"the log has no '{event}' of life {life}"
             time.sleep(0.1)
+
+
+class Bystander(threading.Thread):
+    """Waits for the end of a process as the supervisor does, and has nothing else to do."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._descriptor = os.pidfd_open(pid)
+        self._at = 0.0
+        self.start()
+
+    def run(self) -> None:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        poll.poll()
+        self._at = time.time()
+        os.close(self._descriptor)
+
+    def saw(self) -> float:
+        """When (seconds since 1970). Call it when the process is known to be dead."""
+        self.join(10)
+        assert self._at
+        return self._at
 
 
 def _start(pid: int) -> float | None:
