@@ -32,7 +32,8 @@ def main() -> int:
             group.served(2)
             print(f"load {load()}; the verdict on a hang is due after {HANG_BUDGET_S:.0f} s at the latest", flush=True)
             print(
-                f"{'signal':>8} {'to':>8} {'cause':>6} {'dead ms':>8} {'unrouted ms':>12} {'gone ms':>8} {'cold s':>7} {'routed s':>9} {'ours ms':>8} overlap ms"
+                f"{'signal':>8} {'to':>8} {'cause':>6} {'dead ms':>8} {'unrouted ms':>12} {'gone ms':>8} {'cold s':>7} {'routed s':>9} "
+                f"{'ours ms':>8} overlap ms"
             )
             life = 1
             for number in (signal.SIGKILL, signal.SIGSTOP):

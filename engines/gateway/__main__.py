@@ -20,7 +20,7 @@ from engines.gateway.dispatch import Dispatch
 from engines.gateway.engine_client import EngineClient
 from engines.gateway.exchange import Exchange
 from engines.gateway.orders import Channel
-from engines.gateway.server import application, serve
+from engines.gateway.server import Serving, application
 from engines.gateway.text import Text
 from engines.gateway.versions import ON_PUBLISH, VersionRule
 from trainers.framing import FrameError
@@ -50,7 +50,7 @@ async def _run(arguments: argparse.Namespace, text: Text, control: socket.socket
     )
     exchange = Exchange(dispatch, EngineClient(), log.info)
     app = application(exchange, text, pipeline=arguments.pipeline, model=str(arguments.model), log=log.error)
-    runner = await serve(app, listener)
+    serving = await Serving(app, listener, log.error).start()
     channel = await Channel.over(control)
     exchange.on_done, exchange.on_change = channel.done, channel.changed
     stopped = asyncio.Event()
@@ -77,7 +77,7 @@ async def _run(arguments: argparse.Namespace, text: Text, control: socket.socket
         for wait in waits:
             wait.cancel()
         await exchange.close()
-        await runner.cleanup()
+        await serving.end()
     return code
 
 

@@ -3,11 +3,12 @@
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from engines.gateway.accepting import Acceptor
 from engines.gateway.errors import RequestError
 from engines.gateway.exchange import Exchange
 from engines.gateway.native import Native, json_response
@@ -16,6 +17,7 @@ from engines.gateway.text import Text
 
 MAX_BODY: Final = 64 << 20
 _SHUTDOWN_S: Final = 0.2
+_BACKLOG: Final = 1024
 
 
 def application(exchange: Exchange, text: Text, *, pipeline: str, model: str, log: Callable[..., Any]) -> web.Application:
@@ -40,13 +42,26 @@ def application(exchange: Exchange, text: Text, *, pipeline: str, model: str, lo
     return app
 
 
-async def serve(app: web.Application, listener: socket.socket) -> web.AppRunner:
-    """Serve on `listener` (bound and listening already) until the runner's `cleanup`. A client that hangs up cancels its handler."""
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
-    await runner.setup()
-    listener.setblocking(False)
-    await web.SockSite(runner, listener, backlog=1024).start()
-    return runner
+class Serving:
+    """The application at work on `listener` (bound already), from `start` to `end`. A client that hangs up cancels its handler."""
+
+    def __init__(self, app: web.Application, listener: socket.socket, log: Callable[..., Any]) -> None:
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+        self._listener, self._log = listener, log
+
+    async def start(self) -> Self:
+        await self._runner.setup()
+        assert self._runner.server is not None
+        self._listener.listen(_BACKLOG)
+        self._listener.setblocking(False)
+        self._acceptor = Acceptor(self._listener, self._runner.server, self._log)
+        self._acceptor.start()
+        return self
+
+    async def end(self) -> None:
+        """Requests that run are cancelled, connections closed."""
+        self._acceptor.stop()
+        await self._runner.cleanup()
 
 
 def _errors(log: Callable[..., Any]) -> Middleware:

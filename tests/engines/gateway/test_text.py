@@ -15,7 +15,7 @@ from engines.gateway.dispatch import Dispatch
 from engines.gateway.engine_client import EngineClient
 from engines.gateway.errors import RequestError
 from engines.gateway.exchange import Exchange
-from engines.gateway.server import application, serve
+from engines.gateway.server import Serving, application
 from engines.gateway.text import Text, TextStream
 
 
@@ -71,7 +71,8 @@ def test_streams_say_something_while_nothing_comes(tmp_path: Path, monkeypatch: 
         listener = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         text = byte_level(tmp_path)
-        runner = await serve(application(exchange, text, pipeline="p1", model="m", log=lambda *_, **__: None), listener)
+        quiet = lambda *_, **__: None  # noqa: E731
+        serving = await Serving(application(exchange, text, pipeline="p1", model="m", log=quiet), listener, quiet).start()
         async with aiohttp.ClientSession(base_url=url, timeout=aiohttp.ClientTimeout(total=10)) as session:
             async with session.post("/generate", json={"text": "a", "stream": True}) as response:
                 assert await response.content.readline() == b": keep-alive\n"
@@ -84,6 +85,7 @@ def test_streams_say_something_while_nothing_comes(tmp_path: Path, monkeypatch: 
                 assert b'"role":"assistant"' in lines[0]
                 assert lines[2] == b": keep-alive\n"
         await exchange.close()
-        await runner.cleanup()
+        await serving.end()
+        listener.close()
 
     asyncio.run(play())
