@@ -215,6 +215,11 @@ class _Wire:
                 return self._answers.pop(key)
             raise SupervisorGone(f"no answer to {call} {number}: {self.lost}")
 
+    @property
+    def ending(self) -> bool:
+        """Whether engines are leaving for good: no sample will come any more."""
+        return self.lost is not None or self.stopping is not None
+
     def close(self) -> None:
         self._exit_when_gone = False
         with contextlib.suppress(OSError):
@@ -405,13 +410,15 @@ class Rollout:
     def samples(self, indexes: Iterable[int] | None = None) -> list[Sample]:
         """Waits for these samples (default: all started) and returns them in index order. After the close, cut ones are partial.
 
-        Raises SamplesFailed, RolloutRefused or SupervisorGone.
+        Raises SamplesFailed, SupervisorGone or RolloutRefused (its code is `stopping` when the supervisor stops: return then).
         """
         wire = self._pipeline._wire
         with wire.changed:
             wanted = list(range(self._started) if indexes is None else indexes)
-            wire.changed.wait_for(lambda: self._broken or wire.lost or all(index in self._results for index in wanted))
+            wire.changed.wait_for(lambda: self._broken or wire.ending or all(index in self._results for index in wanted))
             missing = [index for index in wanted if index not in self._results]
+            if missing and wire.lost is None and wire.stopping is not None:
+                raise RolloutRefused("stopping", f"the supervisor is stopping: {len(missing)} samples of rollout {self.number} will not come")
             if missing and self._broken:
                 raise self._broken
             if missing:
@@ -438,7 +445,7 @@ class Rollout:
     def _over(self) -> bool:
         """Whether it is vain to ask the gateway again."""
         late = self._closed_at is not None and time.monotonic() - self._closed_at > _LATE_S
-        return late or self._pipeline._wire.lost is not None
+        return late or self._pipeline._wire.ending
 
 
 def _each(value: Any, kind: type, count: int) -> list[Any]:
@@ -767,7 +774,7 @@ class Pipeline:
 
     @property
     def stopping(self) -> bool:
-        """Whether the supervisor is stopping: save what must be saved and return; a TERM follows."""
+        """Whether the supervisor is stopping: save what must be saved and return; a TERM follows. What is waited for is refused, `stopping`."""
         return self._wire.stopping is not None
 
     def _here(self, roles: Iterable[str]) -> bool:

@@ -171,6 +171,7 @@ class Trainer:
     exits: dict[int, int] = field(default_factory=dict)  # rank -> exit code
     first_exit: float | None = None
     gone: bool = False
+    greeted: bool = False  # a rank of this life has said hello: it hears what it is told
     fence_note: str = ""
     not_before: float = 0.0
     pids: tuple[int, ...] = ()
@@ -206,6 +207,12 @@ class Figures:
     step: int = 0
     waited: float = 0.0
     waits_since: dict[str, float] = field(default_factory=dict)
+
+    def reported(self, step: int, metrics: dict[str, float]) -> None:
+        """What the trainer says of itself."""
+        self.step, self.metrics = step, {**self.metrics, **metrics}
+        if "reward" in metrics:
+            self.rewards.append(metrics["reward"])
 
 
 @dataclass(slots=True)

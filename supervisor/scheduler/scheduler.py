@@ -5,7 +5,7 @@ from typing import assert_never
 from engines.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation
 from engines.state import EngineState
 
-from . import gateways, groups, operators, trainers
+from . import farewell, gateways, groups, operators, trainers
 from .actions import (
     Action,
     AdoptSnapshot,
@@ -121,9 +121,8 @@ class Scheduler:
                 self._condemn(group, incarnation, Cause.PROBE, reason, silent)
             case TrainerSaid():
                 pipeline = self.desk.fleet.pipelines[event.pipeline]
-                alive = pipeline.trainer.state in (TrainerState.STARTING, TrainerState.RUNNING)
-                if event.incarnation == pipeline.trainer.incarnation and alive:
-                    trainers.said(self.desk, pipeline, event.rank, event.message)
+                if event.incarnation == pipeline.trainer.incarnation:
+                    self._trainer_said(pipeline, event)
             case GatewaySaid():
                 pipeline = self.desk.fleet.pipelines[event.pipeline]
                 if event.incarnation == pipeline.gateway.incarnation and pipeline.gateway.up:
@@ -216,7 +215,7 @@ class Scheduler:
                 self.desk.leases.clear(gpu)
             elif self.desk.leases.fenced(gpu) == NOT_MEASURED:
                 self.desk.leases.fence(gpu, f"held by something that is not ours: {note}")
-                self.desk.note("warning", f"gpu/{gpu}", f"fenced: {note}")
+                self.desk.note("warning", gpu, f"fenced: {note}")
 
     def _member_exited(self, group: GroupId, incarnation: Incarnation, event: MemberExited) -> None:
         pipeline = self.desk.fleet.pipelines[group.pipeline]
@@ -229,6 +228,13 @@ class Scheduler:
                 gateways.fail(self.desk, pipeline, f"ended with {event.code}{': ' + event.note if event.note else ''}")
         elif pipeline.trainer.incarnation == incarnation:
             trainers.exited(self.desk, pipeline, event.member, event.code, event.note)
+
+    def _trainer_said(self, pipeline: Pipeline, event: TrainerSaid) -> None:
+        state = pipeline.trainer.state
+        if state in (TrainerState.STARTING, TrainerState.RUNNING):
+            trainers.said(self.desk, pipeline, event.rank, event.message)
+        elif state is TrainerState.STOPPING:
+            farewell.said(self.desk, pipeline, event.rank, event.message)
 
     def _condemn(self, group: GroupId, incarnation: Incarnation, cause: Cause, reason: str, silent: float = 0.0) -> None:
         pipeline = self.desk.fleet.pipelines[group.pipeline]

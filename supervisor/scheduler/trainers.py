@@ -20,10 +20,10 @@ from trainers.messages import (
     Report,
     RequestLease,
     RolloutOpened,
-    Stopping,
     TrainerMessage,
 )
 
+from . import farewell
 from .actions import Action, AdoptSnapshot, Lost, Measure, RecordCheckpoint, StartTrainer, StopGroup
 from .answers import tell, waited
 from .demand import close_rollout, hopeless, open_rollout, refuse_rollout
@@ -39,7 +39,7 @@ def said(desk: Desk, pipeline: Pipeline, rank: int, message: TrainerMessage) -> 
         case Offloaded(call=call):
             offloaded(desk, pipeline, rank, call)
         case Hello():
-            pass  # the runtime has answered it: a fact, not a decision
+            pipeline.trainer.greeted = True  # the runtime has answered it: a fact, not a decision
         case _ if rank != 0:
             fail(desk, pipeline, f"rank {rank} said {type(message).__name__}; only rank 0's calls decide")
         case OpenRollout():
@@ -55,10 +55,7 @@ def said(desk: Desk, pipeline: Pipeline, rank: int, message: TrainerMessage) -> 
         case Checkpoint(step=step, path=path):
             desk.do(lambda id: RecordCheckpoint(id=id, pipeline=pipeline.id, step=step, path=path), desk.box.limits.order)
         case Report(step=step, metrics=metrics):
-            figures = pipeline.figures
-            figures.step, figures.metrics = step, {**figures.metrics, **metrics}
-            if "reward" in metrics:
-                figures.rewards.append(metrics["reward"])
+            pipeline.figures.reported(step, metrics)
 
 
 def _publish(desk: Desk, pipeline: Pipeline, message: Publish) -> None:
@@ -192,7 +189,7 @@ def stop(desk: Desk, pipeline: Pipeline) -> None:
     trainer.turn(TrainerTurn.STOP)
     if was in (TrainerState.STARTING, TrainerState.RUNNING):
         if desk.stopping and not trainer.exits:
-            tell(desk, pipeline, Stopping(desk.box.limits.grace))
+            farewell.begin(desk, pipeline)
         _end_of_life(desk, pipeline)
 
 
@@ -221,6 +218,7 @@ def _start(desk: Desk, pipeline: Pipeline) -> None:
     trainer.turn(TrainerTurn.START)
     trainer.exits.clear()
     trainer.first_exit = None
+    trainer.greeted = False
     trainer.op = desk.do(
         lambda id: StartTrainer(
             id=id,
@@ -288,7 +286,8 @@ def _end(desk: Desk, pipeline: Pipeline) -> None:
     limits = desk.box.limits
     if not trainer.gone:
         stopping = trainer.state is TrainerState.STOPPING
-        patient = stopping and desk.stopping == 1 and len(trainer.exits) < trainer.world_size
+        hears = trainer.greeted and len(trainer.exits) < trainer.world_size  # a script without our client learns of it by its TERM
+        patient = stopping and desk.stopping == 1 and hears
         if patient and not desk.due(desk.stop_at):
             return
         kill = not stopping or desk.stopping >= 3

@@ -183,6 +183,8 @@ class FakePipeline:
         trainer.incarnation = action.incarnation
         trainer.step, trainer.calls, trainer.publishes, trainer.publishing = action.steps_done, 0, 0, -1
         trainer.place = "restore" if action.restore else "init"
+        for rank in range(trainer.world_size):
+            self._say(say.Hello(rank), rank)
         self._say(say.RequestLease(call=0, roles=("init",)))
 
     def _say(self, message: say.TrainerMessage, rank: int = 0) -> None:
@@ -241,6 +243,10 @@ class FakePipeline:
                     self.world.after(1.0, lambda: self._work(incarnation, call))
             case say.Refused(code="would_wait"):
                 self._leave()
+            case say.Refused(code="stopping"):
+                self.world.after(0.1, self._finish)
+            case say.Stopping() if trainer.place == "generating":  # samples that are missing will not come, says the client
+                self.world.after(0.1, self._finish)
             case say.Refused():
                 raise Violation(f"{trainer.pipeline} in {trainer.place} is refused: {message}")
             case _:
@@ -317,7 +323,7 @@ class FakePipeline:
     def _finish(self) -> None:
         trainer = self.trainer
         incarnation = trainer.incarnation
-        if incarnation is None:
+        if incarnation is None or trainer.place == "done":
             return
         trainer.place = "done"
         for rank in range(trainer.world_size):

@@ -132,6 +132,16 @@ def test_attributes(tmp_path: Path) -> None:
         assert wait_until(lambda: pipeline.stopping)
 
 
+def test_samples_that_will_not_come_are_not_waited_for(tmp_path: Path) -> None:
+    with FakeSupervisor(tmp_path) as supervisor:
+        pipeline = supervisor.connect()
+        with pytest.raises(client.RolloutRefused, match="2 samples of rollout 0 will not come") as caught, pipeline.rollout(2) as rollout:
+            rollout.start([[1], [2]], max_new_tokens=1)
+            supervisor.tell(m.Stopping(1.0))
+            rollout.samples()
+        assert caught.value.code == "stopping"
+
+
 def test_lease_order_of_both_ranks(tmp_path: Path) -> None:
     moves: list[str] = []
     with FakeSupervisor(tmp_path, world_size=2, gpus=()) as supervisor:

@@ -257,6 +257,7 @@ def test_a_late_answer_of_an_engine_that_is_being_ended_changes_nothing() -> Non
 
 def test_a_graceful_stop_lets_the_trainer_end_by_itself_and_then_ends_it() -> None:
     bench = serving()
+    bench.say("a", say.Hello(1))
     bench.feed(ev.Stop(level=1))
     assert bench.told("a", say.Stopping)
     assert TRAINER not in [action.group for action in bench.asked(do.StopGroup)]
@@ -265,6 +266,42 @@ def test_a_graceful_stop_lets_the_trainer_end_by_itself_and_then_ends_it() -> No
     bench.wait(2.0)
     assert [action.kill for action in bench.asked(do.StopGroup) if action.group == TRAINER] == [False]
     assert bench.scheduler.finished
+
+
+def test_a_trainer_that_has_said_nothing_yet_is_ended_at_once() -> None:
+    """A script without our client, or one that is still importing, cannot hear that it should go."""
+    bench = serving()
+    bench.feed(ev.Stop(level=1))
+    assert [action.kill for action in bench.asked(do.StopGroup) if action.group == TRAINER] == [False]
+    assert bench.scheduler.finished
+
+
+def test_a_trainer_that_is_stopping_waits_for_nothing() -> None:
+    """What it waits for is refused when it is told, what it asks after that at once; what it saves is kept."""
+    bench = serving()
+    bench.say("a", say.Hello(1))
+    bench.hold = lambda action: isinstance(action, do.AdoptSnapshot | do.Drain)
+    bench.say("a", say.RequestLease(7, ("train",)))
+    bench.say("a", say.Publish(8, "w"))
+    bench.feed(ev.Stop(level=1))
+    assert {(refused.about, refused.number, refused.code) for refused in bench.told("a", say.Refused)} == {
+        ("request_lease", 7, "stopping"),
+        ("publish", 8, "stopping"),
+    }
+    for message in (say.OpenRollout(5, 8), say.CloseRollout(0), say.RequestLease(9, ("train",)), say.Offloaded(6), say.Publish(10, "w")):
+        bench.say("a", message)
+    assert {(refused.about, refused.number, refused.code) for refused in bench.told("a", say.Refused)} == {
+        ("request_lease", 7, "stopping"),
+        ("publish", 8, "stopping"),
+        ("open_rollout", 5, "stopping"),
+        ("request_lease", 9, "stopping"),
+        ("publish", 10, "stopping"),
+    }
+    assert bench.told("a", say.RolloutClosed) == [say.RolloutClosed(0)]
+    assert bench.told("a", say.LeaseEnded) == [say.LeaseEnded(6)]
+    bench.say("a", say.Checkpoint(3, "/c"))
+    assert bench.told("a", say.CheckpointRecorded) == [say.CheckpointRecorded(3)]
+    assert bench.record("a").trainer.steps_done == 4
 
 
 @pytest.mark.parametrize("level", [2, 3])
