@@ -9,7 +9,7 @@ from .desk import Desk
 from .fleet import Pipeline
 from .rollouts import Rollout
 
-NO_ENGINE = ("no_engine", "every engine of this pipeline is retired or stuck")
+NO_ENGINE = ("no_engine", "every engine of this pipeline is retired; see why with `status`, mend it, then `reset` the pipeline")
 
 
 def open_rollout(desk: Desk, pipeline: Pipeline, message: OpenRollout) -> None:
@@ -39,8 +39,8 @@ def _why_no_rollout(desk: Desk, pipeline: Pipeline, number: int) -> tuple[str, s
 
 
 def hopeless(pipeline: Pipeline) -> bool:
-    """No engine of the pipeline can come back without an operator."""
-    return all(engine.state in (EngineState.RETIRED, EngineState.STUCK) for engine in pipeline.engines.values())
+    """No engine of the pipeline can come back without an operator. One that is stuck can: it is looked at again until it is gone."""
+    return all(engine.state is EngineState.RETIRED for engine in pipeline.engines.values())
 
 
 def refuse_rollout(desk: Desk, pipeline: Pipeline, number: int) -> None:

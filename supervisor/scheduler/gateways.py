@@ -18,7 +18,7 @@ from .actions import (
     TellHopeless,
     Unroute,
 )
-from .demand import closed, hopeless
+from .demand import NO_ENGINE, closed, hopeless
 from .desk import Desk
 from .events import ActionFailed, Answer, GatewayReady, GroupGone, Ordered
 from .fleet import Pipeline
@@ -171,7 +171,7 @@ def _tell(desk: Desk, pipeline: Pipeline) -> None:
             rollout.asked = True
             number, target = rollout.number, max(1, rollout.target - rollout.before)
             _open(desk, pipeline, number, target)
-    reason = "every engine of this pipeline is retired or stuck" if hopeless(pipeline) else ""
+    reason = NO_ENGINE[1] if hopeless(pipeline) else ""
     if reason != pipeline.gateway.hopeless:
         pipeline.gateway.hopeless = reason
         desk.do(lambda id: TellHopeless(id=id, pipeline=pipeline.id, reason=reason), limit)

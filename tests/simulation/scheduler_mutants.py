@@ -126,6 +126,7 @@ MUTANTS = {
     "orders outlive their gateway": Mutant(GATEWAYS, "    _forget_orders(desk, pipeline)\n    desk", "    desk", WORLD, "faults", ""),
     "gateways have one life": Mutant(GATEWAYS, "    gateway.incarnation = Incarnation(gateway.incarnation + 1)\n", "", LIFE, "a_report_of_a_dead_gateway_is_nothing", ""),
     "a gateway restarts for ever": Mutant(GATEWAYS, "    if gateway.failures > MAX_FAILURES:", "    if False:", LIFE, "a_gateway_that_keeps_dying_fails_its_pipeline", ""),
+    "who is stuck is given up": Mutant("supervisor/scheduler/demand.py", "engine.state is EngineState.RETIRED for", "engine.state in (EngineState.RETIRED, EngineState.STUCK) for", LIFE, "stuck_engines_are_waited_for", "an error where a late answer would come"),
     "nobody hears that it is hopeless": Mutant(GATEWAYS, "    if reason != pipeline.gateway.hopeless:", "    if False:", LIFE, "who_cannot_be_served_is_told", ""),
     "a rollout without hope waits": Mutant(TRAINERS, "        elif not rollout.told and not rollout.implicit and hopeless(pipeline):", "        elif False:", LIFE, "who_cannot_be_served_is_told", ""),
     "an order that fails is forgiven": Mutant(SCHEDULER, "                if isinstance(answer, ActionFailed):  # a gateway", "                if False:  # a gateway", WORLD, "faults", ""),

@@ -149,6 +149,21 @@ def test_a_gateway_that_keeps_dying_fails_its_pipeline() -> None:
     assert "gateway" in bench.record("a").failed
 
 
+def test_stuck_engines_are_waited_for() -> None:
+    """They are looked at again until they are gone: a late answer, not an error."""
+    bench = serving()
+    bench.rule = lambda action: ev.GroupGone(id=action.id, confirmed=False, note="pid 7") if isinstance(action, do.StopGroup) else None
+    for rank in (0, 1):
+        bench.die(EngineId(A, rank))
+    assert [engine.state for engine in bench.record("a").engines.values()] == [EngineState.STUCK] * 2
+    bench.wait(300.0)
+    assert bench.refused("a") == []
+    assert bench.asked(do.TellHopeless) == []
+    bench.rule = lambda action: None
+    bench.wait(300.0)
+    assert bench.awake("a"), "as many as the rest of the rollout wants"
+
+
 def test_who_cannot_be_served_is_told() -> None:
     bench = one()
     bench.rule = lambda action: ev.ActionFailed(id=action.id, reason="no") if isinstance(action, do.StartGroup) else None
