@@ -172,8 +172,8 @@ class Player:
         if snapshot is None or self.run.process.poll() is not None:
             raise Broken(f"the supervisor is gone:\n{self.run.tail()}")
         view = snapshot.pipelines[0]
-        if view.trainer.incarnation != 1:
-            raise Broken(f"the trainer was hurt:\n{self.run.tail()}")
+        if view.trainer.incarnation != 1 or view.gateway.incarnation != 1:
+            raise Broken(f"the trainer or the gateway was hurt:\n{self.run.tail()}")
         return view
 
     def turn(self, rank: int, life: int, *, member: int = 0, **knobs: object) -> bool:

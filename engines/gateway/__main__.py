@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 import uvloop
 
+from engines.gateway.attempts import PATIENCE
 from engines.gateway.dispatch import Dispatch
 from engines.gateway.engine_client import EngineClient
 from engines.gateway.exchange import Exchange
@@ -47,6 +48,7 @@ async def _run(arguments: argparse.Namespace, text: Text, control: socket.socket
         decode=text.decode_all if text.known else None,
         rule=VersionRule(arguments.on_publish, arguments.max_version_lag),
         prefix_slack=arguments.prefix_slack,
+        abort_patience=arguments.abort_patience,
     )
     exchange = Exchange(dispatch, EngineClient(), log.info)
     app = application(exchange, text, pipeline=arguments.pipeline, model=str(arguments.model), log=log.error)
@@ -92,6 +94,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--prefix-slack", type=float, default=None, help="prefer engines that know a prompt's beginning, if no busier than so"
     )
+    parser.add_argument("--abort-patience", type=float, default=PATIENCE, help="seconds for an engine to end what was aborted")
     return parser.parse_args(argv)
 
 

@@ -10,8 +10,9 @@ from engines.gateway.fleet import Engine
 from engines.gateway.messages import Done
 from engines.gateway.records import Attempt, Sample
 
-ABORT_PATIENCE: Final = 5.0
-"""Seconds for an engine to end a request that we have aborted; then the connection is cut and the tokens so far are kept."""
+PATIENCE: Final = 5.0
+"""Seconds for an engine to end a request that we have aborted; then the connection is cut and the tokens so far are kept. A drain must
+be over before the supervisor takes the gateway for the one that hangs: at most a quarter of `drain_s`."""
 
 
 @dataclass(slots=True)
@@ -25,7 +26,8 @@ class _Pending:
 class Attempts:
     """Every attempt that has started and neither ended nor been cut. An engine's `running` is changed here only."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = PATIENCE) -> None:
+        self._abort_patience = patience
         self._running: dict[int, Attempt] = {}
         self._patience: dict[int, float] = {}
         self._pending: list[_Pending] = []
@@ -54,11 +56,11 @@ class Attempts:
         return Start(number, engine.rank, engine.incarnation, engine.url, engine.key, body)
 
     def abort(self, attempt: Attempt, now: float) -> list[Abort]:
-        """Ask once; after `ABORT_PATIENCE` it is among the `impatient`."""
+        """Ask once; when its patience is over it is among the `impatient`."""
         if attempt.aborting:
             return []
         attempt.aborting = True
-        self._patience[attempt.number] = now + ABORT_PATIENCE
+        self._patience[attempt.number] = now + self._abort_patience
         return [Abort(attempt.number)]
 
     def impatient(self, now: float) -> list[Attempt]:

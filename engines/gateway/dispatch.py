@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from engines.gateway import events, hearing, messages, seams
 from engines.gateway.affinity import Affinity
-from engines.gateway.attempts import Attempts
+from engines.gateway.attempts import PATIENCE, Attempts
 from engines.gateway.fleet import Engine, Fleet
 from engines.gateway.outlook import Outlook
 from engines.gateway.records import Attempt, Phase, Rollout, Sample
@@ -27,7 +27,7 @@ _CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
 class Dispatch:
     """`seed`: the pipeline's. `eos`: token ids at which the model ends. `decode`: tokens to text, for stop strings at a seam (None: no tokenizer).
 
-    `rule`: what becomes of samples in flight when weights are published. `prefix_slack`: see `Affinity`.
+    `rule`: what becomes of samples in flight when weights are published. `prefix_slack`: see `Affinity`. `abort_patience`: see `attempts.PATIENCE`.
     """
 
     def __init__(
@@ -39,12 +39,13 @@ class Dispatch:
         max_waiting: int = MAX_WAITING,
         rule: VersionRule | None = None,
         prefix_slack: float | None = None,
+        abort_patience: float = PATIENCE,
     ) -> None:
         self.fleet = Fleet()
         self.rollouts = Rollouts()
         self._seed, self._eos, self._decode = seed, eos, decode
         self._rule = rule or VersionRule()
-        self._attempts = Attempts()
+        self._attempts = Attempts(abort_patience)
         self._askers: dict[int, Sample] = {}
         self._outlook = Outlook()
         self._waiting = Waiting(self._outlook, Affinity(prefix_slack), max_waiting)

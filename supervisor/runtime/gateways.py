@@ -2,9 +2,11 @@
 
 import socket
 from dataclasses import dataclass
+from typing import Final
 
 import anyio
 
+from engines.gateway.attempts import PATIENCE
 from engines.gateway.messages import (
     CloseRollout,
     Done,
@@ -22,6 +24,7 @@ from engines.gateway.messages import (
 )
 from engines.ids import GatewayId, Incarnation, PipelineId
 from supervisor.config import Gateway as GatewayTable
+from supervisor.config import Health as HealthTable
 from supervisor.environment import choose
 from supervisor.runtime.channels import Channel
 from supervisor.runtime.channels import PeerFailed as ChannelFailed
@@ -33,6 +36,10 @@ from supervisor.scheduler import actions as do
 from supervisor.scheduler.events import ActionFailed, GatewayReady, GatewaySaid, Ordered, PeerFailed
 
 
+EXIT_SECONDS: Final = 1.0
+"""From the end of its channel to the end of a gateway that dies."""
+
+
 @dataclass(slots=True)
 class _Gateway:
     incarnation: Incarnation
@@ -40,9 +47,9 @@ class _Gateway:
     ready: anyio.Event
 
 
-def arguments(gateway: GatewayTable) -> list[str]:
-    """Arguments for `[pipeline.gateway]`."""
-    made = ["--on-publish", gateway.on_publish]
+def arguments(gateway: GatewayTable, health: HealthTable) -> list[str]:
+    """Arguments for `[pipeline.gateway]`, and what `[health]` has to say."""
+    made = ["--on-publish", gateway.on_publish, "--abort-patience", f"{min(PATIENCE, health.drain_s / 4):g}"]
     if gateway.max_version_lag is not None:
         made += ["--max-version-lag", str(gateway.max_version_lag)]
     if gateway.prefix_affinity:
@@ -112,7 +119,7 @@ class Gateways:
         pipeline = site.pipeline(id)
         who = ["--pipeline", id, "--listen-fd", str(listener), "--seed", str(pipeline.seed), "--model", str(site.model(id))]
         return Command(
-            argv=[*who, *arguments(pipeline.gateway)],
+            argv=[*who, *arguments(pipeline.gateway, self._site.config.health)],
             module="engines.gateway",
             env=env,
             cwd=site.directory.path,
@@ -161,8 +168,18 @@ class Gateways:
 
     def _failed(self, id: PipelineId, incarnation: Incarnation, failure: ChannelFailed) -> None:
         living = self._site.living.get(GatewayId(id))
-        if living is None or not living.stopping:
-            self._site.feed(PeerFailed(group=GatewayId(id), incarnation=incarnation, reason=str(failure)))
+        told = PeerFailed(group=GatewayId(id), incarnation=incarnation, reason=str(failure))
+        if living is None:
+            self._site.feed(told)
+        elif not living.stopping:
+            self._site.spawn_task(self._unless_it_ends, living.group, told, name=f"{id}/gateway closed its end")
+
+    async def _unless_it_ends(self, group: Group, told: PeerFailed) -> None:
+        """A death closes descriptors, too, a moment before it can be seen; its exit, which is watched, says more."""
+        with anyio.move_on_after(EXIT_SECONDS):
+            await group.ended()
+            return
+        self._site.feed(told)
 
     def gone(self, gateway: GatewayId) -> None:
         """Nothing of this incarnation lives; the listening socket stays."""

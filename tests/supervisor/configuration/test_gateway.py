@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.config import Gateway
+from supervisor.config import Gateway, Health
 from supervisor.errors import ConfigError
 from supervisor.load import load
 from supervisor.runtime.gateways import arguments
@@ -32,14 +32,14 @@ def read(tmp_path: Path, table: str) -> Gateway:
 
 def test_the_defaults_change_nothing(tmp_path: Path) -> None:
     assert read(tmp_path, "") == Gateway("continue", None, False, 0.25)
-    assert arguments(Gateway()) == ["--on-publish", "continue"]
+    assert arguments(Gateway(), Health()) == ["--on-publish", "continue", "--abort-patience", "5"]
 
 
 def test_everything_that_can_be_written(tmp_path: Path) -> None:
     table = '[pipeline.gateway]\non_publish = "finish"\nmax_version_lag = 2\nprefix_affinity = true\nprefix_slack = 0.5'
     gateway = read(tmp_path, table)
     assert gateway == Gateway("finish", 2, True, 0.5)
-    assert arguments(gateway) == ["--on-publish", "finish", "--max-version-lag", "2", "--prefix-slack", "0.5"]
+    assert arguments(gateway, Health(drain_s=3.0)) == ["--on-publish", "finish", "--abort-patience", "0.75", "--max-version-lag", "2", "--prefix-slack", "0.5"]
 
 
 @pytest.mark.parametrize(
