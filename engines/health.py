@@ -65,7 +65,7 @@ class Rates:
         return {Kind.LIVENESS: self.liveness_within, Kind.CANARY: self.canary_within}.get(kind, self.progress_within)
 
     def every(self, kind: Kind) -> float:
-        return {Kind.LIVENESS: self.liveness_every, Kind.PROGRESS: self.progress_every, Kind.ASLEEP: self.asleep_every}.get(kind, 0.0)
+        return {Kind.PROGRESS: self.progress_every, Kind.ASLEEP: self.asleep_every}.get(kind, self.liveness_every)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,16 +189,22 @@ class Health:
             return Kind.ASLEEP if pulse.next[Kind.ASLEEP] <= now else None
         if look.mode is Mode.QUIET:
             return None
-        if look.failures >= self.rates.request_failures and look.failures > pulse.forgiven:
-            return Kind.CANARY
-        if look.in_flight and now - pulse.quiet_since >= self.rates.silence:
+        doubted = look.failures >= self.rates.request_failures and look.failures > pulse.forgiven
+        if (doubted or self._silent(pulse, now)) and pulse.next.get(Kind.CANARY, now) <= now:
             return Kind.CANARY
         if pulse.next[Kind.PROGRESS] <= now and not pulse.streaks.get(Kind.LIVENESS):  # first: does it answer at all?
             return Kind.PROGRESS
         return Kind.LIVENESS if pulse.next[Kind.LIVENESS] <= now else None
 
-    def ended(self, probe: Probe, problem: str, look: Look | None, now: float) -> Outcome | None:
-        """`problem` is empty when the engine answered well. `look` is its state after the probe, None when it has no processes any more."""
+    def _silent(self, pulse: _Pulse, now: float) -> bool:
+        """Whether requests run and no token comes."""
+        return bool(pulse.look.in_flight) and now - pulse.quiet_since >= self.rates.silence
+
+    def ended(self, probe: Probe, problem: str | None, look: Look | None, now: float) -> Outcome | None:
+        """`problem` is empty when the engine answered well, None when it had no room for the question.
+
+        `look` is its state after the probe, None when it has no processes any more.
+        """
         pulse = self._pulses.get(probe.engine)
         if pulse is None or pulse.asked is not probe:
             return None  # that life is over
@@ -207,8 +213,11 @@ class Health:
         if look is None or (look.incarnation, look.epoch) != (probe.incarnation, probe.epoch) or look.mode is not MODE_OF[probe.kind]:
             return None  # it is not what was asked any more: neither good nor bad
         self._take(probe.engine, look, now)
-        if not problem or pulse.sign > probe.began:
+        if problem == "" or pulse.sign > probe.began:
             return self._good(pulse, probe, now)
+        if problem is None and not self._silent(pulse, now):
+            return None  # it is full, and whoever is in it gets tokens: only a generation clears a streak, only a failure adds to one
+        problem = problem or "no room for one token, and none comes out"
         if self._late is not None and self._late >= probe.began:
             return None
         return self._bad(pulse, probe, problem, now)

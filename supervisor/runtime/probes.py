@@ -99,8 +99,11 @@ class Probes:
             log.info("engine is well again", **fields)
 
 
-async def _problem(control: EngineControl, probe: Probe) -> str:
-    """Empty, or what is wrong. A refusal proves that somebody is there: it is no bad sign where only this was asked."""
+_NO_ROOM: Final = (409, 429, 503)
+
+
+async def _problem(control: EngineControl, probe: Probe) -> str | None:
+    """Empty, or what is wrong; None: it would not be asked now. A refusal proves that somebody is there, which is all that liveness asks."""
     try:
         match probe.kind:
             case Kind.LIVENESS:
@@ -112,9 +115,9 @@ async def _problem(control: EngineControl, probe: Probe) -> str:
             case Kind.ASLEEP:
                 await control.probe(probe.within)
     except EngineRefused as refusal:
-        if probe.kind is Kind.LIVENESS or (probe.kind is Kind.CANARY and 400 <= refusal.status < 500):
+        if probe.kind is Kind.LIVENESS:
             return ""
-        return str(refusal)
+        return None if probe.kind is Kind.CANARY and refusal.status in _NO_ROOM else str(refusal)
     except EngineError as error:
         return str(error) or type(error).__name__
     return ""

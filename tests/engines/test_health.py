@@ -26,6 +26,7 @@ class Box:
         self.now = 0.0
         self.looks = {engine(rank): Look(LIFE, mode, 0.0) for rank in range(count)}
         self.sick: dict[EngineId, dict[Kind, float]] = {}
+        self.full = False
         self.running: list[tuple[float, Probe]] = []
         self.asked: list[Probe] = []
         self.outcomes: list[tuple[float, Outcome]] = []
@@ -44,7 +45,8 @@ class Box:
             self.now += step
             for due, probe in [entry for entry in self.running if entry[0] <= self.now]:
                 self.running.remove((due, probe))
-                problem = "no answer" if probe.kind in self.sick.get(probe.engine, {}) else ""
+                problem: str | None = "no answer" if probe.kind in self.sick.get(probe.engine, {}) else ""
+                problem = None if self.full and probe.kind is Kind.CANARY else problem
                 outcome = self.health.ended(probe, problem, self.looks.get(probe.engine), self.now)
                 if outcome is not None:
                     self.outcomes.append((self.now, outcome))
@@ -133,6 +135,30 @@ def test_only_a_generation_clears_the_streak_of_requests() -> None:
     box.run(10)
     assert box.kinds().count(Kind.CANARY) == 2
     assert box.condemned() is None
+
+
+def test_f2_a_canary_that_finds_no_room_proves_nothing() -> None:
+    """Neither that the engine is well, nor that it is not: it is asked again, not all the time, until one is answered."""
+    box = Box()
+    box.full = True
+    box.change(failures=3)
+    box.run(60)
+    assert box.condemned() is None
+    assert 60 / RATES.liveness_every - 3 <= box.kinds().count(Kind.CANARY) <= 60 / RATES.liveness_every + 1
+    box.full = False
+    box.fail(Kind.CANARY)
+    box.run(60)
+    assert box.condemned() is not None, "the streak stood"
+
+
+def test_f2_a_canary_that_finds_no_room_where_no_token_comes_out_is_a_failure() -> None:
+    box = Box()
+    box.full = True
+    box.change(in_flight=8)
+    box.run(RATES.silence + 60)
+    at = box.condemned()
+    assert at is not None
+    assert at >= RATES.silence
 
 
 def test_f2_the_interval_is_longer_than_the_servers_own_window() -> None:
