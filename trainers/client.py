@@ -418,7 +418,9 @@ class Rollout:
             wire.changed.wait_for(lambda: self._broken or wire.ending or all(index in self._results for index in wanted))
             missing = [index for index in wanted if index not in self._results]
             if missing and wire.lost is None and wire.stopping is not None:
-                raise RolloutRefused("stopping", f"the supervisor is stopping: {len(missing)} samples of rollout {self.number} will not come")
+                raise RolloutRefused(
+                    "stopping", f"the supervisor is stopping: {len(missing)} samples of rollout {self.number} will not come"
+                )
             if missing and self._broken:
                 raise self._broken
             if missing:
