@@ -62,7 +62,7 @@ options = {{ first = "{models}/first", other = "{models}/other", target = {targe
 
 @dataclass(frozen=True)
 class Recovery:
-    """Seconds. `dead`: from the signal until the kernel says so to a bystander who does nothing but ask (it takes a process of a gigabyte
+    """Seconds. `dead`: from the signal until the kernel says so to a bystander who does nothing but ask (it takes a process of half a gigabyte
     apart first; 0 for a hang); `noticed`: from the signal until the gateway says that nothing is routed there any more; `overlap`: how
     long the next life was there before the last was gone.
     """
