@@ -75,8 +75,8 @@ def measure(rounds: int) -> dict[str, list[float]]:
         (cwd / "rank.py").write_text(RANK.format(rounds=rounds))
         (cwd / "idle.py").write_text(IDLE)
         file = configuration(cwd / "latency.toml", entry="placeholder:main")
-        text = file.read_text().replace('entry = "placeholder:main"', 'command = ["python", "rank.py"]')
-        file.write_text(text.replace('entry = "trainers.grpo:main"', 'command = ["python", "idle.py"]'))
+        text = file.read_text().replace('entry = "placeholder:main"', f'command = ["{sys.executable}", "rank.py"]')
+        file.write_text(text.replace('entry = "trainers.grpo:main"', f'command = ["{sys.executable}", "idle.py"]'))
         run = Run(cwd, file)
         try:
             run.wait_until((cwd / "latency.json").exists, "the last round", 120.0)

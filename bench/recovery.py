@@ -2,9 +2,10 @@
 
     bin/bench recovery [KILLS]        (default 20 for each start time)
 
-Scripted engines that take 0.1, 1 and 5 s to start; a random member of a serving group is killed. "recover" is from the kill to the route
-of the next life; "cold start" is what that very life took from its spawn to ready, so the difference is ours: noticing, unrouting,
-killing, confirming by pids, ports and memory, spawning, the weights, the route. With ALL, all four groups fail at once.
+Scripted engines that take 0.1, 1 and 5 s to start; a random member of a serving group is killed. "recover" is from the failure, as the log
+gives it, to the route of the next life; "cold start" is what that very life took from its spawn to ready, so the difference is ours:
+unrouting, killing, confirming by pids, ports and memory, spawning, the weights, the route. Noticing comes before it: the last column, from
+the kill. With ALL, all four groups fail at once.
 What the incumbents' constants for noticing a failure would have made of it: `bin/bench constants`.
 """
 

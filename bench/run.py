@@ -164,7 +164,7 @@ def idle(cwd: Path) -> list[tuple[str, float, str]]:
     file = (
         configuration(cwd / "idle.toml", entry="placeholder:main")
         .read_text()
-        .replace('entry = "placeholder:main"', 'command = ["python", "idle.py"]')
+        .replace('entry = "placeholder:main"', f'command = ["{sys.executable}", "idle.py"]')
     )
     (cwd / "idle.toml").write_text(file.split('[[pipeline]]\nname = "p2"')[0])
     run = Run(cwd, cwd / "idle.toml")

@@ -1,30 +1,31 @@
-"""A script that knows nothing of Trainshed but a URL: it asks the pipeline's gateway with the `openai` package.
+"""A script that knows nothing of Trainshed but a URL: it asks the pipeline's gateway, which speaks OpenAI's dialect.
 
 No rollout has to be opened: its requests are demand by themselves. It could be an evaluation, a data generator, or a trainer in
-any language.
+any language. Any HTTP client will do; this is the standard library's. With the `openai` package (not part of Trainshed):
+
+    client = openai.OpenAI(base_url=os.environ["TRAINSHED_URL"] + "/v1", api_key="none", timeout=600)
+    answer = client.chat.completions.create(model="any", messages=[{"role": "user", "content": "e:"}], max_tokens=8)
 """
 
-import asyncio
+import json
 import os
-
-from openai import AsyncOpenAI
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 QUESTIONS = ["e:", "o:"] * 16
+URL = os.environ["TRAINSHED_URL"] + "/v1/chat/completions"
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine, whatever http_proxy says
 
 
-async def main() -> None:
-    async with AsyncOpenAI(base_url=os.environ["TRAINSHED_URL"] + "/v1", api_key="none", timeout=600) as client:
-
-        async def ask(question: str) -> str:
-            message = {"role": "user", "content": question}
-            answer = await client.chat.completions.create(model="any", messages=[message], max_tokens=8, temperature=1.0)
-            return answer.choices[0].message.content or ""
-
-        answers = await asyncio.gather(*map(ask, QUESTIONS))
-    for question, answer in zip(QUESTIONS, answers, strict=True):
-        print(f"{question} {answer!r}")
-    print(f"{len(answers)} answers")
+def ask(question: str) -> str:
+    body = {"model": "any", "messages": [{"role": "user", "content": question}], "max_tokens": 8, "temperature": 1.0}
+    request = urllib.request.Request(URL, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with DIRECT.open(request, timeout=600) as answer:  # it waits until an engine is there
+        return json.load(answer)["choices"][0]["message"]["content"] or ""
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+with ThreadPoolExecutor(len(QUESTIONS)) as together:
+    answers = list(together.map(ask, QUESTIONS))
+for question, answer in zip(QUESTIONS, answers):  # noqa: B905 - it may be an old Python
+    print(f"{question} {answer!r}")
+print(f"{len(answers)} answers")

@@ -4,6 +4,7 @@ Numbers are lower bounds from what is known without starting anything. What is n
 never guessed.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -32,7 +33,6 @@ class Machine:
     memory_free: int | None
     shm_free: int | None
     environ: Mapping[str, str]
-    ephemeral: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,23 @@ class Variables:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Processes that are alike. `program` is what they run: a command line with the program's whole path, or a function of our own Python's."""
+
+    who: str
+    count: int
+    gpus_each: int
+    program: str
+    own_python: bool
+    slots: int | None = None
+    context: int | None = None
+    kv_tokens: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Picture:
+    parts: tuple[Part, ...]
     gpus: tuple[GpuPlan, ...]
     rooms: tuple[Room, ...]
     ports: tuple[int, int]
@@ -94,7 +110,19 @@ def picture(config: Config, machine: Machine, sizes: Mapping[str, ModelSize | No
     """`sizes` gives the model of each pipeline by the pipeline's name, None where it is not known."""
     gpus = tuple(_gpu(gpu, config, sizes) for gpu in machine.gpus)
     variables = tuple(_variables(config, machine.environ))
-    return Picture(gpus, tuple(_rooms(config, machine, sizes)), config.host.ports, variables, tuple(_notes(config, machine)))
+    parts = tuple(part for pipeline in config.pipeline for part in _parts(pipeline))
+    notes = (*_notes(config, machine), *_pools(config, gpus, sizes))
+    return Picture(parts, gpus, tuple(_rooms(config, machine, sizes)), config.host.ports, variables, notes)
+
+
+def _parts(pipeline: Pipeline) -> Iterator[Part]:
+    engine, trainer = pipeline.engine, pipeline.trainer
+    ours = engine.kind == "embedded"
+    program = "engines.embedded" if ours else f"{engine.python} -m sglang.launch_server"
+    count = len(engine.gpus) // engine.tp
+    yield Part(f"{pipeline.name}/engine", count, engine.tp, program, ours, engine.slots, engine.context, engine.kv_tokens)
+    command = trainer.entry or shlex.join(trainer.command or ())
+    yield Part(f"{pipeline.name}/trainer", len(trainer.gpus), 1, command, trainer.entry is not None, steps=trainer.steps)
 
 
 def verdict(needs: int | None, has: int | None) -> Verdict:
@@ -130,9 +158,24 @@ def _engine_needs(pipeline: Pipeline, size: ModelSize | None) -> int | None:
     if size is None:
         return None
     if engine.kind == "embedded":
-        return None if size.kv_token is None else size.weights + size.kv_token * engine.context * engine.slots
-    pool = (engine.kv_tokens or engine.context * engine.slots) * (size.kv_token or 0) // 2  # as 16 bits, SGLang's default
-    return (size.weights + pool) // engine.tp
+        return None if size.kv_token is None else size.weights + size.kv_token * (engine.context or 0) * engine.slots
+    return (size.weights + _pool(pipeline, size)) // engine.tp
+
+
+def _pool(pipeline: Pipeline, size: ModelSize) -> int:
+    """Bytes of an SGLang engine's KV pool, over all its GPUs; 0 where they are not known."""
+    engine = pipeline.engine
+    return (engine.kv_tokens or (engine.context or 0) * engine.slots) * (size.kv_token or 0) // 2  # as 16 bits, SGLang's default
+
+
+def _pools(config: Config, gpus: Sequence[GpuPlan], sizes: Mapping[str, ModelSize | None]) -> Iterator[str]:
+    """What to change where it does not fit and a KV pool is the larger half."""
+    for pipeline in config.pipeline:
+        size, engine = sizes.get(pipeline.name), pipeline.engine
+        tight = any(plan.verdict == "does not fit" and plan.gpu.id in engine.gpus for plan in gpus)
+        if tight and size is not None and engine.kind == "sglang" and (pool := _pool(pipeline, size)) > size.weights:
+            tokens = f"{engine.kv_tokens} tokens, {pool / engine.tp / 2**30:.1f} GiB on each GPU"
+            yield f"{pipeline.name}: its KV pool ({tokens}) is larger than the weights: lower kv_tokens, slots or context."
 
 
 def _rooms(config: Config, machine: Machine, sizes: Mapping[str, ModelSize | None]) -> Iterator[Room]:
@@ -158,7 +201,7 @@ def _variables(config: Config, environ: Mapping[str, str]) -> Iterator[Variables
         ):
             alike.setdefault((tuple(sorted(chosen.kept)), chosen.dropped), []).append(child)
     for (kept, dropped), children in alike.items():
-        yield Variables(tuple(children), kept, dropped)
+        yield Variables(tuple(children), kept, tuple(name for name in dropped if not name.startswith("TRAINSHED_")))
 
 
 def _notes(config: Config, machine: Machine) -> Iterator[str]:
@@ -174,10 +217,11 @@ def _notes(config: Config, machine: Machine) -> Iterator[str]:
     unused = [gpu.id for gpu in machine.gpus if not any(gpu.id in _wanted(pipeline) for pipeline in config.pipeline)]
     if unused:
         yield f"GPUs that nobody may hold: {', '.join(map(str, unused))}."
-    low, high = config.host.ports
-    if machine.ephemeral is not None and low <= machine.ephemeral[1] and machine.ephemeral[0] <= high:
-        first, last = machine.ephemeral
-        yield f"The window of ports {low} to {high} overlaps the kernel's own ({first} to {last}): set [host] ports if a port is found taken."
+    outer = machine.environ.get("TRAINSHED_OUTER_PYTHONPATH")
+    for pipeline in config.pipeline:
+        if outer and pipeline.trainer.command is not None and "PYTHONPATH" not in pipeline.trainer.env:
+            said = 'what its trainer needs of it goes into its table: env = { PYTHONPATH = "…" }'
+            yield f"{pipeline.name}: PYTHONPATH of this shell ({outer}) is not passed on; {said}."
 
 
 def _wanted(pipeline: Pipeline) -> Sequence[int]:

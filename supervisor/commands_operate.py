@@ -10,6 +10,8 @@ from supervisor.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from supervisor.runtime.operator import Reply, Request, Verb
 
+Group = Annotated[str, Parameter(help="p1, p1/engine/0, p1/trainer or p1/gateway.")]
+Engines = Annotated[str, Parameter(help="p1 or p1/engine/0.")]
 RunOption = Annotated[str | None, Parameter("--run", help="A run's directory, its name, or name/attempt_N. Default: the latest here.")]
 
 
@@ -19,7 +21,7 @@ def register(app: App) -> None:
 
 
 def stop(
-    target: str | None = None,
+    target: Annotated[str | None, Parameter(help="A pipeline: p1. Default: the whole run.")] = None,
     /,
     *,
     run: RunOption = None,
@@ -36,27 +38,27 @@ def stop(
     return _ask(run, StopRequest(3 if kill else 2 if now else 1))
 
 
-def restart(target: str, /, *, run: RunOption = None) -> int:
+def restart(target: Group, /, *, run: RunOption = None) -> int:
     """Restart a pipeline's group: restart p1/engine/0, p1/trainer, p1/gateway or p1."""
     return _act("restart", target, run)
 
 
-def pause(target: str, /, *, run: RunOption = None) -> int:
+def pause(target: Engines, /, *, run: RunOption = None) -> int:
     """Take an engine or a pipeline off the GPUs until `resume`."""
     return _act("pause", target, run)
 
 
-def drain(target: str, /, *, run: RunOption = None) -> int:
+def drain(target: Engines, /, *, run: RunOption = None) -> int:
     """Like `pause`, and then end the engine's processes: nothing of it is left on its GPUs until `resume`."""
     return _act("drain", target, run)
 
 
-def resume(target: str, /, *, run: RunOption = None) -> int:
+def resume(target: Engines, /, *, run: RunOption = None) -> int:
     """Undo `pause` and `drain`. (To go on with a stopped run: run FILE --resume.)"""
     return _act("resume", target, run)
 
 
-def reset(target: str, /, *, run: RunOption = None) -> int:
+def reset(target: Group, /, *, run: RunOption = None) -> int:
     """Give a retired engine or a failed pipeline a new restart budget."""
     return _act("reset", target, run)
 
@@ -69,10 +71,19 @@ def _act(verb: "Verb", target: str, run: str | None) -> int:
 
 
 def _ask(run: str | None, request: "Request") -> int:
-    from supervisor.runtime.directory import find_run
-    from supervisor.runtime.operator import ask
+    from supervisor.runtime.attempts import find_run
+    from supervisor.runtime.operator import NotRunning, ask
 
-    return tell(ask(find_run(run) / "control.sock", request))
+    attempt = find_run(run)
+    try:
+        return tell(ask(attempt / "control.sock", request))
+    except NotRunning as error:
+        from supervisor.runtime.ending import ending
+        from supervisor.runtime.summary import Summary
+
+        end = ending(attempt)
+        told = f"{attempt}: this run has ended already (exit {end.exit})." if isinstance(end, Summary) else str(end)
+        raise UsageError(told) from error
 
 
 def tell(reply: "Reply") -> int:
@@ -82,6 +93,7 @@ def tell(reply: "Reply") -> int:
     if isinstance(reply, Declined):
         raise UsageError(one_line(reply.text))
     if isinstance(reply, Done):
-        sys.stdout.write((one_line(reply.text) or "Done.") + "\n")
+        for line in (reply.text or "Done.").split("\n"):
+            sys.stdout.write(one_line(line) + "\n")
         sys.stdout.flush()
     return int(ExitCode.DONE)

@@ -25,7 +25,7 @@ def replay(
     """Feed the scheduler every event that a run has recorded, and compare its actions with those of then, bit for bit."""
     import msgspec
 
-    from supervisor.runtime.directory import find_run
+    from supervisor.runtime.attempts import find_run
     from supervisor.runtime.replay import replay as play
 
     began = time.monotonic()

@@ -1,6 +1,8 @@
 """`supervise plan` and `supervise simulate`: what the scheduler would do, without a box."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,13 +20,14 @@ def register(app: App) -> None:
 
 
 def plan(cases: Path, /) -> int:
-    """Answer planner cases (a JSON object a line; see docs): which engines to wake and to pause, and the GPUs left idle."""
+    """Answer planner cases (a JSON object a line; docs/simulation.md): which engines to wake and to pause, and the GPUs left idle."""
     import msgspec
 
     from supervisor.simulate.cases import answers
 
-    for answer in answers(_bytes(cases).splitlines()):
-        sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+    with _of(cases):
+        for answer in answers(_bytes(cases).splitlines()):
+            sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
     sys.stdout.flush()
     return int(ExitCode.DONE)
 
@@ -48,20 +51,19 @@ def simulate(
     sleep_s: Annotated[float, Parameter("--sleep-s", help="For a TOML file: seconds to drain and pause an engine.")] = 1.0,
     wake_s: Annotated[float, Parameter("--wake-s", help="For a TOML file: seconds to wake an engine.")] = 3.0,
 ) -> int:
-    """Run the scheduler in virtual time: on scenarios (JSON), or on your own TOML with guessed durations."""
+    """Run the scheduler in virtual time: on scenarios (JSON; docs/simulation.md), or on your own TOML with guessed durations."""
     from supervisor.simulate.compare import POLICIES, figures
     from supervisor.views import simulation as view
 
     if policy not in (*POLICIES, "all"):
         raise UsageError(f"no policy {policy!r}; there are {', '.join(POLICIES)}, or all.")
     if workload.suffix == ".toml":
-        if train_s is None or sample_s is None:
-            raise UsageError(f"how long do things take in {workload.name}? Guess --train-s (one training) and --sample-s (one sample).")
         scenarios = [_guessed(workload, train_s, sample_s, samples, spread, steps, sleep_s, wake_s)]
     else:
         from supervisor.simulate.scenario import read
 
-        scenarios = read(_bytes(workload))
+        with _of(workload):
+            scenarios = read(_bytes(workload))
     chosen = POLICIES if policy == "all" else (policy,)
     found = [figures(scenario, each, hints) for scenario in scenarios for each in chosen]
     if json:
@@ -75,12 +77,14 @@ def simulate(
 
 
 def _guessed(
-    file: Path, train_s: float, sample_s: float, samples: int, spread: float, steps: int, sleep_s: float, wake_s: float
+    file: Path, train_s: float | None, sample_s: float | None, samples: int, spread: float, steps: int, sleep_s: float, wake_s: float
 ) -> "Scenario":
     from supervisor.load import load
     from supervisor.simulate.guess import Guess, scenario
 
-    loaded = load(file)
+    loaded = load(file)  # first of all: is there such a file?
+    if train_s is None or sample_s is None:
+        raise UsageError(f"how long do things take in {file}? Guess --train-s (seconds of one training) and --sample-s (of one sample).")
     return scenario(loaded.config, loaded.name, Guess(train_s, sample_s, samples, spread, steps, sleep_s, wake_s))
 
 
@@ -88,4 +92,13 @@ def _bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise UsageError(f"{file}: {error.strerror}.") from error
+        raise UsageError(f"cannot be read: {error.strerror}.") from error
+
+
+@contextlib.contextmanager
+def _of(file: Path) -> Iterator[None]:
+    """What is wrong is wrong with this file."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from error

@@ -6,7 +6,8 @@ import msgspec
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e7)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}\Z")]
+NAME = r"^[a-z][a-z0-9_-]{0,31}\Z"
+Name = Annotated[str, msgspec.Meta(pattern=NAME)]
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,8 +85,8 @@ class Engine(_Table, frozen=True, forbid_unknown_fields=True):
     ep: Positive = 1  # sglang: expert-parallel size within the tp GPUs
     members: Literal["one", "per-gpu"] = "one"  # sglang: processes of one engine
     slots: Positive = 16
-    context: Positive = 64  # tokens of prompt and answer together; embedded: length of the KV cache
-    kv_tokens: Positive | None = None  # sglang: tokens of the KV pool, the same at every start; default slots x context
+    context: Positive | None = None  # tokens of prompt and answer together; `load` fills in 64, for sglang what the model was made for
+    kv_tokens: Positive | None = None  # sglang: tokens of the KV pool, the same at every start; `load` fills in slots x context
     python: str | None = None
     args: list[str] = []
     env: dict[str, str] = {}
@@ -102,7 +103,7 @@ class Trainer(_Table, frozen=True, forbid_unknown_fields=True):
     steps: Positive = 1
     lease_limit_s: Seconds = 7200.0
     keep_checkpoints: Positive = 2
-    cwd: str | None = None  # working directory of the ranks; `load` fills in the folder of the configuration file
+    cwd: str | None = None  # working directory of the ranks; `load` fills in the folder of the configuration file, and command[0] whole
     roles: dict[str, list[int]] = {}
     options: dict[str, str | int | float | bool] = {}
     env: dict[str, str] = {}

@@ -17,9 +17,11 @@ _COMPUTE: Final = (
     "XDG_CACHE_HOME", "OMP_*", "MKL_*", "OPENBLAS_*", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy",
     "https_proxy", "no_proxy", "all_proxy", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
 )  # fmt: skip
+_PYTHON: Final = ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYENV_ROOT", "PYENV_VERSION")
+"""Which environment the caller's `python` belongs to."""
 DEFAULTS: Final[Mapping[Child, tuple[str, ...]]] = {
     "engine": (*_ALL, *_COMPUTE, "SGLANG_*", "SGL_*"),
-    "trainer": (*_ALL, *_COMPUTE, "WANDB_*", "MLFLOW_*", "TENSORBOARD_*"),
+    "trainer": (*_ALL, *_COMPUTE, "WANDB_*", "MLFLOW_*", "TENSORBOARD_*", *_PYTHON),
     "gateway": _ALL,
 }
 """Patterns of names (fnmatch, case-sensitive) that each kind of child gets without being asked for."""

@@ -14,15 +14,16 @@ class ExitCode(IntEnum):
     """What `bin/supervise` exits with. `code.meaning` is the sentence of the README's table."""
 
     DONE = 0
-    """Every pipeline did all its steps, and nothing is left behind."""
+    """Every trainer ended by itself with exit code 0, and nothing is left behind. How many steps each did, its summary says: a script that
+    only sends requests does none, and one may have found that it is done early."""
     CONFIGURATION = 2
     """The configuration or the command line is wrong; nothing was started."""
     SET_UP = 3
-    """The machine could not give what the configuration asks for (a port, shared memory, a GPU); nothing of it is left running."""
+    """The machine could not give what the configuration asks for (a port, shared memory, a GPU, room on the disk); the run never began."""
     PIPELINE_FAILED = 4
-    """A pipeline failed for good: its restart budget is spent. The others went on to their end."""
+    """A pipeline failed for good: its restart budget is spent, or its model could not be made. The others went on to their end."""
     STOPPED = 5
-    """The operator stopped the run before its end; `run --resume` continues it."""
+    """The operator stopped the run, or a pipeline of it, before its end; `run --resume` continues it."""
     BUG = 70
     """A bug of ours; the log has the traceback."""
     NOT_CLEAN = 74
@@ -34,10 +35,10 @@ class ExitCode(IntEnum):
 
 
 _MEANINGS = {
-    ExitCode.DONE: "every pipeline did all its steps",
+    ExitCode.DONE: "every trainer ended by itself with exit code 0; the summary says how many of its steps each did",
     ExitCode.CONFIGURATION: "the configuration or the command line is wrong; nothing was started",
     ExitCode.SET_UP: "the machine could not give what the configuration asks for",
-    ExitCode.PIPELINE_FAILED: "a pipeline failed for good (its restart budget is spent); the others went on",
+    ExitCode.PIPELINE_FAILED: "a pipeline failed for good; the summary says why, the others went on",
     ExitCode.STOPPED: "stopped by the operator before the end; `run --resume` continues",
     ExitCode.BUG: "a bug of ours; the log has the traceback",
     ExitCode.NOT_CLEAN: "something could not be cleaned up; the log names it",
@@ -51,7 +52,8 @@ class SupervisorError(Exception):
 
 
 class Mistake(msgspec.Struct, frozen=True):
-    """One thing that is wrong in a configuration file. `key` is a path such as `pipeline[1].engine.gpus` (positions count from 0)."""
+    """One thing that is wrong in a configuration file. `key` is a path such as `pipeline[1].engine.gpus` (positions count from 0);
+    `place` says the same in words (`pipeline code: engine.gpus`), where they are better."""
 
     file: str
     key: str
@@ -59,10 +61,12 @@ class Mistake(msgspec.Struct, frozen=True):
     problem: str
     remedy: str
     line: int | None = None
+    place: str = ""
 
     def __str__(self) -> str:
         where = self.file if self.line is None else f"{self.file}:{self.line}"
-        what = f"{self.key} = {self.value}" if self.value else self.key
+        key = self.place or self.key
+        what = f"{key} = {self.value}" if self.value else key
         return f"{where}: {what}: {self.problem}. {self.remedy}" if what else f"{where}: {self.problem}. {self.remedy}"
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,8 @@ from supervisor.config import Config, Engine, Gateway, Host, Pipeline, Trainer
 from supervisor.configuration import premises, rules
 from supervisor.configuration.facts import Finding, GpuFact
 from supervisor.configuration.locate import line_of, lines
-from supervisor.configuration.shape import BAD, describe, read, shown
+from supervisor.configuration.shape import BAD, describe, read
+from supervisor.configuration.shown import shown
 from supervisor.errors import ConfigError, Mistake, SupervisorError
 
 LIMIT: Final = 256 * 1024
@@ -56,13 +57,13 @@ def load(path: str | Path, inventory: Inventory | None = None) -> Loaded:
     gpus, later = _gpus(host, inventory)
     draft = rules.Draft(draft.host, draft.pipelines, len(gpus) if gpus else rules.gpu_count(host))
     later += rules.findings(draft)
-    later += premises.findings(draft, base, ports_given=_has(table, "host", "ports") and not record)
+    name = base.parent.name if record else _stem(file)
+    later += premises.findings(draft, base, name, ask=inventory is not None)
     found += [finding for finding in later if not _consequence(finding, unread)]
     if found:
-        raise ConfigError(_mistakes(found, str(path), lines(text)))
+        raise ConfigError(_mistakes(found, str(path), lines(text), draft))
     assert config is not None, "no finding, and no configuration"
-    name = base.parent.name if record else _stem(file)
-    return Loaded(premises.resolved(config, base), file, name, source, gpus)
+    return Loaded(premises.resolved(config, base, gpus), file, name, source, gpus)
 
 
 RESOLVED: Final = "config.resolved.json"
@@ -75,7 +76,8 @@ def _gpus(host: Host | None, inventory: Inventory | None) -> tuple[tuple[GpuFact
     try:
         return tuple(inventory(host)), []
     except SupervisorError as error:
-        return (), [Finding("host.gpus", host.gpus, str(error), "See `nvidia-smi -L`.")]
+        problem, _, remedy = str(error).partition(". ")
+        return (), [Finding("host.gpus", host.gpus, problem, f"{remedy}." if remedy else "`nvidia-smi -L` lists the GPUs of this machine.")]
 
 
 _GPU_KEYS: Final = {"host", "host.gpus", "host.virtual"}
@@ -173,19 +175,23 @@ def _draft_pipeline(entry: dict[str, Any], path: str) -> rules.DraftPipeline:
 _NAME: Final = next(field.type for field in describe(Pipeline).fields if field.name == "name")
 
 
-def _has(table: dict[str, Any], outer: str, inner: str) -> bool:
-    return isinstance(table.get(outer), dict) and inner in table[outer]
-
-
 def _consequence(finding: Finding, unread: set[str]) -> bool:
     """Whether it was concluded from a default that stands for something unreadable."""
     return any(other == key or other.startswith(f"{key}[") for key in (finding.key, *finding.also) for other in unread)
 
 
-def _mistakes(found: Sequence[Finding], file: str, where: dict[str, int]) -> list[Mistake]:
+def _place(key: str, names: Mapping[str, str]) -> str:
+    """`pipeline[1].engine.gpus` as `pipeline code: engine.gpus`, where its name could be read."""
+    path, _, inner = key.partition(".")
+    return f"pipeline {names[path]}: {inner}" if path in names and inner else ""
+
+
+def _mistakes(found: Sequence[Finding], file: str, where: dict[str, int], draft: rules.Draft) -> list[Mistake]:
+    names = {pipeline.path: pipeline.name for pipeline in draft.pipelines if pipeline.name is not None}
+
     def told(finding: Finding) -> Mistake:
         value = "" if finding.value == "" else shown(finding.value)
-        return Mistake(file, finding.key, value, finding.problem, finding.remedy, line_of(finding.key, where))
+        return Mistake(file, finding.key, value, finding.problem, finding.remedy, line_of(finding.key, where), _place(finding.key, names))
 
     mistakes = sorted(map(told, found[:_MOST]), key=lambda mistake: mistake.line or 0)
     if len(found) > _MOST:

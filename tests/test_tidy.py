@@ -58,5 +58,7 @@ def test_no_pickle_no_eval_no_shell() -> None:
 def test_supervisor_side_modules_never_load_torch() -> None:
     modules = "supervisor.cli, supervisor.runtime.run, engines.control, engines.gateway.server, trainers.rewards, trainers.weights"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-P", "-c", code], env={"PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env={"PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "False"

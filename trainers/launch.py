@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from trainers.naming import name_this_process
+
 USAGE: Final = "usage: python -P -m trainers.launch module:function | --make module:function DIR JSON"
 
 
@@ -77,6 +79,7 @@ def make(entry: str, directory: Path, options: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    name_this_process("model" if arguments[:1] == ["--make"] else "")
     try:
         match arguments:
             case ["--make", entry, directory, text]:

@@ -24,6 +24,7 @@ from engines.embedded.snapshot import BadSnapshot
 from engines.embedded.text import Text
 from engines.embedded.wire import Limits
 from trainers.device import Device, parse_device
+from trainers.naming import name_this_process
 
 OPEN = ("/health", "/health_generate", "/ready")
 
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> None:
     May be called in a child of a forkserver. Never returns, so that nothing waits for a thread that computes.
     """
     began = time.monotonic()
+    name_this_process()
     arguments = _parser().parse_args(argv)
     try:
         device = parse_device(arguments.gpu)

@@ -158,7 +158,7 @@ def sampling(wanted: SamplingIn, prompt: int, limits: Limits) -> Sampling:
         (
             most <= room,
             f"Requested token count exceeds the model's maximum context length of {limits.context} tokens. You requested a total of "
-            f"{prompt + most} tokens: {prompt} tokens from the input messages and {most} tokens for the completion.",
+            f"{prompt + most} tokens: {prompt} tokens from the input messages and {most} tokens for the completion. (`context` in [pipeline.engine].)",
         ),
     )
     for holds, message in rules:
@@ -183,7 +183,9 @@ def check_prompt(prompt: Sequence[int], limits: Limits) -> None:
     if not prompt:
         raise Refusal("The input is empty.")
     if len(prompt) >= limits.context:
-        raise Refusal(f"The input ({len(prompt)} tokens) is longer than the model's context length ({limits.context} tokens).")
+        raise Refusal(
+            f"The input ({len(prompt)} tokens) is longer than the model's context length ({limits.context} tokens; `context` in [pipeline.engine])."
+        )
     worst = max(prompt)
     if worst >= limits.vocab:
         raise Refusal(f"The input_ids {worst} is out of the vocabulary of {limits.vocab} tokens.")

@@ -25,9 +25,11 @@ from engines.gateway.server import Serving, application
 from engines.gateway.text import Text
 from engines.gateway.versions import ON_PUBLISH, VersionRule
 from trainers.framing import FrameError
+from trainers.naming import name_this_process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    name_this_process()
     arguments = _arguments(argv)
     log = _log(arguments.pipeline)
     try:

@@ -112,9 +112,9 @@ def environment(spec: Spec, inherited: Mapping[str, str], own: Mapping[str, str]
     return {**kept, **ours, **own}
 
 
-def refused(args: Sequence[str]) -> str | None:
-    """The first of an operator's arguments that only we may set."""
-    return next((arg for arg in args if arg.partition("=")[0] in OURS), None)
+def refused(args: Sequence[str]) -> list[str]:
+    """Those of an operator's arguments that only we may set; SGLang's parser takes the beginning of a flag for the flag."""
+    return [arg for arg in args if (flag := arg.partition("=")[0]) in OURS or (len(flag) > 2 and any(one.startswith(flag) for one in OURS))]
 
 
 def seed(pipeline: int, rank: int, incarnation: int) -> int:

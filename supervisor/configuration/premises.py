@@ -1,145 +1,174 @@
-"""What the machine must have for a configuration: paths, interpreters, modules, ports. Looks, and changes nothing.
+"""What the machine must have for a configuration: paths, interpreters, modules, ports. Looks, and leaves everything as it was.
 
 Paths of the file are taken from the file's own folder, so that a configuration means the same from everywhere.
 """
 
 import os
-import shutil
-import socket
 import sys
-from collections.abc import Iterator, Sequence
-from importlib.machinery import PathFinder
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from msgspec.structs import replace
 
-from engines.launch import WINDOW
-from supervisor.config import Config, Engine, Host, Pipeline, Trainer
-from supervisor.configuration import hub
-from supervisor.configuration.facts import Finding
-from supervisor.configuration.rules import ENTRY, Draft
+from supervisor.config import Config, Engine, Host, ModelRecipe, Pipeline, Trainer
+from supervisor.configuration import builtin, code, defaults, hub, interpreter, programs, windows
+from supervisor.configuration.facts import Finding, GpuFact
+from supervisor.configuration.programs import at
+from supervisor.configuration.rules import ENTRY, Draft, DraftPipeline
+from supervisor.configuration.sizes import model_context, model_size
+from supervisor.environment import choose
 
 CHECKOUT: Final = Path(__file__).resolve().parent.parent.parent
-_PORTS_PER_ENGINE: Final = {"embedded": 1, "sglang": WINDOW}
+_SOCKET_ROOM: Final = 85
+"""Bytes of an SGLang engine's own folder in shared memory (`supervisor.runtime.sglang`): it makes sockets there."""
 
 
-def findings(draft: Draft, base: Path, ports_given: bool) -> Iterator[Finding]:
-    """What is not there. `base` is the folder of the configuration file; `ports_given` whether `[host] ports` is the operator's."""
+def findings(draft: Draft, base: Path, name: str, ask: bool) -> Iterator[Finding]:
+    """What is not there. `base` is the folder of the configuration file, `name` that of its runs; with `ask` interpreters are asked for their SGLang."""
     if draft.host is not None:
         yield from _host(draft.host, base)
-        yield from _ports(draft.host, draft, ports_given)
+        yield from windows.findings(draft.host, draft)
     for pipeline in draft.pipelines:
+        cwd = at(base, (pipeline.trainer.cwd if pipeline.trainer is not None else None) or ".")
         if pipeline.engine is not None:
-            yield from _engine(pipeline.engine, f"{pipeline.path}.engine", base)
+            yield from _engine(pipeline.engine, f"{pipeline.path}.engine", base, cwd)
+            yield from _python(pipeline.engine, f"{pipeline.path}.engine.python", base, draft.host)
+            if draft.host is not None and pipeline.engine.kind == "sglang":
+                yield from _sockets(draft.host, pipeline, base, name)
         if pipeline.trainer is not None:
-            yield from _trainer(pipeline.trainer, f"{pipeline.path}.trainer", base)
+            yield from _trainer(pipeline.trainer, f"{pipeline.path}.trainer", cwd)
+    if ask:
+        yield from _interpreters(draft.pipelines, base)
 
 
-def resolved(config: Config, base: Path) -> Config:
-    """The same configuration with every path absolute and `trainer.cwd` filled in."""
+def resolved(config: Config, base: Path, gpus: Sequence[GpuFact] = ()) -> Config:
+    """The same configuration with every path and program absolute and what was left out filled in."""
     host = replace(
-        config.host, shm=str(_at(base, config.host.shm)), directory=config.host.directory and str(_at(base, config.host.directory))
+        config.host, shm=str(at(base, config.host.shm)), directory=config.host.directory and str(at(base, config.host.directory))
     )
-    return replace(config, host=host, pipeline=[_resolved_pipeline(pipeline, base) for pipeline in config.pipeline])
+    return replace(config, host=host, pipeline=[_resolved_pipeline(pipeline, base, gpus) for pipeline in config.pipeline])
 
 
-def _resolved_pipeline(pipeline: Pipeline, base: Path) -> Pipeline:
+def _resolved_pipeline(pipeline: Pipeline, base: Path, gpus: Sequence[GpuFact]) -> Pipeline:
     engine, trainer = pipeline.engine, pipeline.trainer
-    model, python = engine.model, engine.python
-    if isinstance(model, str):
-        model = str(_model_folder(model, base))
-    if python is not None:
-        python = str(_at(base, python)) if "/" in python else shutil.which(python) or python
-    cwd = str(_at(base, trainer.cwd or "."))
-    return replace(pipeline, engine=replace(engine, model=model, python=python), trainer=replace(trainer, cwd=cwd))
+    if isinstance(engine.model, str):
+        folder = _model_folder(engine.model, base)
+        engine = defaults.filled(replace(engine, model=str(folder)), model_size(folder), model_context(folder), gpus)
+    else:
+        engine = defaults.filled(engine, None, None, gpus)
+    if engine.python is not None:
+        engine = replace(engine, python=_interpreter(engine.python, base))
+    trainer = replace(trainer, cwd=str(at(base, trainer.cwd or ".")))
+    if trainer.command:
+        program = programs.resolve(trainer.command[0], at(base, trainer.cwd or "."), programs.search_path(trainer.env, os.environ))
+        trainer = replace(trainer, command=[program or trainer.command[0], *trainer.command[1:]])
+    return replace(pipeline, engine=engine, trainer=trainer)
 
 
-def _at(base: Path, path: str) -> Path:
-    return Path(os.path.normpath(base / os.path.expanduser(path)))
+def _interpreter(python: str, base: Path) -> str:
+    return programs.resolve(python, base, programs.search_path({}, os.environ)) or python
 
 
 def _host(host: Host, base: Path) -> Iterator[Finding]:
-    shm = _at(base, host.shm)
+    shm = at(base, host.shm)
     if not os.path.isdir(shm):
         yield Finding("host.shm", host.shm, "is not a directory", "Name one that exists, on a fast disk where /dev/shm is small.")
     elif not os.access(shm, os.W_OK | os.X_OK):
         yield Finding("host.shm", host.shm, "is not writable", "Change its permissions, or name another.")
-    directory = _at(base, host.directory) if host.directory is not None else Path("runs").absolute()
+    elif (why := _refuses(shm)) is not None:
+        yield Finding("host.shm", host.shm, f"nothing can be made there: {why}", "Name another.")
+    directory = at(base, host.directory) if host.directory is not None else Path("runs").absolute()
     nearest = directory
     while not os.path.exists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
     shown = host.directory if host.directory is not None else str(directory)
     if not os.path.isdir(nearest):
         yield Finding("host.directory", shown, f"{nearest} is a file, not a directory", "Name another directory for the runs.")
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        yield Finding(
-            "host.directory", shown, f"{nearest} is not writable", "Change its permissions, or name another directory for the runs."
-        )
+    elif not os.access(nearest, os.W_OK | os.X_OK) or (why := _refuses(nearest)) is not None:
+        problem = f"nothing can be made in {nearest}" + (f": {why}" if os.access(nearest, os.W_OK | os.X_OK) else ": it is not writable")
+        yield Finding("host.directory", shown, problem, "Change its permissions, or name another directory for the runs.")
 
 
-def _ports(host: Host, draft: Draft, ports_given: bool) -> Iterator[Finding]:
-    low, high = host.ports
-    if not 1024 <= low < high <= 65535:
-        return  # a rule has said so
-    ephemeral = ephemeral_ports()
-    if ports_given and ephemeral is not None and low <= ephemeral[1] and ephemeral[0] <= high:
-        problem = f"overlaps the ports that the kernel gives to outgoing connections ({ephemeral[0]} to {ephemeral[1]})"
-        remedy = "Choose a window outside, or change net.ipv4.ip_local_port_range."
-        yield Finding("host.ports", list(host.ports), problem, remedy)
-    wanted = ports_wanted(draft)
-    free = _free_ports(low, high, wanted)
-    if free < wanted:
-        problem = f"has {free} free ports, and this file needs {wanted}"
-        yield Finding("host.ports", list(host.ports), problem, "Widen the window, or end what listens there (`ss -tlnp`).")
-
-
-def ports_wanted(draft: Draft) -> int:
-    """Ports that engines, gateways and trainers of a file listen on."""
-    engines = [pipeline.engine for pipeline in draft.pipelines if pipeline.engine is not None]
-    return sum(len(engine.gpus) // engine.tp * _PORTS_PER_ENGINE[engine.kind] for engine in engines) + 2 * len(draft.pipelines)
-
-
-def _free_ports(low: int, high: int, wanted: int) -> int:
-    """How many ports of the window can be bound now, counted up to `wanted`."""
-    free = 0
-    for port in range(low, high + 1):
-        if free >= wanted:
-            break
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        free += 1
-    return free
-
-
-def ephemeral_ports() -> tuple[int, int] | None:
-    """The kernel's window for outgoing connections, None where it cannot be read."""
+def _refuses(folder: Path) -> str | None:
+    """Why nothing can be made in it, tried: permissions do not tell of a full disk, nor of /sys."""
     try:
-        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-        return int(low), int(high)
-    except (OSError, ValueError):
-        return None
+        os.rmdir(tempfile.mkdtemp(prefix=".trainshed-", dir=folder))
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _model_folder(model: str, base: Path) -> Path:
     """The folder of that path; where there is none, that of the Hugging Face cache for `org/name`, if it is there."""
-    folder = _at(base, model)
+    folder = at(base, model)
     if not hub.is_name(model) or os.path.exists(folder):
         return folder
     return hub.snapshot(model, os.environ) or folder
 
 
-def _engine(engine: Engine, path: str, base: Path) -> Iterator[Finding]:
+def _engine(engine: Engine, path: str, base: Path, cwd: Path) -> Iterator[Finding]:
     if isinstance(engine.model, str) and engine.model:
         yield from _model(_model_folder(engine.model, base), engine.model, f"{path}.model")
     if not isinstance(engine.model, str):
-        yield from _module(engine.model.make, base, engine.env, f"{path}.model.make")
-    if engine.python is not None:
-        yield from _program(engine.python, f"{path}.python", base, "the interpreter of SGLang's environment")
+        yield from _recipe(engine.model, f"{path}.model", cwd)
+    if engine.kind == "sglang" and engine.context is None:
+        yield from _context(engine, f"{path}.context", base)
+
+
+def _python(engine: Engine, key: str, base: Path, host: Host | None) -> Iterator[Finding]:
+    if engine.python is None:
+        return
+    folder = at(base, engine.python).parent.parent
+    virtual = host is not None and host.virtual is not None
+    makes = f"`bin/sglang-cpu {folder}` makes one" if virtual else "`pip install sglang` in a venv makes one"
+    remedy = f"Give the path of the interpreter of SGLang's own environment; {makes}."
+    yield from programs.findings(engine.python, key, base, programs.search_path({}, os.environ), remedy)
+
+
+def _context(engine: Engine, key: str, base: Path) -> Iterator[Finding]:
+    """Left out: the model must say it."""
+    remedy = "Write the tokens of prompt and answer together, for example context = 8192."
+    if not isinstance(engine.model, str):
+        yield Finding(key, "", "is missing, and the model, which is made when the run starts, cannot say it yet", remedy)
+    elif os.path.isfile((folder := _model_folder(engine.model, base)) / "config.json") and model_context(folder) is None:
+        yield Finding(key, "", f"is missing, and {folder}/config.json does not say what the model was made for", remedy)
+
+
+def _recipe(recipe: ModelRecipe, path: str, cwd: Path) -> Iterator[Finding]:
+    function = yield from _code(recipe.make, f"{path}.make", cwd, {})
+    if function is not None:
+        for name, misfit in code.misfits(function, recipe.options):
+            given = recipe.options.get(name, "")
+            yield Finding(f"{path}.options.{name}", given, misfit.problem, misfit.remedy)
+    if recipe.make == builtin.RECIPE:
+        yield from builtin.recipe_options(recipe.options, f"{path}.options")
+
+
+def _sockets(host: Host, pipeline: DraftPipeline, base: Path, name: str) -> Iterator[Finding]:
+    """SGLang makes Unix sockets in a folder below `shm`, whose path has a limit."""
+    longest = f"{at(base, host.shm)}/trainshed-{name[:40]}-{'x' * 12}/.tmp/{pipeline.name or ''}.99.999"
+    if (over := len(os.fsencode(longest)) - _SOCKET_ROOM) > 0:
+        problem = f"makes a path that is {over} bytes too long for SGLang's sockets ({longest})"
+        yield Finding(
+            f"{pipeline.path}.name", pipeline.name or "", problem, "Shorten it, the name of this file, or [host] shm.", ("host.shm",)
+        )
+
+
+def _interpreters(pipelines: Sequence[DraftPipeline], base: Path) -> Iterator[Finding]:
+    """Each is asked once."""
+    environ = choose("engine", os.environ).kept
+    told: dict[str, list[Finding]] = {}
+    for pipeline in pipelines:
+        engine = pipeline.engine
+        if engine is None or engine.kind != "sglang" or engine.python is None:
+            continue
+        python, key = _interpreter(engine.python, base), f"{pipeline.path}.engine.python"
+        if os.path.isfile(python) and os.access(python, os.X_OK):
+            if python not in told:
+                told[python] = list(interpreter.findings(python, engine.python, key, environ))
+            yield from (finding._replace(key=key, value=engine.python) for finding in told[python])
 
 
 def _model(folder: Path, value: str, key: str) -> Iterator[Finding]:
@@ -155,41 +184,30 @@ def _model(folder: Path, value: str, key: str) -> Iterator[Finding]:
         yield Finding(key, value, f"{folder} has no readable config.json", remedy)
 
 
-def _trainer(trainer: Trainer, path: str, base: Path) -> Iterator[Finding]:
-    cwd = _at(base, trainer.cwd or ".")
-    if trainer.cwd is not None and not os.path.isdir(cwd):
-        yield Finding(f"{path}.cwd", trainer.cwd, f"{cwd} is not a directory", "Name the folder that the trainer shall run in.")
-    if trainer.command and trainer.command[0]:
-        yield from _program(trainer.command[0], f"{path}.command", cwd, "a program")
+def _trainer(trainer: Trainer, path: str, cwd: Path) -> Iterator[Finding]:
+    if not os.path.isdir(cwd):
+        yield Finding(f"{path}.cwd", trainer.cwd or "", f"{cwd} is not a directory", "Name the folder that the trainer shall run in.")
+    elif trainer.command and trainer.command[0]:
+        search = programs.search_path(trainer.env, os.environ)
+        yield from programs.findings(trainer.command[0], f"{path}.command", cwd, search, "Give the path of a program.")
+        yield from programs.script_findings(trainer.command, f"{path}.command", cwd)
     if trainer.entry is not None:
-        yield from _module(trainer.entry, cwd, trainer.env, f"{path}.entry")
+        function = yield from _code(trainer.entry, f"{path}.entry", cwd, trainer.env)
+        if function is not None and (wanted := code.needs(function)):
+            problem = f"is called without arguments, and wants {', '.join(wanted)}"
+            yield Finding(f"{path}.entry", trainer.entry, problem, "Options come from `connect().options` (trainers.client).")
+    if trainer.entry == builtin.TRAINER:
+        yield from builtin.trainer_options(trainer.options, f"{path}.options")
 
 
-def _program(name: str, key: str, base: Path, what: str) -> Iterator[Finding]:
-    remedy = f"Give the path of {what}."
-    if "/" in name or name.startswith("~"):
-        path = _at(base, name)
-        if not os.path.isfile(path):
-            yield Finding(key, name, f"there is no file {path}", remedy)
-        elif not os.access(path, os.X_OK):
-            yield Finding(key, name, f"{path} is not executable", f"Change its permissions, or {remedy[0].lower()}{remedy[1:]}")
-    elif shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}") is None:
-        yield Finding(key, name, "is not on the PATH", remedy)
-
-
-def _module(spec: str, cwd: Path, env: dict[str, str], key: str) -> Iterator[Finding]:
-    """Whether the module of `module:function` can be found, without importing anything (importing would run its code)."""
+def _code(spec: str, key: str, cwd: Path, env: dict[str, str]) -> Generator[Finding, None, code.Function | None]:
+    """The function of `module:function`, where it can be found by reading alone."""
     if not ENTRY.match(spec):
-        return  # a rule has said so
+        return None  # a rule has said so
     theirs = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
-    places: Sequence[str] | None = [str(CHECKOUT), str(cwd), *theirs, *filter(None, sys.path)]
-    parts = spec.partition(":")[0].split(".")
-    for depth, part in enumerate(parts, 1):
-        found = PathFinder.find_spec(part, places) if places else None  # by its last name: a dotted one would look at sys.modules
-        if found is None:
-            remedy = (
-                "It is looked for in this checkout, in the trainer's `cwd` (by default this file's folder) and in PYTHONPATH of its `env`."
-            )
-            yield Finding(key, spec, f"there is no module {'.'.join(parts[:depth])}", remedy)
-            return
-        places = list(found.submodule_search_locations or ())
+    found = code.find(spec, [str(CHECKOUT), str(cwd), *theirs, *filter(None, sys.path)])
+    if isinstance(found, code.Missing):
+        where = "It is looked for in this checkout, in the trainer's `cwd` (by default this file's folder) and in PYTHONPATH of its `env`."
+        yield Finding(key, spec, found.problem, found.remedy or where)
+        return None
+    return found

@@ -95,12 +95,13 @@ def _host_gpus(gpus: Sequence[int | str]) -> Iterator[Finding]:
         if isinstance(gpu, int) and gpu < 0:
             yield Finding(f"{key}[{position}]", gpu, "is no GPU index", "Indices count from 0, as nvidia-smi shows them.")
         if isinstance(gpu, str) and not _UUID.match(gpu):
-            yield Finding(f"{key}[{position}]", gpu, "is no GPU UUID", "Copy it from `nvidia-smi -L` (GPU-… or MIG-…).")
+            remedy = "Give an index that nvidia-smi shows (0, 1, …), or a UUID as `nvidia-smi -L` prints it (GPU-… or MIG-…)."
+            yield Finding(f"{key}[{position}]", gpu, "is no GPU UUID", remedy)
     yield from _twice(gpus, key)
 
 
 def _names(pipelines: Sequence[DraftPipeline]) -> Iterator[Finding]:
-    seen: dict[str, str] = {}
+    seen: set[str] = set()
     for pipeline in pipelines:
         if pipeline.name is None:
             continue
@@ -108,10 +109,8 @@ def _names(pipelines: Sequence[DraftPipeline]) -> Iterator[Finding]:
         if pipeline.name in RESERVED_NAMES:
             yield Finding(key, pipeline.name, "is a reserved name", "Choose another name.")
         if pipeline.name in seen:
-            yield Finding(
-                key, pipeline.name, f"is already the name of {seen[pipeline.name]}", "Names of pipelines are unique: choose another."
-            )
-        seen.setdefault(pipeline.name, pipeline.path)
+            yield Finding(key, pipeline.name, "is already the name of another pipeline", "Names of pipelines are unique: choose another.")
+        seen.add(pipeline.name)
 
 
 def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
@@ -141,7 +140,7 @@ def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
         if engine.kv_tokens is not None:
             problem = 'is for kind = "sglang": an embedded engine has slots x context'
             yield Finding(f"{path}.kv_tokens", engine.kv_tokens, problem, "Remove it.", also=(f"{path}.kind",))
-        if engine.context < 2:
+        if engine.context is not None and engine.context < 2:
             yield Finding(f"{path}.context", engine.context, "leaves no room for a prompt and a token", "Write 32 or more.")
     elif engine.python is None:
         remedy = 'Name the interpreter of SGLang\'s own environment, for example python = "/opt/sglang/bin/python".'
@@ -157,10 +156,11 @@ def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
 
 
 def _shape(engine: Engine, path: str) -> Iterator[Finding]:
-    if (flag := refused(engine.args)) is not None:
-        remedy = "Remove it: the supervisor sets it (size of the group: `tp`, `ep`; more engines: more `gpus`)."
-        yield Finding(f"{path}.args", flag, "may not be set by hand", remedy, also=(f"{path}.kind",))
-    if engine.kv_tokens is not None and engine.kv_tokens < engine.context:
+    if flags := refused(engine.args):
+        one = len(flags) == 1
+        remedy = f"Remove {'it' if one else 'them'}: the supervisor sets {'it' if one else 'them'} (size of the group: `tp`, `ep`; more engines: more `gpus`)."
+        yield Finding(f"{path}.args", " ".join(flags), "may not be set by hand", remedy, also=(f"{path}.kind",))
+    if engine.kv_tokens is not None and engine.context is not None and engine.kv_tokens < engine.context:
         problem = f"has no room for one sequence of context = {engine.context} tokens"
         yield Finding(f"{path}.kv_tokens", engine.kv_tokens, problem, f"Write {engine.context} or more.", also=(f"{path}.context",))
     if engine.tp % engine.ep:

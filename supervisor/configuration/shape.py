@@ -4,17 +4,17 @@ msgspec stops at the first error of a value; an operator wants them all. So the 
 """
 
 import difflib
-import json
 import math
 import re
-import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
 from msgspec import inspect as kinds
 
+from supervisor.config import NAME
 from supervisor.configuration.facts import Finding
+from supervisor.configuration.shown import join, shown
 
 BAD: Final[Any] = object()
 """Stands for a value that could not be read."""
@@ -23,26 +23,6 @@ _MANY: Final = 32
 """Unknown keys of one table that are named; a file with more is not a configuration."""
 
 Complain = Callable[[Finding], None]
-
-_cutter = reprlib.Repr()
-_cutter.maxstring = _cutter.maxother = _cutter.maxlong = 60
-_cutter.maxlevel, _cutter.maxdict, _cutter.maxlist = 2, 3, 8
-
-
-def shown(value: object) -> str:
-    """The value as TOML would have it, roughly and cut."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "a very large number"
-    if isinstance(value, str):
-        return json.dumps(value if len(value) <= 60 else value[:57] + "...", ensure_ascii=False)
-    return _cutter.repr(value)
-
-
-def join(path: str, key: str) -> str:
-    name = key if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", key) else shown(key)
-    return f"{path}.{name}" if path else name
 
 
 def read(node: kinds.Type, value: Any, path: str, complain: Complain) -> Any:
@@ -64,13 +44,17 @@ def read(node: kinds.Type, value: Any, path: str, complain: Complain) -> Any:
             return _scalar(node, value, path, complain)
 
 
+_FORMS: Final = {NAME: 'a name of lower-case letters, digits, - and _ (a letter first, at most 32), for example "math-1"'}
+"""What a pattern asks for, in words."""
+
+
 def _all(make: Callable[[Iterable[Any]], Any], items: list[Any]) -> Any:
     return BAD if any(item is BAD for item in items) else make(items)
 
 
 def _struct(node: kinds.StructType, value: Any, path: str, complain: Complain) -> Any:
     if not isinstance(value, dict):
-        complain(Finding(path, value, f"is {_kind(value)}", f"Write it as a table: [{path}]."))
+        complain(Finding(path, value, f"is {_kind(value)}", f"Write it as a table: {_header(path)}."))
         return BAD
     fields = {field.encode_name: field for field in node.fields}
     meant = _unknown(value, fields, path, complain)
@@ -89,6 +73,12 @@ def _struct(node: kinds.StructType, value: Any, path: str, complain: Complain) -
         if item is not BAD:
             good[field.name] = item
     return node.cls(**good)
+
+
+def _header(path: str) -> str:
+    """How the table of a path is begun: `[[pipeline]]`, `[pipeline.engine]`."""
+    plain = re.sub(r"\[\d+\]", "", path)
+    return f"[[{plain}]]" if path.endswith("]") else f"[{plain}]"
 
 
 def _placeholder(node: kinds.Type) -> Any:
@@ -150,7 +140,7 @@ def _wrong(node: kinds.Type, value: Any) -> str | None:
         case kinds.StrType() if isinstance(value, str):
             if "\0" in value:
                 return "contains a NUL character"
-            return "is not of the form allowed here" if node.pattern is not None and not re.search(node.pattern, value) else None
+            return "is not of the form that is wanted" if node.pattern is not None and not re.search(node.pattern, value) else None
         case kinds.BoolType() if isinstance(value, bool):
             return None
         case kinds.LiteralType() if not isinstance(value, bool) and isinstance(value, int | str):
@@ -158,6 +148,8 @@ def _wrong(node: kinds.Type, value: Any) -> str | None:
                 return None
             close = difflib.get_close_matches(str(value)[:64], [str(option) for option in node.values], n=1)
             return "is not one of the choices" + (f" (did you mean {shown(close[0])}?)" if close else "")
+        case kinds.TupleType() if isinstance(value, list):
+            return f"has {len(value)} value{'s' if len(value) != 1 else ''}"
     return f"is {_kind(value)}"
 
 
@@ -175,7 +167,7 @@ def words(node: kinds.Type) -> str:
         case kinds.FloatType():
             return "a number" + _range(node)
         case kinds.StrType():
-            return "a string" if node.pattern is None else f"a string like {node.pattern.removeprefix('^').removesuffix(chr(92) + 'Z')}"
+            return "a string" if node.pattern is None else _FORMS.get(node.pattern, "a string of the right form")
         case kinds.BoolType():
             return "true or false"
         case kinds.LiteralType():
@@ -183,7 +175,7 @@ def words(node: kinds.Type) -> str:
         case kinds.ListType():
             return f"a list of {_plural(node.item_type)}"
         case kinds.TupleType():
-            return f"a list of {len(node.item_types)} values"
+            return f"a list of {len(node.item_types)} {_plural(node.item_types[0])}"
         case kinds.UnionType():
             return " or ".join(words(member) for member in node.types if not isinstance(member, kinds.NoneType))
         case kinds.StructType():

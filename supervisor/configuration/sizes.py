@@ -3,11 +3,14 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 _CONFIG_LIMIT: Final = 1 << 20
+_LENGTHS: Final = ("max_position_embeddings", "max_sequence_length", "seq_length", "max_seq_len", "n_positions")
+_TEXT: Final = ("text_config", "llm_config", "thinker_config")
+"""Where a model of several kinds of input keeps the part that writes."""
 
 
 class _ModelConfig(msgspec.Struct, frozen=True):
@@ -36,6 +39,21 @@ def model_size(folder: Path) -> ModelSize | None:
     except OSError:
         return None
     return ModelSize(weights, _kv_token(folder / "config.json")) if weights else None
+
+
+def model_context(folder: Path) -> int | None:
+    """Tokens of the longest sequence that a model was made for; None where its configuration does not say it. Stretched positions
+    (`rope_scaling`) are not counted: a model is taken at its word."""
+    try:
+        with (folder / "config.json").open("rb") as file:
+            config = msgspec.json.decode(file.read(_CONFIG_LIMIT), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    for part in (config, *(config.get(name) for name in _TEXT)):
+        for key in _LENGTHS:
+            if isinstance(part, dict) and type(found := part.get(key)) is int and found > 0:
+                return min(found, 2**31)
+    return None
 
 
 def _kv_token(path: Path) -> int | None:

@@ -1,12 +1,14 @@
 """The directory of one attempt at a run: everything about it lies here, and nothing elsewhere but what shared memory holds.
 
     <runs>/<config name>/attempt_N/
-        config.toml  config.resolved.json  journal.jsonl  events/  supervisor.jsonl  summary.json
+        config.toml  config.resolved.json  journal.jsonl  events/  supervisor.jsonl  figures.json  summary.json
         logs/<pipeline>.engine.0.log …   checkpoints/<pipeline>/   models/<pipeline>/
         control.sock  lock  run_id
     <runs>/latest -> <config name>/attempt_N
 
 `<runs>` is `[host] directory`, or `runs` in the working directory. All of it is for its owner only (0700).
+An attempt is made (`new_attempt`, `open_attempt`), and it begins (`begin`) when nothing more can refuse it: only then does `latest` point
+at it. One that never began is removed again. Which attempt somebody means: `attempts.py`.
 """
 
 import contextlib
@@ -15,6 +17,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from dataclasses import dataclass, field
@@ -26,9 +29,13 @@ import msgspec
 from engines.ids import EngineId, GatewayId, GroupId, TrainerId
 from supervisor.config import Config
 from supervisor.errors import SetUpError, UsageError
+from supervisor.runtime.whole import write_whole
 
 ATTEMPT: Final = re.compile(r"^attempt_([1-9][0-9]{0,8})\Z")
 _TRIES: Final = 100
+_RESERVE: Final = ".reserve"
+_RESERVED_BYTES: Final = 64 << 10
+"""Kept from the first moment on for the last words of a run whose disk is full: its figures, its summary, the end of its log."""
 
 
 @dataclass(slots=True)
@@ -39,6 +46,7 @@ class RunDirectory:
     run_id: str
     resumed: bool
     _lock: int = field(repr=False)
+    begun: bool = False
 
     @property
     def journal(self) -> Path:
@@ -71,17 +79,46 @@ class RunDirectory:
         """The folder of this run in shared memory."""
         return Path(shm) / f"trainshed-{self.run_id}"
 
-    def write_config(self, source: bytes, config: Config) -> None:
-        """The file as it was read, and as it was understood. Raises OSError."""
-        (self.path / "config.toml").write_bytes(source)
-        resolved = msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
-        (self.path / "config.resolved.json").write_bytes(resolved)
+    def begin(self, config: Config, source: bytes) -> None:
+        """From here on this is a run, and `latest`. `source` is the configuration file's bytes; none: the record of it stays as it is.
+
+        Raises SetUpError (a full disk): then it has not begun.
+        """
+        try:
+            self._reserve()
+            if source:
+                write_whole(self.path / "config.toml", source)
+                resolved = msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
+                write_whole(self.path / "config.resolved.json", resolved)
+            if ATTEMPT.match(self.path.name):
+                _point_latest(self.path.parent.parent, self.path)
+        except OSError as error:
+            raise SetUpError(f"{self.path}: a run cannot begin there: {error.strerror}. Free space, or set [host] directory.") from error
+        self.begun = True
+
+    def last_words(self) -> None:
+        """Gives up what was kept in reserve on the disk, so that the end of the run can be written down."""
+        (self.path / _RESERVE).unlink(missing_ok=True)
+
+    def _reserve(self) -> None:
+        descriptor = os.open(self.path / _RESERVE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, _RESERVED_BYTES)
+        finally:
+            os.close(descriptor)
 
     def close(self) -> None:
-        """Gives up the lock."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        """Gives up the lock; an attempt that was made for nothing is removed. Called twice, it does nothing the second time."""
+        if self._lock < 0:
+            return
+        if not self.begun:
+            (self.path / _RESERVE).unlink(missing_ok=True)
+            if not self.resumed:
+                shutil.rmtree(self.path, ignore_errors=True)
+                with contextlib.suppress(OSError):  # others lie there
+                    self.path.parent.rmdir()
+        os.close(self._lock)
+        self._lock = -1
 
 
 def log_name(group: GroupId, rank: int | None = None) -> str:
@@ -101,27 +138,34 @@ def runs_directory(config: Config | None = None) -> Path:
 
 
 def new_attempt(runs: Path, name: str) -> RunDirectory:
-    """The next attempt of the runs called `name`, locked, with `latest` pointing at it. Raises SetUpError."""
+    """The next attempt of the runs called `name`, locked. Raises SetUpError."""
     parent = runs / name
     try:
-        parent.mkdir(parents=True, exist_ok=True)
         for _ in range(_TRIES):
+            parent.mkdir(parents=True, exist_ok=True)
             path = parent / f"attempt_{max(attempts(parent), default=0) + 1}"
             try:
                 path.mkdir(mode=0o700)
-            except FileExistsError:
-                continue  # another supervisor was faster
-            lock = _locked(path)
-            (path / "logs").mkdir()
-            run_id = f"{name[:40]}-{secrets.token_hex(6)}"
-            (path / "run_id").write_text(run_id + "\n")
-            _point_latest(runs, path)
-            return RunDirectory(path, run_id, resumed=False, _lock=lock)
+            except (FileExistsError, FileNotFoundError):
+                continue  # another supervisor was faster: it has made this one, or removed the one that it had made for nothing
+            return _furnished(path, f"{name[:40]}-{secrets.token_hex(6)}")
     except OSError as error:
         raise SetUpError(
             f"{parent}: no directory for a run can be made there: {error.strerror}. Free space, or set [host] directory."
         ) from error
     raise SetUpError(f"{parent}: no free attempt after {_TRIES} tries.")
+
+
+def _furnished(path: Path, run_id: str) -> RunDirectory:
+    """Raises OSError, and leaves nothing then."""
+    try:
+        attempt = RunDirectory(path, run_id, resumed=False, _lock=_locked(path))
+        (path / "logs").mkdir()
+        (path / "run_id").write_text(run_id + "\n")
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+    return attempt
 
 
 def open_attempt(path: Path) -> RunDirectory:
@@ -132,14 +176,16 @@ def open_attempt(path: Path) -> RunDirectory:
         lock = _locked(path)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES) and isinstance(error, BlockingIOError):
-            raise UsageError(f"{path}: another supervisor runs there. Stop it first (`supervise stop --run {path}`).") from error
+            raise taken(path) from error
         raise UsageError(f"{path} is not the directory of a run: {error.strerror}.") from error
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", run_id) or ".." in run_id:
         os.close(lock)
         raise UsageError(f"{path}/run_id is damaged; this run cannot be resumed.")
-    if ATTEMPT.match(path.name):
-        _point_latest(path.parent.parent, path)
     return RunDirectory(path, run_id, resumed=True, _lock=lock)
+
+
+def taken(path: Path) -> UsageError:
+    return UsageError(f"{path}: another supervisor runs there. Stop it first (`supervise stop --run {path}`).")
 
 
 def attempts(parent: Path) -> list[int]:
@@ -149,33 +195,6 @@ def attempts(parent: Path) -> list[int]:
     except OSError:
         return []
     return [int(match[1]) for name in names if (match := ATTEMPT.match(name))]
-
-
-def newest_attempt(parent: Path) -> Path | None:
-    """The newest attempt in `<runs>/<config name>`, None when there is none."""
-    numbers = attempts(parent)
-    return parent / f"attempt_{max(numbers)}" if numbers else None
-
-
-def find_run(run: str | None, runs: Path | None = None) -> Path:
-    """The attempt that an operator means: nothing (the latest), a path, or `name` or `name/attempt_N` under `runs`. Raises UsageError."""
-    runs = runs if runs is not None else runs_directory()
-    if run is None:
-        return _attempt_in(runs / "latest", f"No run in {runs}. Start one, or name its directory.")
-    candidates = [Path(run), runs / run]
-    for candidate in candidates:
-        if os.path.isdir(candidate):
-            return _attempt_in(candidate, f"{run} holds no run.")
-    raise UsageError(f"There is no run {run} (looked for {' and '.join(str(candidate.absolute()) for candidate in candidates)}).")
-
-
-def _attempt_in(path: Path, otherwise: str) -> Path:
-    if os.path.isfile(path / "run_id"):
-        return path.resolve()
-    for inner in (newest_attempt(path), path / "latest"):
-        if inner is not None and os.path.isfile(inner / "run_id"):
-            return inner.resolve()
-    raise UsageError(otherwise)
 
 
 def is_running(path: Path) -> bool:

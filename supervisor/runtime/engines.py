@@ -80,6 +80,7 @@ class Engines:
     def _command(self, action: StartGroup, front: Front) -> Command:
         site, engine = self._site, action.engine
         spec = site.pipeline(engine.pipeline).engine
+        assert spec.context is not None, "load fills it in"
         seen = visible(site.bundle(engine))
         env = {
             **choose("engine", site.environ, spec.pass_env, spec.env).kept,

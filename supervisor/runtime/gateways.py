@@ -35,7 +35,6 @@ from supervisor.runtime.site import CHECKOUT, Site
 from supervisor.scheduler import actions as do
 from supervisor.scheduler.events import ActionFailed, GatewayReady, GatewaySaid, Ordered, PeerFailed
 
-
 EXIT_SECONDS: Final = 1.0
 """From the end of its channel to the end of a gateway that dies."""
 

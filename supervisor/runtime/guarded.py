@@ -8,6 +8,8 @@ from typing import Final
 from supervisor.runtime import boot
 
 SWEPT_PREFIX: Final = "trainshed-"
+LONGEST: Final = 2000
+"""Characters of what is said to the one who waits for a detached run."""
 
 
 class Guard:
@@ -26,15 +28,22 @@ class Guard:
         """Take back `sweep`."""
         self._say(f"keep {path}")
 
-    def ready(self) -> None:
-        """Lets the command of `run --detach` return with 0."""
-        self._say("ready")
+    def ready(self, code: int = 0, text: str = "") -> None:
+        """Lets the command of `run --detach` print `text` (one line) and return with `code`; the run goes on."""
+        self._say(f"ready {code} {text[:LONGEST]}")
+
+    def leave_terminal(self) -> None:
+        """From here on nothing of ours reads from it, writes to it or keeps it open."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
     def _say(self, line: str) -> None:
         if self._descriptor is None:
             return
         try:
-            os.write(self._descriptor, os.fsencode(line) + b"\n")
+            os.write(self._descriptor, line.encode("utf-8", "surrogateescape") + b"\n")
         except BrokenPipeError:  # the guardian was killed; its signal is on the way and says so
             self._descriptor = None
 

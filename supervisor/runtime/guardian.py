@@ -5,7 +5,7 @@ It is a subreaper, so that every descendant of the supervisor becomes its child 
 kills them all, removes what the supervisor had registered, and exits with the supervisor's code.
 
 The supervisor writes lines to the descriptor in `TRAINSHED_GUARDIAN_FD` (see `guarded.py`): `sweep <path>` registers a path for
-removal, `keep <path>` takes it back, `ready` lets the command of `run --detach` return.
+removal, `keep <path>` takes it back, `ready <code> <text>` lets the command of `run --detach` print the text and return with the code.
 """
 
 import contextlib
@@ -41,7 +41,8 @@ class Registered:
 
     def __init__(self) -> None:
         self.paths: set[str] = set()
-        self.ready = False
+        self.ready: bytes | None = None
+        """The code as one byte, and the text."""
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
@@ -49,13 +50,14 @@ class Registered:
         if len(self._rest) > MAX_LINES:
             self._rest = b""
         for line in lines:
-            word, _, path = os.fsdecode(line).partition(" ")
+            word, _, path = line.decode("utf-8", "surrogateescape").partition(" ")
             if word == "sweep" and may_sweep(path):
                 self.paths.add(path)
             elif word == "keep":
                 self.paths.discard(path)
-            elif word == "ready":
-                self.ready = True
+            elif word == "ready" and self.ready is None:
+                code, _, text = path.partition(" ")
+                self.ready = bytes([int(code) & 255 if code.isdigit() else 0]) + text.encode("utf-8", "surrogateescape")
 
 
 def may_sweep(path: str) -> bool:
@@ -168,8 +170,9 @@ def watch(handle: int, report: int, wake: int, registered: Registered, on_ready:
                 registered.feed(data)
             else:
                 poll.unregister(report)
-        if on_ready is not None and registered.ready:
-            os.write(on_ready, b"r")
+        if on_ready is not None and registered.ready is not None:
+            with contextlib.suppress(BrokenPipeError):  # who waited has gone
+                os.write(on_ready, registered.ready)
             os.close(on_ready)
             on_ready = None
             leave_terminal()
@@ -189,9 +192,12 @@ def leave_terminal() -> None:
     os.close(nowhere)
 
 
-def detach() -> int | None:
-    """Split in two. The new half, in its own session, returns the descriptor on which it says "ready". The old half never
-    returns: it exits with 0 on that word, else with the code that the new half exits with."""
+def detach() -> int:
+    """Split in two. The new half, in its own session, returns the descriptor on which it says how the start went. The old half never
+    returns: it waits for that word, prints it and exits with its code, or with the code that the new half exits with.
+
+    A signal to the old half ends the waiting, and not the run: the new half hears nothing of this terminal.
+    """
     said, say_it = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -200,13 +206,41 @@ def detach() -> int | None:
         return say_it
     os.close(say_it)
     for number in FORWARDED:
-        signal.signal(number, lambda number, _frame: os.kill(pid, number))
-    if os.read(said, 1):
-        os._exit(0)
-    os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        signal.signal(number, stop_waiting)
+    word = b""
+    while more := os.read(said, 65536):
+        word += more
+    if not word:
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    code, text = word[0], word[1:]
+    if text:
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            os.write(2 if code else 1, text + b"\n")
+    os._exit(code)
+
+
+def stop_waiting(number: int, _frame: object) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, b"\nsupervise: not waiting any longer; the run goes on. See `supervise status`; `supervise stop` ends it.\n")
+    os._exit(128 + number)
+
+
+def open_all(descriptors: tuple[int, ...] = (0, 1, 2)) -> None:
+    """Whoever closed one of ours (`>&-`) wants to hear nothing; and nothing that we open may get its number."""
+    for descriptor in descriptors:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere == descriptor:
+                os.set_inheritable(nowhere, True)
+            else:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 def main(arguments: list[str]) -> int:
+    open_all()
     on_ready = detach() if "--detach" in arguments else None
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -233,6 +267,8 @@ def main(arguments: list[str]) -> int:
         say(f"process {pid} does not end on SIGKILL (a driver holds it); look at it with `ps -o pid,stat,wchan:30 {pid}`")
     for path in registered.paths:
         sweep(path)
+    if code < 0:
+        say(f"the supervisor was killed (signal {-code}); everything of the run was ended with it. `supervise status` says how to go on.")
     return code if code >= 0 else 128 - code
 
 

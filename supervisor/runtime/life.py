@@ -2,19 +2,24 @@
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 import anyio
 from anyio import to_thread
 
 from engines.ids import EngineId, GroupId, Incarnation
 from supervisor.runtime.crash import CrashClass, exit_class
-from supervisor.runtime.ports import holder
-from supervisor.runtime.processes import Command, Group, Member
+from supervisor.runtime.ports import holder, listeners
+from supervisor.runtime.proc import table
+from supervisor.runtime.processes import Command, Group, Member, census
 from supervisor.runtime.site import Living, Site
+from supervisor.runtime.strangers import none_of
 from supervisor.scheduler.actions import StopGroup
 from supervisor.scheduler.events import GroupGone, MemberExited
 
 PORT_POLL_S = 0.02
+FIRST_LOOK_S, LONGEST_WAIT_S = 0.1, 2.0
+"""From one look at who holds a port to the next: each is a scan of all descriptors of the box."""
 TAIL = 32 << 10
 """Bytes of a child's log that its crash record is read from."""
 
@@ -38,13 +43,14 @@ class Life:
         """
         tag = self._site.tag(group, incarnation)
         done = anyio.Event()
+        written = [_size(command.log) for command in commands]  # by its earlier lives
         with anyio.CancelScope() as scope:
             self._starting[group] = (scope, done)
             try:
                 members = await self._site.processes.spawn(commands, tag=tag, record=self._site.journal.spawned)
                 self._site.living[group] = Living(members, incarnation, tag)
-                for member in members.members:
-                    self._site.spawn_task(self._watch, group, incarnation, member, name=f"watch {group}.{member.index}")
+                for member, before in zip(members.members, written, strict=True):
+                    self._site.spawn_task(self._watch, group, incarnation, member, before, name=f"watch {group}.{member.index}")
                 await ready(members)
                 return members
             finally:
@@ -52,19 +58,19 @@ class Life:
                 done.set()
         return None
 
-    async def _watch(self, group: GroupId, incarnation: Incarnation, member: Member) -> None:
+    async def _watch(self, group: GroupId, incarnation: Incarnation, member: Member, before: int) -> None:
         exit_ = await member.ended()
         code = exit_.status.code if exit_.status.code is not None else -exit_.status.signal if exit_.status.signal is not None else -255
         living = self._site.living.get(group)
-        note = "" if code == 0 or (living is not None and living.stopping) else self._crash_note(group, incarnation, member, code)
+        note = "" if code == 0 or (living is not None and living.stopping) else self._crash_note(group, incarnation, member, code, before)
         self._site.feed(MemberExited(group=group, incarnation=incarnation, member=member.index, code=code, note=note))
 
-    def _crash_note(self, group: GroupId, incarnation: Incarnation, member: Member, code: int) -> str:
-        """The crash record goes to the log, its class and last line into the event."""
+    def _crash_note(self, group: GroupId, incarnation: Incarnation, member: Member, code: int, before: int) -> str:
+        """The crash record goes to the log, its class and last line into the event. `before` bytes of its log are of earlier lives."""
         try:
             with open(member.command.log, "rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(0, file.tell() - TAIL))
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - TAIL, before if before <= end else 0))  # somebody may have emptied it
                 tail = file.read()
         except OSError:
             tail = b""
@@ -76,15 +82,42 @@ class Life:
         last = record.last_lines[-1] if record.last_lines and record.crash is not CrashClass.KILLED else ""
         return f"{record.crash.value}{': ' + last if last else ''}"
 
-    async def _port_held(self, engine: EngineId, limit: float) -> str:
-        """Empty when every port of the engine's window can be bound again, or who holds one: something of it lives that we do not know."""
+    async def _port_held(self, engine: EngineId, living: Living, limit: float) -> str:
+        """Empty when every port of the engine's window can be bound again, or is a stranger's: the next life takes another window.
+
+        Else who holds one: something of it lives that we do not know.
+        """
         until = anyio.current_time() + limit
-        while True:
-            port = self._site.ports.bindable(engine)
-            if port is None or anyio.current_time() >= until:
-                break
+        look, wait = 0.0, FIRST_LOOK_S
+        while blocked := self._site.ports.blocked(engine):
+            now = anyio.current_time()
+            if now >= min(look, until):
+                port = await self._not_a_strangers(living, blocked)
+                if port is None:
+                    await self._leave_to_strangers(engine, living, blocked)
+                    break
+                if now >= until:
+                    return f"port {port} is still held by {await to_thread.run_sync(holder, port)}"
+                look, wait = now + wait, min(2 * wait, LONGEST_WAIT_S)
             await anyio.sleep(PORT_POLL_S)  # nothing tells when a port becomes free
-        return "" if port is None else f"port {port} is still held by {await to_thread.run_sync(holder, port)}"
+        return ""
+
+    async def _not_a_strangers(self, living: Living, ports: Sequence[int]) -> int | None:
+        """The first that may be held by something of that life."""
+        others = await census({group: other.group for group, other in self._site.living.items() if other is not living})
+        pids = {pid for some in others.values() for pid in some}
+        of = living.group.lineage
+
+        def look() -> int | None:
+            processes = table()
+            return next((port for port in ports if not none_of(of, listeners(port), processes, pids)), None)
+
+        return await to_thread.run_sync(look)
+
+    async def _leave_to_strangers(self, engine: EngineId, living: Living, ports: Sequence[int]) -> None:
+        who = await to_thread.run_sync(lambda: sorted({holder(port) for port in ports}))
+        log = self._site.group_log(engine, living.incarnation)
+        log.warning("ports of its window are a stranger's; its next life takes other ones", ports=list(ports), holders=who)
 
     async def watch_tree(self, group: GroupId, incarnation: Incarnation) -> None:
         """After its members are ready: the end of any other process that the group consists of now counts as the end of a member."""
@@ -114,8 +147,9 @@ class Life:
             living.group.kill(health.release_deadline_s) if action.kill else living.group.stop(health.grace_s, health.release_deadline_s)
         )
         if left:
-            return GroupGone(id=action.id, confirmed=False, note=f"pids {sorted(identity.pid for identity in left)} do not end")
-        if isinstance(group, EngineId) and (held := await self._port_held(group, health.release_deadline_s)):
+            pids = tuple(sorted(identity.pid for identity in left))
+            return GroupGone(id=action.id, confirmed=False, note=f"pids {list(pids)} do not end", pids=pids)
+        if isinstance(group, EngineId) and (held := await self._port_held(group, living, health.release_deadline_s)):
             return GroupGone(id=action.id, confirmed=False, note=held)
         if self._site.living.get(group) is living:  # else a second, harder stop of the same life has been faster
             del self._site.living[group]
@@ -123,3 +157,10 @@ class Life:
             self._site.journal.gone(living.tag)
             self._released(group)
         return GroupGone(id=action.id, confirmed=True)
+
+
+def _size(log: Path) -> int:
+    try:
+        return log.stat().st_size
+    except OSError:
+        return 0

@@ -128,7 +128,8 @@ class Logs:
         self._file = LogFile(path) if path is not None else None
         self._console = ConsoleWriter(stream) if console != "none" else None
         self._mode = console
-        self._colour = console == "readable" and stream.isatty() and not os.environ.get("NO_COLOR")
+        self._terminal = stream.isatty()
+        self._colour = console == "readable" and self._terminal and not os.environ.get("NO_COLOR")
         self._told = 0
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
             object(),  # never called: the last processor has written the record
@@ -190,7 +191,7 @@ class Logs:
             gone, self._told = self._file.lost - self._told, self._file.lost
             self._emit(None, "warning", {**_head(record), "level": "warning", "event": "log lines lost", "lines": gone})
         if self._console is not None:
-            self._console.write(line.decode() if self._mode == "json" else readable(record, self._colour))
+            self._console.write(line.decode() if self._mode == "json" else readable(record, self._colour, cut=self._terminal))
         raise structlog.DropEvent
 
 

@@ -7,6 +7,8 @@ import msgspec
 from engines.ids import Incarnation, PipelineId, TrainerId
 from supervisor.config import ModelRecipe
 from supervisor.environment import choose
+from supervisor.runtime.crash import exit_class
+from supervisor.runtime.life import TAIL
 from supervisor.runtime.processes import Command
 from supervisor.runtime.site import CHECKOUT, Site
 from supervisor.scheduler.actions import PrepareModel
@@ -48,4 +50,7 @@ async def _make(site: Site, id: PipelineId, recipe: ModelRecipe) -> str | None:
         if not await group.kill():
             site.processes.discard(group)
             site.journal.gone(tag)
-    return None if exit_.status.code == 0 else f"{recipe.make} ended with {exit_.status}; see {log}"
+    if exit_.status.code == 0:
+        return None
+    crash = exit_class(log.read_bytes()[-TAIL:] if log.is_file() else b"", exit_.status.code, exit_.status.signal)
+    return f"{recipe.make} ended with {exit_.status}: {crash.crash.value}" + (f": {crash.last_lines[-1]}" if crash.last_lines else "")

@@ -1,35 +1,47 @@
 """The scheduler's records as `status` and the summary show them."""
 
+import time
+
 from engines.ids import GpuId
 from engines.state import EngineState
 from supervisor.runtime import unmeasured
+from supervisor.runtime.emptiness import Usage
 from supervisor.runtime.memory import Memory
 from supervisor.runtime.site import Site
-from supervisor.runtime.snapshot import EngineView, GatewayView, GpuView, PipelineView, Snapshot, TrainerView
+from supervisor.runtime.snapshot import EngineView, FailureView, GatewayView, GpuView, PipelineView, Snapshot, TrainerView
 from supervisor.runtime.summary import PipelineSummary
+from supervisor.runtime.waiting import missing_engine, role_words, soon, trainer_waits_for
 from supervisor.scheduler import Scheduler
-from supervisor.scheduler.fleet import Engine, Pipeline, TrainerState
+from supervisor.scheduler.faults import BY_OPERATOR
+from supervisor.scheduler.fleet import Engine, Gateway, Pipeline, Trainer, TrainerState
 from supervisor.scheduler.leases import LeaseBook
+
+_UNWELL = (EngineState.COLD, EngineState.QUARANTINED, EngineState.STUCK, EngineState.RETIRED)
 
 
 def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: float, uptime_s: float) -> Snapshot:
     """The state of the run at this moment. `started_at` in seconds since the epoch."""
     leases = scheduler.desk.leases
+    now = time.monotonic()  # the clock of the scheduler's events
     gpus = []
     blind = unmeasured.gpus(site.config)
+    usage = memory.seen
     for gpu in site.meter.gpus:
         lease = leases.lease(gpu.id)
+        seen = usage if gpu.id not in blind else None
         gpus.append(
             GpuView(
                 id=gpu.id,
                 name=gpu.name,
                 holder=str(lease.holder) if lease is not None else None,
                 priority=lease.priority.name.lower() if lease is not None else None,
-                used_bytes=memory.last.total.get(gpu.id) if memory.last is not None and gpu.id not in blind else None,
+                used_bytes=seen.total.get(gpu.id) if seen is not None else None,
+                total_bytes=gpu.total_bytes,
+                held_bytes=_held(seen, gpu.id),
                 fenced=leases.fenced(gpu.id),
             )
         )
-    pipelines = tuple(_pipeline(site, pipeline, leases) for pipeline in scheduler.desk.fleet.pipelines.values())
+    pipelines = tuple(_pipeline(site, pipeline, leases, now) for pipeline in scheduler.desk.fleet.pipelines.values())
     return Snapshot(
         run=site.directory.run_id,
         started_at=started_at,
@@ -40,12 +52,22 @@ def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: fl
     )
 
 
-def _pipeline(site: Site, pipeline: Pipeline, leases: LeaseBook) -> PipelineView:
+def _held(usage: Usage | None, gpu: GpuId) -> dict[str, int]:
+    """Bytes that each group of ours holds there, the largest first."""
+    if usage is None:
+        return {}
+    groups = usage.by_group.get(gpu, {})
+    return {str(group): held for group, held in sorted(groups.items(), key=lambda item: (-item[1], str(item[0]))) if held}
+
+
+def _pipeline(site: Site, pipeline: Pipeline, leases: LeaseBook, now: float) -> PipelineView:
     figures, trainer = pipeline.figures, pipeline.trainer
     rollouts = list(pipeline.rollouts.values())
+    waits = trainer_waits_for(pipeline, leases, now)
     return PipelineView(
         name=pipeline.id,
-        state=pipeline.failed or _state(pipeline),
+        state=_state(pipeline),
+        why=pipeline.failed,
         step=trainer.steps_done,
         steps=site.pipeline(pipeline.id).trainer.steps,
         samples_done=sum(rollout.before + rollout.done for rollout in rollouts),
@@ -55,61 +77,44 @@ def _pipeline(site: Site, pipeline: Pipeline, leases: LeaseBook) -> PipelineView
         weight_version=pipeline.published,
         engines_awake=sum(engine.state is EngineState.SERVING for engine in pipeline.engines.values()),
         restarts=trainer.restarts + sum(engine.restarts for engine in pipeline.engines.values()),
-        waits_for=_waits_for(pipeline, leases),
-        engines=tuple(_engine(engine) for engine in pipeline.engines.values()),
+        waits_for=waits or (missing_engine(pipeline, leases, now) if pipeline.rollouts and not pipeline.routable else None),
+        engines=tuple(_engine(engine, now) for engine in pipeline.engines.values()),
         trainer=TrainerView(
             state=trainer.state.value,
             incarnation=trainer.incarnation,
             pids=trainer.pids,
+            gpus=leases.held_by(trainer.id),
             holds=trainer.grant.roles if trainer.grant is not None else (),
-            waits_for=_trainer_waits_for(pipeline, leases),
+            waits_for=waits,
+            restarts=trainer.restarts,
+            note=soon(trainer.not_before, now) if trainer.state is TrainerState.COLD and trainer.restarts else "",
+            failure=_failure(trainer, trainer.state in (TrainerState.RUNNING, TrainerState.FINISHED), now),
         ),
-        gateway=GatewayView(
-            url=site.urls.get(pipeline.id, ""),
-            incarnation=pipeline.gateway.incarnation,
-            pid=pipeline.gateway.pids[0] if pipeline.gateway.pids else None,
-        ),
+        gateway=_gateway(site, pipeline.gateway, now),
     )
 
 
 def _state(pipeline: Pipeline) -> str:
+    if pipeline.failed:
+        return "failed"
     if pipeline.model_op is not None:
         return "preparing its model"
     if pipeline.trainer.state is not TrainerState.RUNNING:
         return str(pipeline.trainer.state.value)
     if pipeline.trainer.grant is not None:
-        return "training" if "train" in pipeline.trainer.grant.roles else "/".join(pipeline.trainer.grant.roles)
+        roles = pipeline.trainer.grant.roles
+        return "training" if "train" in roles else ", ".join(map(role_words, roles))
+    if pipeline.suspended:
+        return "paused"
     return "rolling out" if pipeline.rollouts else "running"
 
 
-def _waits_for(pipeline: Pipeline, leases: LeaseBook) -> str | None:
-    if (waiting := _trainer_waits_for(pipeline, leases)) is not None:
-        return waiting
-    if pipeline.rollouts and not pipeline.routable:
-        return "an engine"
-    return None
-
-
-def _trainer_waits_for(pipeline: Pipeline, leases: LeaseBook) -> str | None:
-    trainer = pipeline.trainer
-    if trainer.request is not None:
-        withheld = [f"{gpu}: {who}" for gpu in trainer.request.gpus if (who := _holder(pipeline, leases, gpu))]
-        what = f"lease {', '.join(trainer.request.roles)} on GPUs {', '.join(map(str, trainer.request.gpus))}"
-        return what + (f" ({'; '.join(withheld)})" if withheld else "")
-    if "rollout" in pipeline.figures.waits_since:
-        return "a routable engine"
-    return None
-
-
-def _holder(pipeline: Pipeline, leases: LeaseBook, gpu: GpuId) -> str:
-    """Who else has a GPU that this trainer waits for, or why it is withheld."""
-    if (fence := leases.fenced(gpu)) is not None:
-        return f"fenced, {fence}"
-    lease = leases.lease(gpu)
-    return "" if lease is None or lease.holder == pipeline.trainer.id else f"held by {lease.holder}"
-
-
-def _engine(engine: Engine) -> EngineView:
+def _engine(engine: Engine, now: float) -> EngineView:
+    well = engine.fault is None and engine.state not in _UNWELL
+    held = "drained by the operator" if engine.drained else "paused by the operator" if engine.held else ""
+    reset = f"`bin/supervise reset {engine.id}` gives it a new restart budget" if engine.state is EngineState.RETIRED else ""
+    stuck = f"its GPUs are withheld: {engine.note}" if engine.state is EngineState.STUCK else ""
+    backoff = soon(engine.not_before, now) if engine.state is EngineState.COLD else ""
     return EngineView(
         rank=engine.id.rank,
         state=engine.state.value,
@@ -119,13 +124,26 @@ def _engine(engine: Engine) -> EngineView:
         version=engine.version,
         in_flight=engine.in_flight,
         restarts=engine.restarts,
-        note=_note(engine),
+        note="; ".join(filter(None, (held, reset, stuck, backoff))),
+        failure=_failure(engine, well, now),
     )
 
 
-def _note(engine: Engine) -> str:
-    held = "drained by the operator" if engine.drained else "paused by the operator" if engine.held else ""
-    return "; ".join(filter(None, (held, engine.note)))
+def _gateway(site: Site, gateway: Gateway, now: float) -> GatewayView:
+    state = "serving" if gateway.up else "failed" if gateway.dying else "starting" if gateway.op is not None else "cold"
+    return GatewayView(
+        url=site.urls.get(gateway.id.pipeline, ""),
+        incarnation=gateway.incarnation,
+        pid=gateway.pids[0] if gateway.pids else None,
+        state=state,
+        failure=_failure(gateway, gateway.up, now),
+    )
+
+
+def _failure(group: Engine | Trainer | Gateway, well: bool, now: float) -> FailureView | None:
+    if group.failed_at is None:
+        return None
+    return FailureView(reason=group.note, ago_s=round(max(0.0, now - group.failed_at), 3), over=well, asked=group.note == BY_OPERATOR)
 
 
 def pipeline_summary(pipeline: Pipeline) -> PipelineSummary:

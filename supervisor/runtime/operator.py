@@ -68,6 +68,8 @@ class StatusReply(_Message, frozen=True, tag="status_reply"):
 
 
 class Done(_Message, frozen=True, tag="done"):
+    """What it will do, for people: a line for each group that it concerns."""
+
     text: str = ""
 
 

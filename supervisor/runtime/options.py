@@ -24,10 +24,15 @@ class Exposition(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`resume`: every pipeline goes on from its newest checkpoint in this directory. `source`: the configuration file's bytes, for the record."""
+    """`source`: the configuration file's bytes, for the record; none leaves the record of the attempt as it is.
+
+    `detach`: somebody waits until everything has started, and lets go of the terminal then. `begun` is called once, when nothing more can
+    refuse the run and before anything of it is started. Whether it goes on from checkpoints, the directory says.
+    """
 
     console: Console = "readable"
-    resume: bool = False
     source: bytes = b""
     progress: ShowProgress | None = None
     metrics: Exposition | None = None
+    detach: bool = False
+    begun: Callable[[], None] = lambda: None

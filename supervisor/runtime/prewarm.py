@@ -38,7 +38,10 @@ PRELOAD: Final = (
 )
 """Imports only: nothing here may start a thread or touch a GPU, because it is forked."""
 
-SERVER: Final = "import sys; from multiprocess.forkserver import main; main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(','))"
+SERVER: Final = (
+    "import ctypes, sys; ctypes.CDLL(None).prctl(15, b'prewarm'); "  # PR_SET_NAME: its children name themselves
+    "from multiprocess.forkserver import main; main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(','))"
+)
 NUMBER: Final = struct.Struct("q")
 EXIT_CODE_SECONDS: Final = 2.0
 END_SECONDS: Final = 1.0

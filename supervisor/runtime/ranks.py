@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +34,7 @@ class Ranks:
         self._site = site
         self._life = life
         self._ranks: dict[PipelineId, list[_Rank]] = {}
+        self._told_dropped: set[tuple[str, ...]] = set()
 
     async def start(self, action: StartTrainer) -> TrainerStarted | ActionFailed:
         """Spawn all ranks. Raises SpawnFailed, NoPortFree."""
@@ -110,7 +110,9 @@ class Ranks:
             **seen.env,
             **environment(rank, len(trainer.gpus), port),
             "LOCAL_RANK": "0",  # each rank sees its own GPU only
-            "PATH": os.path.dirname(sys.executable) + os.pathsep + chosen.kept.get("PATH", os.defpath),
+            "PATH": chosen.kept.get("PATH", os.defpath),  # the caller's: `python` is theirs, and so is what it starts
+            "GLOO_SOCKET_IFNAME": chosen.kept.get("GLOO_SOCKET_IFNAME", "lo"),  # ranks are on one host, whatever its name resolves to
+            "NCCL_SOCKET_IFNAME": chosen.kept.get("NCCL_SOCKET_IFNAME", "lo"),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), trainer.cwd, trainer.env.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
             "TRAINSHED_FD": str(descriptor),
@@ -119,8 +121,11 @@ class Ranks:
             "TRAINSHED_TAG": site.tag(TrainerId(id), action.incarnation),
             "TRAINSHED_URL": site.urls[id],
         }
-        if rank == 0 and action.incarnation == 1 and chosen.dropped:
-            site.log.info("environment not passed on", pipeline=id, group="trainer", names=list(chosen.dropped))
+        if rank == 0 and chosen.dropped:
+            log = site.group_log(TrainerId(id), action.incarnation)
+            tell = log.debug if chosen.dropped in self._told_dropped else log.info  # as a rule they are the same for all
+            tell("environment not passed on", names=list(chosen.dropped))
+            self._told_dropped.add(chosen.dropped)
         entry = trainer.entry
         return Command(
             argv=[entry] if entry is not None else list(trainer.command or ()),

@@ -12,13 +12,13 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
-from engines.ids import EngineId, GatewayId, PipelineId, TrainerId
-from engines.state import EngineState
+from engines.ids import PipelineId
 from supervisor.config import Config
 from supervisor.environment import choose
 from supervisor.environment import secrets as secret_values
-from supervisor.errors import ExitCode, SetUpError, UsageError
+from supervisor.errors import SetUpError
 from supervisor.runtime import guarded, operator, unmeasured
+from supervisor.runtime.account import Account
 from supervisor.runtime.checkpoints import Checkpoints
 from supervisor.runtime.directory import RunDirectory
 from supervisor.runtime.driver import Driver
@@ -27,31 +27,41 @@ from supervisor.runtime.inventory import inventory
 from supervisor.runtime.journal import Journal
 from supervisor.runtime.logs import Logs
 from supervisor.runtime.narrate import Narrator
-from supervisor.runtime.observe import pipeline_summary, snapshot
+from supervisor.runtime.observe import snapshot
 from supervisor.runtime.options import Options
 from supervisor.runtime.perform import Performer
+from supervisor.runtime.plain import one_line
 from supervisor.runtime.ports import NoPortFree, Ports, PortsUnusable, metrics_listener
 from supervisor.runtime.prewarm import Prewarm
 from supervisor.runtime.probes import Probes
 from supervisor.runtime.processes import Processes
 from supervisor.runtime.recording import FOLDER, Recorded
+from supervisor.runtime.refusal import refusal
+from supervisor.runtime.requests import act
+from supervisor.runtime.resume import Behind, behind, left, seen_before
 from supervisor.runtime.site import CHECKOUT, Site
 from supervisor.runtime.snapshot import Snapshot
 from supervisor.runtime.specs import box_spec
-from supervisor.runtime.summary import Summary, write
+from supervisor.runtime.started import Starting
+from supervisor.runtime.summary import Summary
 from supervisor.runtime.sweep import sweep
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action
-from supervisor.scheduler.events import Event, OperatorAsked, Stop
+from supervisor.scheduler.events import Event, Stop
 
 PROGRESS_S = 0.5
 
 
-def run(config: Config, directory: RunDirectory, options: Options) -> ExitCode:
+def run(config: Config, directory: RunDirectory, options: Options) -> Summary:
     """Until every pipeline has ended or the operator stops it; nothing of it lives afterwards. Raises SetUpError, UsageError."""
     guard = guarded.enter()
     _allow_descriptors()
-    return anyio.run(_run, config, directory, options, guard, backend="asyncio", backend_options={"use_uvloop": True})
+    try:
+        return anyio.run(_run, config, directory, options, guard, backend="asyncio", backend_options={"use_uvloop": True})
+    except Exception as error:
+        if (refused := refusal(error, directory)) is None:
+            raise
+        raise refused from error
 
 
 def _allow_descriptors() -> None:
@@ -60,7 +70,8 @@ def _allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def _run(config: Config, directory: RunDirectory, options: Options, guard: guarded.Guard) -> ExitCode:
+async def _run(config: Config, directory: RunDirectory, options: Options, guard: guarded.Guard) -> Summary:
+    before = behind(directory, config)
     swept = [sweep(runs) for runs in directory.path.parent.parent.iterdir() if runs.is_dir() and not runs.is_symlink()]
     with contextlib.ExitStack() as stack:
         logs = stack.enter_context(
@@ -80,17 +91,28 @@ async def _run(config: Config, directory: RunDirectory, options: Options, guard:
         _make_shared_memory(shm, config)
         try:
             meter = inventory(config.host)
-            ports = Ports(*config.host.ports)
+            ports = Ports(
+                *config.host.ports,
+                run=directory.run_id,
+                passed_over=lambda port, who: logs.log.warning("a port is taken; its window is passed over", port=port, holder=who),
+            )
             scraped = metrics_listener(config.host.metrics_port) if config.host.metrics_port is not None else None
         except (GpusUnusable, PortsUnusable) as error:
             raise SetUpError(str(error)) from error
         stack.callback(meter.close)
         stack.callback(ports.close)
-        the_run = _Run(config, directory, options, logs, journal, guard)
+        the_run = _Run(config, directory, options, logs, journal, guard, before)
         the_run.scraped = stack.enter_context(scraped) if scraped is not None else None
-        code = await the_run.go(meter, ports, shm)
+        try:
+            summary = await the_run.go(meter, ports, shm)
+        except Exception as error:
+            if directory.begun:
+                logs.log.critical("a bug of ours ends the run", exc_info=error)
+            else:
+                journal.end()  # nothing was started, so there is nothing to sweep
+            raise
         journal.end()
-        return code
+        return summary
 
 
 def _make_shared_memory(shm: Path, config: Config) -> None:
@@ -107,20 +129,32 @@ class _Run:
     """One run's parts while it goes on."""
 
     def __init__(
-        self, config: Config, directory: RunDirectory, options: Options, logs: Logs, journal: Journal, guard: guarded.Guard
+        self,
+        config: Config,
+        directory: RunDirectory,
+        options: Options,
+        logs: Logs,
+        journal: Journal,
+        guard: guarded.Guard,
+        before: Behind,
     ) -> None:
-        self._config, self._directory, self._options = config, directory, options
-        self._logs, self._journal, self._guard = logs, journal, guard
+        """Of `config` the pipelines that have finished before are not started; `before` knows what came of them."""
+        self._whole, self._config = config, left(config, before.finished)
+        self._directory, self._options = directory, options
+        self._logs, self._journal, self._guard, self._before = logs, journal, guard, before
         self._began, self._began_at = time.monotonic(), time.time()
         self._stops = 0
+        self._account = Account(directory, logs, before)
+        self._starting = Starting() if options.detach else None
         self.scraped: socket.socket | None = None  # listens for those who want the metrics
 
-    async def go(self, meter: GpuMeter, ports: Ports, shm: Path) -> ExitCode:
+    async def go(self, meter: GpuMeter, ports: Ports, shm: Path) -> Summary:
         config = self._config
         checkpoints = {
-            PipelineId(p.name): Checkpoints.open(self._directory.checkpoints(p.name), p.trainer.keep_checkpoints) for p in config.pipeline
+            PipelineId(p.name): Checkpoints.open(self._directory.checkpoints(p.name), p.trainer.keep_checkpoints, self._account.refused)
+            for p in config.pipeline
         }
-        remembered = {name: record.known for name, record in checkpoints.items()} if self._options.resume else {}
+        remembered = {name: record.known for name, record in checkpoints.items()} if self._directory.resumed else {}
         spec = box_spec(config, tuple(gpu.id for gpu in meter.gpus), remembered)
         now = time.monotonic()
         scheduler = Scheduler(spec, now)
@@ -152,7 +186,7 @@ class _Run:
         recorded.close()
         if recorded.lost:
             self._logs.log.warning("lines of the recording were lost: the disk is full, or was", lines=recorded.lost)
-        return self._conclude()
+        return self._account.conclude(scheduler)
 
     async def _act(self, tasks: anyio.abc.TaskGroup) -> None:
         """With everything in place: until every pipeline has ended."""
@@ -183,11 +217,20 @@ class _Run:
         await self._expose(probes, tasks)
         if self._options.progress is not None:
             tasks.start_soon(self._show_progress, name="progress")
-        self._guard.ready()
-        self._logs.log.info("run starts", directory=str(self._directory.path), resumed=self._options.resume, pid=os.getpid())
+        self._begin()
         for pipeline, url in self._site.urls.items():
             self._logs.log.info("gateway", pipeline=pipeline, group="gateway", url=url)
         await self._driver.run(performer, tasks)
+
+    def _begin(self) -> None:
+        """Nothing more can refuse the run, and nothing of it is started yet."""
+        directory = self._directory
+        directory.begin(self._whole, self._options.source)
+        self._account.begin(self._scheduler)
+        self._options.begun()
+        self._logs.log.info("run starts", directory=str(directory.path), resumed=directory.resumed, pid=os.getpid())
+        for pipeline in sorted(self._before.finished):
+            self._logs.log.info("has done all its steps before; it is not started again", pipeline=pipeline)
 
     async def _expose(self, probes: Probes, tasks: anyio.abc.TaskGroup) -> None:
         """`/metrics`, where it is asked for."""
@@ -196,7 +239,11 @@ class _Run:
             return
         from supervisor.runtime import scrape  # the server's half of aiohttp is for those who want it
 
-        await tasks.start(scrape.serve, self.scraped, lambda: metrics.page(self._scheduler, self._snapshot(), probes.longest_lag))
+        async def page() -> bytes:
+            await self._memory.look_on()
+            return metrics.page(self._scheduler, self._snapshot(), probes.longest_lag)
+
+        await tasks.start(scrape.serve, self.scraped, page)
         self._logs.log.info("metrics", url=f"http://127.0.0.1:{self._config.host.metrics_port}/metrics")
 
     def _prewarm(self) -> Prewarm:
@@ -210,6 +257,22 @@ class _Run:
         self._narrator.tell(event, actions, now)
         if self._options.metrics is not None:
             self._options.metrics.tell(self._scheduler)
+        self._account.heard(event, self._scheduler, now)
+        if self._starting is not None:
+            self._tell_who_waits(self._starting)
+
+    def _tell_who_waits(self, starting: Starting) -> None:
+        verdict = starting.look(self._scheduler.desk.fleet.pipelines.values())
+        if verdict is None:
+            return
+        self._starting = None
+        if verdict.failed is None:
+            text = "everything has started; the run goes on without this terminal"
+        else:
+            told = self._account.of(verdict.failed)
+            text = f"supervise: {verdict.failed.id} failed for good: {told.why} (see {self._directory.path / told.log}); the others go on"
+        self._guard.ready(int(verdict.code), one_line(text))
+        self._guard.leave_terminal()
 
     async def _signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
@@ -226,24 +289,17 @@ class _Run:
     async def _operator(self, request: operator.Request) -> operator.Reply:
         match request:
             case operator.StatusRequest():
+                await self._memory.look_on()
                 return operator.StatusReply(self._snapshot())
             case operator.StopRequest(level=level):
                 self._stop(level, "operator")
                 return operator.Done("stopping")
-            case operator.ActRequest(verb=verb, target=target):
-                if target.pipeline not in self._scheduler.desk.fleet.pipelines:
-                    raise UsageError(f"there is no pipeline {target.pipeline}")
-                rank = target.rank if isinstance(target, EngineId) else None
-                if rank is not None and rank not in self._scheduler.desk.fleet.pipelines[target.pipeline].engines:
-                    raise UsageError(f"{target.pipeline} has no engine {rank}")
-                part = "gateway" if isinstance(target, GatewayId) else "trainer" if isinstance(target, TrainerId) else ""
-                if part and verb not in ("restart", "reset", "stop"):
-                    raise UsageError(f"{verb} is for engines and pipelines; {target} is neither")
-                self._driver.feed(OperatorAsked(verb=verb, pipeline=target.pipeline, rank=rank, part=part))
-                return operator.Done(f"{verb} {target}")
+            case operator.ActRequest():
+                return act(self._scheduler.desk, self._driver.feed, request)
 
     def _snapshot(self) -> Snapshot:
-        return snapshot(self._site, self._scheduler, self._memory, started_at=self._began_at, uptime_s=time.monotonic() - self._began)
+        now = snapshot(self._site, self._scheduler, self._memory, started_at=self._began_at, uptime_s=time.monotonic() - self._began)
+        return seen_before(self._before, now)
 
     async def _show_progress(self) -> None:
         assert self._options.progress is not None
@@ -251,26 +307,3 @@ class _Run:
             await anyio.sleep(PROGRESS_S)
             for line in self._options.progress(self._snapshot(), time.monotonic()):
                 self._logs.say(line)
-
-    # -- the end
-
-    def _conclude(self) -> ExitCode:
-        desk = self._scheduler.desk
-        pipelines = desk.fleet.pipelines.values()
-        code = ExitCode.DONE
-        if desk.stopping:
-            code = ExitCode.STOPPED
-        if any(pipeline.failed for pipeline in pipelines):
-            code = ExitCode.PIPELINE_FAILED
-        if any(engine.state is EngineState.STUCK for engine in desk.fleet.engines):
-            code = ExitCode.NOT_CLEAN
-        summary = Summary(
-            run=self._directory.run_id,
-            exit=int(code),
-            wall_s=round(time.monotonic() - self._began, 3),
-            pipelines={pipeline.id: pipeline_summary(pipeline) for pipeline in pipelines},
-            lost_log_lines=self._logs.lost,
-        )
-        write(self._directory.path, summary)
-        self._logs.log.info("run ends", exit=int(code), meaning=code.meaning, wall_s=summary.wall_s)
-        return code

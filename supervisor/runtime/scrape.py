@@ -1,7 +1,7 @@
 """`/metrics` for Prometheus, where `[host] metrics_port` asks for it: one page on the loopback interface, read only."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
@@ -13,12 +13,12 @@ CLOSE_S: Final = 2.0
 
 
 async def serve(
-    sock: socket.socket, page: Callable[[], bytes], *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    sock: socket.socket, page: Callable[[], Awaitable[bytes]], *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
     """Until cancelled. The page is made in our own loop: it is a state between two events, never a half of one."""
 
     async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=page(), headers={"Content-Type": TEXT})
+        return web.Response(body=await page(), headers={"Content-Type": TEXT})
 
     app = web.Application(client_max_size=1 << 10)
     app.router.add_get("/metrics", metrics)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from engines.ids import EngineId, Incarnation
 from engines.sglang import launch as sglang
 from engines.sglang.versions import Profile, UnknownVersion, profile
 from supervisor.config import Engine
+from supervisor.configuration.interpreter import NoSglang, sglang_version
 from supervisor.environment import choose
 from supervisor.runtime.children import Command, SpawnFailed
 from supervisor.runtime.fronts import Front
@@ -117,6 +117,7 @@ class Sglang:
 
     def _described(self, engine: EngineId, incarnation: Incarnation, spec: Engine, shape: list[str]) -> sglang.Spec:
         assert spec.python is not None, "a rule refuses it"
+        assert spec.context is not None, "load fills it in"
         place = self._places[engine]
         return sglang.Spec(
             python=spec.python,
@@ -172,16 +173,10 @@ def _note(place: _Place) -> Path:
 
 def _version(python: str, environ: dict[str, str]) -> str:
     """Which SGLang an interpreter has. Raises SpawnFailed."""
-    ask = [python, "-I", "-c", "import importlib.metadata as m; print(m.version('sglang'))"]
     try:
-        done = subprocess.run(ask, env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=ASK_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SpawnFailed(f"does not say which SGLang it has: {error}") from error
-    said = done.stdout[:200].decode("ascii", "replace").strip()
-    if done.returncode != 0 or not said:
-        last = done.stderr[-500:].decode("utf-8", "replace").strip().rpartition("\n")[2]
-        raise SpawnFailed(f"has no SGLang ({last}); name the interpreter of an environment that has it")
-    return said
+        return sglang_version(python, environ, ASK_S)
+    except NoSglang as error:
+        raise SpawnFailed(f"{error}; name the interpreter of an environment that has it") from error
 
 
 def open_in_shm(pids: frozenset[int]) -> set[Path]:

@@ -7,19 +7,36 @@ class _View(msgspec.Struct, frozen=True, kw_only=True):
     pass
 
 
+class FailureView(_View, frozen=True, kw_only=True):
+    """The last failure of a group, `ago_s` seconds ago; `over`: it is well again; `asked`: it was an operator's restart."""
+
+    reason: str
+    ago_s: float
+    over: bool
+    asked: bool = False
+
+
 class GpuView(_View, frozen=True, kw_only=True):
-    """One GPU. `holder` and `priority` name its lease; `used_bytes` is None where memory is not measured; `fenced` says why it is withheld."""
+    """One GPU. `holder` and `priority` name its lease; `fenced` says why it is withheld.
+
+    `used_bytes` is None where memory is not measured, `held_bytes` how much of it each group of ours holds, as far as that can be told apart.
+    """
 
     id: int
     name: str
     holder: str | None = None
     priority: str | None = None
     used_bytes: int | None = None
+    total_bytes: int | None = None
+    held_bytes: dict[str, int] = {}
     fenced: str | None = None
 
 
 class EngineView(_View, frozen=True, kw_only=True):
-    """One engine. `state` is a value of `EngineState`; `version` the weights it has loaded; `restarts` those that count against the budget."""
+    """One engine. `state` is a value of `EngineState`; `version` the weights it has loaded; `restarts` those that count against the budget.
+
+    `note` says what keeps it as it is.
+    """
 
     rank: int
     state: str
@@ -30,29 +47,42 @@ class EngineView(_View, frozen=True, kw_only=True):
     in_flight: int = 0
     restarts: int = 0
     note: str = ""
+    failure: FailureView | None = None
 
 
 class TrainerView(_View, frozen=True, kw_only=True):
-    """The ranks. `holds` are the roles of the grant it has now."""
+    """The ranks. `holds` are the roles of the grant it has now, on `gpus`; `note` says what keeps it as it is."""
 
     state: str
     incarnation: int
     pids: tuple[int, ...] = ()
+    gpus: tuple[int, ...] = ()
     holds: tuple[str, ...] = ()
     waits_for: str | None = None
+    restarts: int = 0
+    note: str = ""
+    failure: FailureView | None = None
 
 
 class GatewayView(_View, frozen=True, kw_only=True):
+    """`state` is serving, starting, failed (it is being replaced) or cold."""
+
     url: str
     incarnation: int
     pid: int | None = None
+    state: str = "cold"
+    failure: FailureView | None = None
 
 
 class PipelineView(_View, frozen=True, kw_only=True):
-    """One pipeline. `step` of `steps` is under way; `samples_done` of `target` belong to the open rollout; `state` is a word for people."""
+    """One pipeline. `step` of `steps` is under way; `samples_done` of `target` belong to the open rollout; `state` is a word for people.
+
+    `why` it failed for good. `waits_for` is what its trainer waits for, in words that say who has it and what to do.
+    """
 
     name: str
     state: str
+    why: str = ""
     step: int
     steps: int
     samples_done: int = 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from engines import launch
 from engines.ids import GpuId, PipelineId
 from supervisor.config import Config, Pipeline
 from supervisor.runtime.checkpoints import Remembered
@@ -38,7 +39,13 @@ def _pipeline(pipeline: Pipeline, remembered: Remembered) -> PipelineSpec:
     everything = sorted({gpu for gpus in roles.values() for gpu in gpus})
     return PipelineSpec(
         PipelineId(pipeline.name),
-        EngineSpec(tuple(GpuId(gpu) for gpu in engine.gpus), engine.tp, engine.slots, eager=engine.start == "eager"),
+        EngineSpec(
+            tuple(GpuId(gpu) for gpu in engine.gpus),
+            engine.tp,
+            engine.slots,
+            eager=engine.start == "eager",
+            members=len(launch.shape(engine.members, engine.tp)),
+        ),
         TrainerSpec(
             {"init": tuple(map(GpuId, everything)), **{role: tuple(map(GpuId, gpus)) for role, gpus in roles.items()}},
             world_size=len(trainer.gpus),

@@ -47,7 +47,17 @@ def sweep(runs: Path) -> Swept:
     return swept
 
 
-def _kill_left(lines: list[Line], swept: Swept) -> None:
+def survivors(journal: Path) -> list[int]:
+    """Pids of what a dead supervisor has left alive: a guardian that was killed with it could not end them."""
+    try:
+        members, born = _left(list(read(journal)))
+    except OSError:
+        return []
+    return sorted(stat.pid for stat in table().values() if members and stat.alive and _is_left(stat, members, born))
+
+
+def _left(lines: list[Line]) -> tuple[dict[Identity, str], dict[str, int]]:
+    """Members that were not seen to end, with their tags, and when each group was born; nothing when they are of another boot."""
     boot = ""
     left: dict[str, tuple[Process, ...]] = {}
     for line in lines:
@@ -60,11 +70,16 @@ def _kill_left(lines: list[Line], swept: Swept) -> None:
                 left.pop(group, None)
             case _:
                 pass
-    if boot != boot_id() or not left:
-        return
+    if boot != boot_id():
+        return {}, {}
     members = {Identity(process.pid, process.start): process.tag for some in left.values() for process in some}
     born = {group: min((process.start for process in some), default=0) for group, some in left.items()}
-    while True:
+    return members, born
+
+
+def _kill_left(lines: list[Line], swept: Swept) -> None:
+    members, born = _left(lines)
+    while members:
         found = [stat for stat in table().values() if stat.alive and _is_left(stat, members, born)]
         killed = [stat.pid for stat in found if _kill(stat.identity)]
         swept.killed += killed

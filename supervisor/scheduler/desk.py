@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engines.ids import GroupId, PipelineId
+from engines.ids import GpuId, GroupId, PipelineId
 
 from .actions import Action
 from .faults import KEPT, Fault
@@ -12,6 +12,8 @@ from .fleet import Fleet
 from .inflight import InFlight
 from .leases import LeaseBook
 from .spec import BoxSpec
+
+About = GroupId | PipelineId | GpuId
 
 
 @dataclass(slots=True)
@@ -27,7 +29,8 @@ class Desk:
     stopping: int = 0  # level of the operator's stop: 0 none, 1 graceful, 2 without draining, 3 kill
     stop_at: float = 0.0  # when a graceful stop loses patience
     faults: deque[Fault] = field(default_factory=lambda: deque(maxlen=KEPT))  # of engine groups, ended
-    notes: list[tuple[str, str, str]] = field(default_factory=list)  # (level, about whom, what) of this event, for the log
+    turns: list[tuple[str, Fault]] = field(default_factory=list)  # ("failed", or how it ended; of which failure) of this event, in order
+    notes: list[tuple[str, About, str]] = field(default_factory=list)  # (level, about whom, what) of this event, for the log
 
     def do(self, make: Callable[[int], Action], within: float) -> int:
         """Emit an action that must be answered within so many seconds; returns its id."""
@@ -43,6 +46,6 @@ class Desk:
         self.look_again(at)
         return at <= self.now
 
-    def note(self, level: str, about: GroupId | PipelineId | str, what: str) -> None:
-        """Something an operator should read."""
-        self.notes.append((level, str(about), what))
+    def note(self, level: str, about: About, what: str) -> None:
+        """Something an operator should read. `level` is info, warning or error."""
+        self.notes.append((level, about, what))

@@ -35,10 +35,11 @@ class GatewayReady(_Answer, frozen=True):
 
 
 class GroupGone(_Answer, frozen=True):
-    """Every pid of that incarnation is gone (`confirmed`), or one could not be ended."""
+    """Every pid of that incarnation is gone (`confirmed`), or one could not be ended: `pids`, where they are known."""
 
     confirmed: bool
     note: str = ""
+    pids: tuple[int, ...] = ()
 
 
 class GpuFree(_Answer, frozen=True):
@@ -54,11 +55,15 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 class GpuHeld(_Answer, frozen=True):
-    """These GPUs still hold memory at the end of the measurement; `note` says who holds how much, `holders` who of ours does, if that is known."""
+    """These GPUs still hold memory at the end of the measurement; `note` says who holds how much, `holders` who of ours does, if that is known.
+
+    `strangers`: those of `gpus` that would be empty but for processes which are certainly none of ours.
+    """
 
     gpus: tuple[GpuId, ...]
     note: str
     holders: tuple[Holder, ...] = ()
+    strangers: tuple[GpuId, ...] = ()
 
 
 class Paused(_Answer, frozen=True):

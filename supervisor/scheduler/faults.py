@@ -7,6 +7,8 @@ from engines.ids import EngineId, Incarnation
 
 KEPT = 10_000
 """Ended faults that are remembered for figures."""
+BY_OPERATOR = "restarted by the operator"
+"""The reason of an end that was asked for."""
 
 
 class Cause(Enum):

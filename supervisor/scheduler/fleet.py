@@ -50,6 +50,7 @@ class Engine:
     wakes: int = 0
     restarts: int = 0
     note: str = ""
+    failed_at: float | None = None  # the last time, for people
     cost: MoveCost = field(default_factory=MoveCost)
 
     def turn(self, turn: Turn, now: float) -> None:
@@ -177,6 +178,7 @@ class Trainer:
     pids: tuple[int, ...] = ()
     restarts: int = 0
     note: str = ""
+    failed_at: float | None = None  # the last time, for people
 
     def turn(self, turn: TrainerTurn) -> None:
         self.state = TRAINER_TRANSITIONS[self.state, turn]
@@ -195,6 +197,8 @@ class Gateway:
     not_before: float = 0.0
     failures: int = 0
     pids: tuple[int, ...] = ()
+    note: str = ""
+    failed_at: float | None = None  # the last time, for people
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from engines.gateway.messages import Progress
 from engines.ids import Incarnation
-from engines.state import EngineState
+from engines.state import EngineState, Turn
 
 from . import trainers
 from .actions import (
@@ -21,6 +21,7 @@ from .actions import (
 from .demand import NO_ENGINE, closed, hopeless
 from .desk import Desk
 from .events import ActionFailed, Answer, GatewayReady, GroupGone, Ordered
+from .faults import BY_OPERATOR
 from .fleet import Pipeline
 from .rollouts import Rollout
 
@@ -34,7 +35,9 @@ def fail(desk: Desk, pipeline: Pipeline, reason: str) -> None:
     gateway = pipeline.gateway
     if gateway.dying:
         return
-    desk.note("error", gateway.id, f"gateway failed: {reason}")
+    if reason != BY_OPERATOR:  # which has been told
+        desk.note("error", gateway.id, f"gateway failed: {reason}")
+    gateway.note, gateway.failed_at = reason, desk.now
     _forget_orders(desk, pipeline)
     desk.inflight.forget(gateway.op)
     gateway.op = None
@@ -127,7 +130,7 @@ def absorb(desk: Desk, pipeline: Pipeline, progress: Progress) -> None:
             del pipeline.rollouts[number]
     for load in progress.engines:
         engine = pipeline.engines.get(load.engine)
-        if engine is not None and engine.incarnation == load.incarnation:
+        if engine is not None and engine.incarnation == load.incarnation and engine.can(Turn.STOP):  # else its life is ending
             engine.in_flight, engine.completed = load.in_flight, load.completed
             engine.failures, engine.tokens = load.failures, load.tokens
     told = {load.engine for load in progress.engines}

@@ -1,18 +1,19 @@
 """One engine group: what its answers mean and what it does next. The table of its states is `engines.state`.
 
 `answered` takes an answer, `step` looks at the record and starts the one action that brings it nearer to what the plan wants,
-`fail` condemns it. A group has at most one action under way (`engine.op`).
+`fail` condemns it; how it ends then: `endings`. A group has at most one action under way (`engine.op`).
 """
 
-from engines.ids import Incarnation, Version
+from engines.ids import Version
 from engines.state import EngineState, Turn
 
-from . import recoveries
+from . import endings, recoveries
 from .actions import Action, Drain, LoadWeights, Lost, Measure, Pause, Route, StartGroup, StopGroup, Unroute, Wake
 from .desk import Desk
 from .events import ActionFailed, Answer, GpuFree, GpuHeld, GroupGone, GroupReady, Ordered, Paused, Woken
 from .faults import Cause
 from .fleet import Engine, Pipeline
+from .intruders import fence_strangers
 from .spec import Priority
 
 
@@ -24,22 +25,27 @@ def fail(desk: Desk, engine: Engine, cause: Cause, reason: str, *, member: int |
     if not engine.can(Turn.FAIL) or engine.state is EngineState.STOPPING:  # an end that was asked for is no failure
         return
     recoveries.begin(desk, engine, cause, reason, member, silent)
-    desk.inflight.forget(engine.op)
-    engine.op = engine.routing_to = None
-    engine.turn(Turn.FAIL, desk.now)
-    engine.gone = engine.released = False
-    engine.told_lost = False
-    engine.note = reason
+    _leave(desk, engine, Turn.FAIL)
+    engine.note, engine.failed_at = reason, desk.now
 
 
 def stop(desk: Desk, engine: Engine) -> None:
-    """A healthy group is no longer needed."""
+    """A healthy group is no longer needed; a failed one will not come back."""
     if engine.can(Turn.STOP):
-        desk.inflight.forget(engine.op)
-        engine.op = engine.routing_to = None
-        engine.turn(Turn.STOP, desk.now)
-        engine.gone = engine.released = False
-        engine.told_lost = False
+        _leave(desk, engine, Turn.STOP)
+    elif engine.state is EngineState.COLD:
+        recoveries.close(desk, engine, "stopped")
+    elif engine.state is EngineState.STUCK:
+        recoveries.close(desk, engine, "stuck")
+
+
+def _leave(desk: Desk, engine: Engine, turn: Turn) -> None:
+    """From here on its life can only end."""
+    desk.inflight.forget(engine.op)
+    engine.op = engine.routing_to = None
+    engine.turn(turn, desk.now)
+    engine.gone = engine.released = engine.told_lost = False
+    engine.in_flight = 0  # what ran there goes on elsewhere
 
 
 def answered(desk: Desk, pipeline: Pipeline, engine: Engine, action: Action, answer: Answer) -> None:
@@ -59,16 +65,14 @@ def answered(desk: Desk, pipeline: Pipeline, engine: Engine, action: Action, ans
         case Ordered():
             _ordered(desk, engine, action, answer.error)
         case GroupGone(confirmed=True):
-            _ended(desk, engine)
-        case GroupGone():
-            _stuck(desk, engine, answer.note)
+            endings.processes_gone(desk, engine)
+        case GroupGone(note=note, pids=pids):
+            engine.pids = pids
+            endings.unconfirmed(desk, engine, Cause.ACTION, note)
         case GpuFree():
             _measured_free(desk, engine)
         case GpuHeld():
-            if engine.state is EngineState.PAUSING:
-                fail(desk, engine, Cause.MEMORY, f"paused, but device memory is still held: {answer.note}")
-            else:
-                _stuck(desk, engine, answer.note)
+            _measured_held(desk, engine, answer)
         case ActionFailed():
             _failed(desk, engine, action, answer.reason)
         case _:
@@ -86,17 +90,6 @@ def _woken(desk: Desk, pipeline: Pipeline, engine: Engine, action: Action, versi
         engine.turn(Turn.STALE, desk.now)  # another has been published meanwhile: load again, never route
 
 
-def _ended(desk: Desk, engine: Engine) -> None:
-    """Every pid of it is gone."""
-    engine.gone = True
-    engine.pids = ()
-    recoveries.mark(desk, engine, "gone")
-    if engine.state is EngineState.STUCK:
-        engine.since = desk.now - desk.box.limits.remeasure  # the measurement is next, now
-    if not desk.leases.held_by(engine.id):  # it died asleep, its GPUs are somebody else's: nothing of its own to measure
-        _gone(desk, engine)
-
-
 def _ordered(desk: Desk, engine: Engine, action: Action, error: str) -> None:
     match action:
         case Route(version=version):
@@ -109,7 +102,7 @@ def _ordered(desk: Desk, engine: Engine, action: Action, error: str) -> None:
         case Unroute():
             engine.route = None
         case Drain():
-            engine.route, engine.touched = None, False
+            engine.route, engine.touched, engine.in_flight = None, False, 0
         case Lost():
             recoveries.mark(desk, engine, "unrouted")
         case _:
@@ -123,8 +116,8 @@ def _failed(desk: Desk, engine: Engine, action: Action, reason: str) -> None:
         engine.route = None
         engine.touched = engine.touched and not isinstance(action, Drain)
         return  # the gateway's trouble: its own failure takes the route away, and the engine's side is carried out all the same
-    if isinstance(action, StopGroup | Measure):
-        _stuck(desk, engine, reason)
+    if isinstance(action, StopGroup | Measure) and engine.state is not EngineState.PAUSING:
+        endings.unconfirmed(desk, engine, Cause.ACTION, reason)
     else:
         fail(desk, engine, Cause.ACTION, f"{type(action).__name__} failed: {reason}")
 
@@ -139,45 +132,16 @@ def _measured_free(desk: Desk, engine: Engine) -> None:
         recoveries.mark(desk, engine, "asleep")
         recoveries.close(desk, engine, "asleep")
     else:
-        _gone(desk, engine)
+        endings.gone(desk, engine)
 
 
-def _gone(desk: Desk, engine: Engine) -> None:
-    """Every process ended and nothing of it left on its GPUs: the next life may begin."""
-    failed = engine.state is not EngineState.STOPPING
-    desk.leases.release(engine.id)
-    engine.turn(Turn.GONE, desk.now)
-    engine.incarnation = Incarnation(engine.incarnation + 1)
-    engine.version = engine.route = None
-    engine.touched = False
-    engine.gone = engine.released = engine.told_lost = False
-    engine.in_flight = engine.failures = engine.completed = engine.tokens = 0
-    engine.attempt_until = None
-    recoveries.mark(desk, engine, "empty")
-    if not failed:
-        recoveries.close(desk, engine, "stopped")
-        return
-    if engine.fault is not None and engine.fault.cause is Cause.OPERATOR:
-        return
-    wait = engine.budget.fail(desk.now, salt=engine.incarnation * 64 + engine.id.rank)
-    if wait is None:
-        engine.turn(Turn.GIVE_UP, desk.now)
-        recoveries.close(desk, engine, "retired")
-        desk.note("error", engine.id, f"retired after {engine.budget.limit} restarts within {engine.budget.window:.0f} s: {engine.note}")
+def _measured_held(desk: Desk, engine: Engine, held: GpuHeld) -> None:
+    if fence_strangers(desk, engine.id, held):
+        _measured_free(desk, engine)
+    elif engine.state is EngineState.PAUSING:
+        fail(desk, engine, Cause.MEMORY, f"paused, but device memory is still held: {held.note}")
     else:
-        engine.not_before = desk.now + wait
-        engine.restarts += 1
-
-
-def _stuck(desk: Desk, engine: Engine, note: str) -> None:
-    engine.note = note
-    if engine.state is EngineState.STUCK:
-        engine.since = desk.now
-    if engine.state is EngineState.STOPPING:
-        engine.turn(Turn.FAIL, desk.now)
-    if engine.state is EngineState.QUARANTINED:
-        engine.turn(Turn.UNCONFIRMED, desk.now)
-        desk.note("error", engine.id, f"could not be confirmed gone; its GPUs {list(engine.gpus)} are withheld: {note}")
+        endings.unconfirmed(desk, engine, Cause.MEMORY, held.note)
 
 
 def _take_back_route(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
@@ -204,14 +168,14 @@ def step(desk: Desk, pipeline: Pipeline, engine: Engine, *, wanted: bool, leave:
         case EngineState.PAUSING:
             _pause(desk, engine)
         case EngineState.QUARANTINED | EngineState.STOPPING:
-            _end(desk, pipeline, engine)
+            endings.end(desk, pipeline, engine)
         case EngineState.STUCK:
             if desk.due(engine.since + desk.box.limits.remeasure):
                 engine.since = desk.now
-                _confirm(desk, engine, kill=True)
+                endings.confirm(desk, engine, kill=True)
         case EngineState.PAUSED if engine.drained:
             stop(desk, engine)
-            _end(desk, pipeline, engine)
+            endings.end(desk, pipeline, engine)
         case EngineState.PAUSED | EngineState.COLD:
             if wanted and not leave and desk.leases.all_free(engine.gpus):
                 _rise(desk, pipeline, engine)
@@ -317,27 +281,6 @@ def _pause(desk: Desk, engine: Engine) -> None:
     if not engine.released:
         limit = _left(desk, engine, limits.pause)
         engine.op = desk.do(lambda id: Pause(id=id, engine=engine.id, incarnation=engine.incarnation), limit)
-    else:
-        engine.op = desk.do(
-            lambda id: Measure(id=id, holder=engine.id, gpus=engine.gpus, within=limits.release), limits.release + limits.order
-        )
-
-
-def _end(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
-    if not engine.told_lost and pipeline.gateway.up:
-        engine.told_lost = True
-        engine.route = None  # from this order on, in the order of the gateway's own descriptor
-        desk.do(lambda id: Lost(id=id, engine=engine.id, incarnation=engine.incarnation), desk.box.limits.order)
-    asked = engine.fault is not None and engine.fault.cause is Cause.OPERATOR
-    _confirm(desk, engine, kill=(engine.state is EngineState.QUARANTINED and not asked) or desk.stopping >= 3)
-
-
-def _confirm(desk: Desk, engine: Engine, *, kill: bool) -> None:
-    """Every pid gone, then the GPUs it leased measured empty."""
-    limits = desk.box.limits
-    if not engine.gone:
-        limit = limits.end + limits.release  # its ports are waited for as well
-        engine.op = desk.do(lambda id: StopGroup(id=id, group=engine.id, incarnation=engine.incarnation, kill=kill), limit)
     else:
         engine.op = desk.do(
             lambda id: Measure(id=id, holder=engine.id, gpus=engine.gpus, within=limits.release), limits.release + limits.order

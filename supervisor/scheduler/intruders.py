@@ -1,10 +1,11 @@
-"""Who holds memory on a GPU that it has no lease of. It fails; whoever was measured there is not blamed for it."""
+"""Who holds memory on a GPU that it has no lease of. One of ours fails, a stranger's GPU is fenced; whoever was measured there is not blamed."""
 
 from collections.abc import Iterable
 
-from engines.ids import EngineId, TrainerId
+from engines.ids import EngineId, GroupId, TrainerId
 from engines.state import EngineState
 
+from .desk import Desk
 from .events import GpuHeld, Holder
 from .fleet import Fleet, TrainerState
 from .leases import LeaseBook
@@ -38,3 +39,13 @@ def only_theirs(fleet: Fleet, held: GpuHeld, found: Iterable[Holder]) -> bool:
     """Every GPU that is not empty is held by an intruder that is being ended, and by nobody who may be there: look again."""
     ending = {holder for holder in found if being_ended(fleet, holder)}
     return {holder.gpu for holder in ending} == set(held.gpus) and ending == set(held.holders)
+
+
+def fence_strangers(desk: Desk, measured: GroupId, held: GpuHeld) -> bool:
+    """Whether all that is held there is certainly nobody's of ours: then who was measured is well, and nobody gets the GPUs until they are empty."""
+    if not held.gpus or not set(held.gpus) <= set(held.strangers):
+        return False
+    for gpu in held.gpus:
+        desk.leases.fence(gpu, f"held by something that is not ours: {held.note}")
+    desk.note("warning", measured, f"GPUs {list(held.gpus)} are fenced: {held.note}")
+    return True

@@ -10,6 +10,7 @@ from .desk import Desk
 from .fleet import Engine, Pipeline, TrainerState
 from .spec import Priority
 
+ENDING = (EngineState.QUARANTINED, EngineState.STOPPING, EngineState.STUCK)
 ROUTABLE = (EngineState.SERVING, EngineState.LOADING, EngineState.DRAINING)
 
 
@@ -23,6 +24,9 @@ def check(desk: Desk) -> None:
             assert not engine.rests, f"{engine.id} is {engine.state.value} and holds GPU {lease.gpu}"
             assert lease.incarnation == engine.incarnation, f"{engine.id} holds GPU {lease.gpu} for its life {lease.incarnation}"
             assert lease.priority is Priority.ROLLOUT, f"{engine.id} holds GPU {lease.gpu} at priority {lease.priority}"
+    for gpu, groups in desk.leases.withheld.items():
+        for by in groups:
+            assert desk.fleet.state(by) in ENDING, f"GPU {gpu} is withheld by {by}, whose life is not ending"
     for pipeline in desk.fleet.pipelines.values():
         _check_trainer(pipeline, leased.get(pipeline.trainer.id, set()))
         for engine in pipeline.engines.values():
@@ -34,6 +38,9 @@ def check(desk: Desk) -> None:
                 held = leased.get(engine.id, set())
                 assert not held or held == set(engine.gpus), f"{engine.id} holds {held}, a part of its bundle {engine.gpus}"
                 assert held or engine.state not in HOLDS_MEMORY, f"{engine.id} is {engine.state.value} without a lease"
+            if engine.state is EngineState.STUCK:
+                for gpu in engine.gpus:
+                    assert engine.id in desk.leases.withheld.get(gpu, ()), f"{engine.id} is stuck, and GPU {gpu} is not withheld"
 
 
 def _check_trainer(pipeline: Pipeline, held: set[GpuId]) -> None:

@@ -19,11 +19,16 @@ class Lease:
 
 
 class LeaseBook:
-    """All leases and fences of the box. A fenced GPU is lent to nobody: something holds memory there that is not ours to end, or it was never measured."""
+    """All leases of the box, and what is lent to nobody.
+
+    A GPU is *fenced* when something holds memory there that is not ours to end, or it was never measured: until it measures empty.
+    It is *withheld* by groups whose end is not confirmed: until that is. Who has it then keeps it, and nobody comes after.
+    """
 
     def __init__(self, gpus: Iterable[GpuId]) -> None:
         self._leases: dict[GpuId, Lease | None] = dict.fromkeys(gpus)
         self._fences: dict[GpuId, str] = {}
+        self._withheld: dict[GpuId, dict[GroupId, str]] = {}
         self._held: dict[GroupId, list[GpuId]] = {}
 
     @property
@@ -36,17 +41,23 @@ class LeaseBook:
 
     @property
     def fences(self) -> dict[GpuId, str]:
+        """Those that a measurement lifts."""
         return dict(self._fences)
+
+    @property
+    def withheld(self) -> dict[GpuId, tuple[GroupId, ...]]:
+        """By which groups."""
+        return {gpu: tuple(by) for gpu, by in self._withheld.items()}
 
     def lease(self, gpu: GpuId) -> Lease | None:
         return self._leases[gpu]
 
     def fenced(self, gpu: GpuId) -> str | None:
-        """Why the GPU is fenced, or None."""
-        return self._fences.get(gpu)
+        """Why the GPU is fenced or withheld, or None."""
+        return self._fences.get(gpu) or next(iter(self._withheld.get(gpu, {}).values()), None)
 
     def is_free(self, gpu: GpuId) -> bool:
-        return self._leases[gpu] is None and gpu not in self._fences
+        return self._leases[gpu] is None and gpu not in self._fences and gpu not in self._withheld
 
     def all_free(self, gpus: Iterable[GpuId]) -> bool:
         return all(self.is_free(gpu) for gpu in gpus)
@@ -58,7 +69,7 @@ class LeaseBook:
         """All of them or none. Raises AssertionError when one is held or fenced: that would be a double booking, a bug of ours."""
         wanted = tuple(gpus)
         for gpu in wanted:
-            assert self.is_free(gpu), f"GPU {gpu} wanted by {holder} is held by {self._leases[gpu]} or fenced: {self._fences.get(gpu)}"
+            assert self.is_free(gpu), f"GPU {gpu} wanted by {holder} is held by {self._leases[gpu]} or fenced: {self.fenced(gpu)}"
         for gpu in wanted:
             self._leases[gpu] = Lease(gpu, holder, priority, incarnation)
         if wanted:
@@ -88,3 +99,13 @@ class LeaseBook:
 
     def clear(self, gpu: GpuId) -> None:
         self._fences.pop(gpu, None)
+
+    def withhold(self, gpus: Iterable[GpuId], by: GroupId, reason: str) -> None:
+        """Nobody is given these from now on, also when they come back from who has them."""
+        for gpu in gpus:
+            self._withheld.setdefault(gpu, {})[by] = reason
+
+    def lift(self, by: GroupId) -> None:
+        """That group is confirmed gone."""
+        for gpu in [gpu for gpu, groups in self._withheld.items() if groups.pop(by, None) is not None and not groups]:
+            del self._withheld[gpu]

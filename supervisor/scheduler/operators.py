@@ -1,21 +1,191 @@
-"""What an operator asks for: one pipeline or engine (`asked`), or an end of it all (`stop`)."""
+"""What an operator asks for: one pipeline or group (`asked`), or an end of it all (`stop`); and what each request will do, in words (`foretold`)."""
 
+from collections.abc import Iterator
+
+from engines.ids import EngineId, GroupId, PipelineId
 from engines.state import EngineState, Turn
 
 from . import gateways, groups, trainers
 from .actions import StopGroup
 from .desk import Desk
 from .events import OperatorAsked
-from .faults import Cause
-from .fleet import Engine, Gateway, Trainer, TrainerState, TrainerTurn
+from .faults import BY_OPERATOR, Cause
+from .fleet import Engine, Gateway, Pipeline, Trainer, TrainerState, TrainerTurn
+
+_LIVES = (TrainerState.STARTING, TrainerState.RUNNING)
+_HELD = ("pause", "drain", "resume")
+_PARTS = ("restart", "reset")
+
+
+def refused(desk: Desk, event: OperatorAsked) -> str:
+    """Why it cannot be asked at all; empty: it can."""
+    pipelines = desk.fleet.pipelines
+    if event.pipeline not in pipelines:
+        return f"there is no pipeline {event.pipeline}; this run has {', '.join(pipelines)}"
+    pipeline = pipelines[event.pipeline]
+    if event.rank is not None and event.rank not in pipeline.engines:
+        return f"{event.pipeline} has no engine {event.rank}; it has {', '.join(str(engine.id) for engine in pipeline.engines.values())}"
+    if event.part and event.verb not in _PARTS:
+        more = f" To end the pipeline: stop {event.pipeline}" if event.verb == "stop" else ""
+        return f"{event.verb} is for {'pipelines' if event.verb == 'stop' else 'engines and pipelines'}, not for a {event.part}.{more}"
+    if event.verb == "stop" and event.rank is not None:
+        engine = EngineId(event.pipeline, event.rank)
+        return f"stop is for pipelines. To take {engine} off its GPUs: pause {engine}, or drain {engine} to end its processes, too"
+    return ""
+
+
+def foretold(desk: Desk, event: OperatorAsked) -> list[tuple[GroupId | PipelineId, str]]:
+    """What it will do to whom, in the order in which people read it; also where that is nothing. Of what is not `refused`."""
+    pipeline = desk.fleet.pipelines[event.pipeline]
+    if event.verb == "stop":
+        return [(pipeline.id, _stop_words(pipeline))]
+    told: list[tuple[GroupId | PipelineId, str]] = []
+    if event.rank is None and event.verb in _HELD:
+        told.append((pipeline.id, _suspend_words(pipeline, event.verb)))
+    if event.part == "trainer" or (event.rank is None and event.verb in _PARTS and not event.part):
+        trainer = pipeline.trainer
+        told.append((trainer.id, _restart_trainer(pipeline) if event.verb == "restart" else _reset_trainer(trainer)))
+    if event.part == "gateway":
+        told.append((pipeline.gateway.id, _gateway_words(pipeline, event.verb)))
+    for engine in _engines(pipeline, event):
+        told.append((engine.id, _engine_words(pipeline, engine, event)))
+    return told
+
+
+def _engines(pipeline: Pipeline, event: OperatorAsked) -> Iterator[Engine]:
+    """Those that are meant."""
+    if event.rank is not None:
+        yield pipeline.engines[event.rank]
+    elif not event.part and event.verb in (*_HELD, "reset"):
+        yield from pipeline.engines.values()
+
+
+def _engine_words(pipeline: Pipeline, engine: Engine, event: OperatorAsked) -> str:
+    is_ = engine.state.value
+    match event.verb:
+        case "pause":
+            return _pause_words(engine)
+        case "drain" if engine.drained:
+            return "drained already" if engine.state in (EngineState.COLD, EngineState.RETIRED) else f"{is_}: it is being drained already"
+        case "drain":
+            return f"{is_}: no process of it will be left until `resume`" if not _dead(engine) else _until(is_, "started")
+        case "resume" if not engine.held:
+            return f"nothing to resume: it is {is_}"
+        case "resume" if event.rank is not None and pipeline.suspended:
+            return f"resumed; {pipeline.id} as a whole is paused yet: resume {pipeline.id}"
+        case "resume":
+            return f"{is_}: may serve again when the plan wants it" + (" (it is retired: reset it)" if _retired(engine) else "")
+        case "restart":
+            return _restart_engine(engine)
+        case _:
+            return _reset_engine(engine)
+
+
+def _dead(engine: Engine) -> bool:
+    return engine.state in (EngineState.COLD, EngineState.RETIRED, EngineState.QUARANTINED, EngineState.STUCK, EngineState.STOPPING)
+
+
+def _retired(engine: Engine) -> bool:
+    return engine.state is EngineState.RETIRED
+
+
+def _until(is_: str, what: str) -> str:
+    return f"{is_}: will not be {what} until `resume`"
+
+
+def _pause_words(engine: Engine) -> str:
+    is_ = engine.state.value
+    if engine.held:
+        what = "drained" if engine.drained else "paused"
+        return f"{what} already" if engine.rests else f"{is_}: it is being {what} already"
+    if engine.state is EngineState.PAUSED:
+        return _until("asleep", "woken")
+    if _dead(engine):
+        return _until(is_, "started")
+    if engine.state in (EngineState.DRAINING, EngineState.PAUSING):
+        return f"{is_}: stays paused until `resume`"
+    return f"{is_}: will be paused"
+
+
+def _restart_engine(engine: Engine) -> str:
+    is_ = engine.state.value
+    match engine.state:
+        case EngineState.COLD:
+            return "nothing to restart: it has no process"
+        case EngineState.RETIRED:
+            return f"nothing to restart: it is retired ({engine.note}); reset {engine.id} gives it a new restart budget"
+        case EngineState.QUARANTINED | EngineState.STUCK | EngineState.STOPPING:
+            return f"nothing to restart: it is {is_}, its processes are being ended"
+        case _:
+            if engine.held:
+                return f"{is_}: will be ended, and not started again until `resume`"
+            asleep = engine.state in (EngineState.PAUSED, EngineState.PAUSING)
+            return f"{is_}: will be ended, and started again when it is needed" if asleep else f"{is_}: will be restarted"
+
+
+def _reset_engine(engine: Engine) -> str:
+    if _retired(engine):
+        return "retired: may be started again, with a new restart budget"
+    spent = len(engine.budget.failures)
+    if spent:
+        return f"{engine.state.value}: its restart budget is whole again ({spent} of {engine.budget.limit} were spent)"
+    return f"nothing to reset: it is {engine.state.value}"
+
+
+def _reset_trainer(trainer: Trainer) -> str:
+    if trainer.state is TrainerState.RETIRED:
+        return "retired: will be started again from its last checkpoint, with a new restart budget"
+    return f"nothing to reset: it is {trainer.state.value}"
+
+
+def _restart_trainer(pipeline: Pipeline) -> str:
+    trainer = pipeline.trainer
+    if trainer.state in _LIVES:
+        return f"{trainer.state.value}: will be restarted from step {trainer.steps_done}, its last checkpoint"
+    if trainer.state is TrainerState.RETIRED:
+        return f"nothing to restart: it is retired; reset {pipeline.id} gives it a new restart budget"
+    return f"nothing to restart: it is {trainer.state.value}"
+
+
+def _gateway_words(pipeline: Pipeline, verb: str) -> str:
+    gateway = pipeline.gateway
+    state = "serving" if gateway.up else "being replaced" if gateway.dying else "starting" if gateway.op is not None else "cold"
+    if verb == "reset":
+        return f"nothing to reset: it is {state}"
+    if gateway.up or (gateway.op is not None and not gateway.dying):
+        return f"{state}: will be replaced, at the same URL"
+    return f"nothing to restart: it is {state}"
+
+
+def _suspend_words(pipeline: Pipeline, verb: str) -> str:
+    trainer = pipeline.trainer.state.value
+    if pipeline.ended:
+        return f"its trainer is {trainer}: no engine will be wanted"
+    if verb == "resume":
+        return "resumed" if pipeline.suspended else "nothing to resume: it is not paused as a whole"
+    if pipeline.suspended:
+        return "paused already"
+    return (
+        f"will be {'drained' if verb == 'drain' else 'paused'}; its trainer ({trainer}) is not stopped, and waits when it wants a rollout"
+    )
+
+
+def _stop_words(pipeline: Pipeline) -> str:
+    state = pipeline.trainer.state
+    if state in (TrainerState.FINISHED, TrainerState.STOPPING):
+        return f"nothing to stop: its trainer is {state.value}"
+    return f"{state.value}: will be stopped; nothing of it is started again in this run"
 
 
 def asked(desk: Desk, event: OperatorAsked) -> None:
     """Each request may come twice and then changes nothing."""
+    if (why := refused(desk, event)) != "":
+        desk.note("warning", event.pipeline, f"operator: {event.verb}: refused: {why}")
+        return
+    for about, what in foretold(desk, event):
+        desk.note("warning", about, f"operator: {event.verb}: {what}")
     pipeline = desk.fleet.pipelines[event.pipeline]
-    chosen = [pipeline.engines[event.rank]] if event.rank is not None else list(pipeline.engines.values())
-    of = event.pipeline if event.rank is None else chosen[0].id
-    desk.note("warning", of, f"operator: {event.verb}{' ' + event.part if event.part else ''}")
+    chosen = list(_engines(pipeline, event))
     match event.verb:
         case "pause" | "drain" | "resume":
             for engine in chosen:
@@ -24,25 +194,29 @@ def asked(desk: Desk, event: OperatorAsked) -> None:
             if event.rank is None:
                 pipeline.suspended = event.verb != "resume"
         case "restart" if event.part == "gateway":
-            gateways.fail(desk, pipeline, "restarted by the operator")
+            gateways.fail(desk, pipeline, BY_OPERATOR)
         case "restart" if event.rank is None:
-            trainers.fail(desk, pipeline, "restarted by the operator")
+            trainers.fail(desk, pipeline, BY_OPERATOR)
         case "restart":
-            groups.fail(desk, chosen[0], Cause.OPERATOR, "restarted by the operator")
+            groups.fail(desk, chosen[0], Cause.OPERATOR, BY_OPERATOR)
         case "reset":
-            for engine in chosen:
-                engine.budget.reset()
-                engine.not_before = desk.now
-                if engine.state is EngineState.RETIRED:
-                    engine.turn(Turn.RESET, desk.now)
-            if event.rank is None and pipeline.trainer.state is TrainerState.RETIRED:
-                pipeline.trainer.budget.reset()
-                pipeline.trainer.turn(TrainerTurn.RESET)
-                pipeline.failed = ""
+            _reset(desk, pipeline, chosen, event)
         case "stop":
             trainers.stop(desk, pipeline)
         case _:
             desk.note("warning", pipeline.id, f"no such operation: {event.verb}")
+
+
+def _reset(desk: Desk, pipeline: Pipeline, chosen: list[Engine], event: OperatorAsked) -> None:
+    for engine in chosen:
+        engine.budget.reset()
+        engine.not_before = desk.now
+        if engine.state is EngineState.RETIRED:
+            engine.turn(Turn.RESET, desk.now)
+    if event.rank is None and event.part != "gateway" and pipeline.trainer.state is TrainerState.RETIRED:
+        pipeline.trainer.budget.reset()
+        pipeline.trainer.turn(TrainerTurn.RESET)
+        pipeline.failed = ""
 
 
 def stop(desk: Desk, level: int) -> None:

@@ -5,7 +5,7 @@ from typing import assert_never
 from engines.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation
 from engines.state import EngineState
 
-from . import farewell, gateways, groups, operators, trainers
+from . import endings, farewell, gateways, groups, operators, trainers
 from .actions import (
     Action,
     AdoptSnapshot,
@@ -63,9 +63,12 @@ UNKNOWN_CODE = -255
 
 
 def _exit(event: MemberExited) -> str:
-    who = f"member {event.member}" if event.member >= 0 else "a process of its tree"
+    return f"{f'member {event.member}' if event.member >= 0 else 'a process of its tree'} {_ended(event)}"
+
+
+def _ended(event: MemberExited) -> str:
     how = "" if event.code == UNKNOWN_CODE else f" with signal {-event.code}" if event.code < 0 else f" with exit code {event.code}"
-    return f"{who} ended{how}{': ' + event.note if event.note else ''}"
+    return f"ended{how}{': ' + event.note if event.note else ''}"
 
 
 class Scheduler:
@@ -101,6 +104,7 @@ class Scheduler:
         desk.now = max(desk.now, now)
         desk.alarm = None
         desk.notes.clear()
+        desk.turns.clear()
         self._absorb(event)
         for action in desk.inflight.overdue(desk.now):
             late = ActionFailed(id=action.id, reason="no answer within its deadline", code="deadline")
@@ -225,7 +229,7 @@ class Scheduler:
                 groups.fail(self.desk, engine, Cause.EXIT, _exit(event), member=event.member if event.member >= 0 else None)
         elif isinstance(group, GatewayId):
             if pipeline.gateway.incarnation == incarnation:
-                gateways.fail(self.desk, pipeline, f"ended with {event.code}{': ' + event.note if event.note else ''}")
+                gateways.fail(self.desk, pipeline, _ended(event))
         elif pipeline.trainer.incarnation == incarnation:
             trainers.exited(self.desk, pipeline, event.member, event.code, event.note)
 
@@ -286,11 +290,11 @@ class Scheduler:
             self._fence_op = desk.do(lambda id: Measure(id=id, holder=None, gpus=fenced, within=0.0), limit)
 
     def reservations(self) -> Reservations:
-        """Whose turn it is to have GPUs for more than a rollout. What is fenced, or held by a stuck engine, is reserved for nobody."""
+        """Whose turn it is to have GPUs for more than a rollout. What is fenced, or withheld by a stuck engine, is reserved for nobody."""
         desk = self.desk
         pipelines = desk.fleet.pipelines.values()
         requests = [pipeline.trainer.request for pipeline in pipelines if pipeline.trainer.request is not None]
-        stuck = {lease.gpu for lease in desk.leases.leases if desk.fleet.state(lease.holder) is EngineState.STUCK}
+        stuck = {gpu for gpu, groups in desk.leases.withheld.items() if any(desk.fleet.state(by) is EngineState.STUCK for by in groups)}
         out = stuck | desk.leases.fences.keys()
         return reserve(requests, held_by_trainers(desk), out.__contains__, desk.now, desk.box.limits.ageing)
 
@@ -310,7 +314,7 @@ class Scheduler:
         self, pipeline: Pipeline, wanted: frozenset[EngineId], wanted_gpus: dict[GpuId, EngineId], blocked: frozenset[GpuId]
     ) -> None:
         desk = self.desk
-        ending = pipeline.ended or (desk.stopping and pipeline.trainer.state is TrainerState.STOPPING)
+        ending = endings.ending(desk, pipeline)
         for engine in pipeline.engines.values():
             if ending:
                 groups.stop(desk, engine)

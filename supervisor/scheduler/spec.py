@@ -57,12 +57,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """The pool of engines of one pipeline: dp rank r owns `gpus[r*tp:(r+1)*tp]` and runs `slots` samples at once."""
+    """The pool of engines of one pipeline: dp rank r owns `gpus[r*tp:(r+1)*tp]`, runs `slots` samples at once and consists of `members` processes
+    (and what these start)."""
 
     gpus: tuple[GpuId, ...]
     tp: int = 1
     slots: int = 16
     eager: bool = False
+    members: int = 1
 
     def bundle(self, rank: int) -> tuple[GpuId, ...]:
         return self.gpus[rank * self.tp : (rank + 1) * self.tp]

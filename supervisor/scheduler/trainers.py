@@ -29,8 +29,10 @@ from .answers import tell, waited
 from .demand import close_rollout, hopeless, open_rollout, refuse_rollout
 from .desk import Desk
 from .events import ActionFailed, Answer, CheckpointKept, GpuFree, GpuHeld, GroupGone, SnapshotAdopted, TrainerStarted
+from .faults import BY_OPERATOR
 from .fleet import Pipeline, Publishing, TrainerState, TrainerTurn
 from .grants import offloaded, request
+from .intruders import fence_strangers
 
 
 def said(desk: Desk, pipeline: Pipeline, rank: int, message: TrainerMessage) -> None:
@@ -101,6 +103,8 @@ def answered(desk: Desk, pipeline: Pipeline, action: Action, answer: Answer) -> 
             _unconfirmed(desk, pipeline, note)
         case (Measure(gpus=gpus), GpuFree()):
             _left(desk, pipeline, gpus)
+        case (Measure(gpus=gpus), GpuHeld()) if fence_strangers(desk, trainer.id, answer):
+            _left(desk, pipeline, gpus)
         case (Measure(), GpuHeld(note=note) | ActionFailed(reason=note)):
             _still_held(desk, pipeline, note)
         case (StartTrainer(), ActionFailed(reason=reason)):
@@ -143,8 +147,9 @@ def fail(desk: Desk, pipeline: Pipeline, reason: str) -> None:
     if trainer.state not in (TrainerState.STARTING, TrainerState.RUNNING):
         return
     trainer.turn(TrainerTurn.FAIL)
-    trainer.note = reason
-    desk.note("error", trainer.id, f"trainer failed: {reason}")
+    trainer.note, trainer.failed_at = reason, desk.now
+    if reason != BY_OPERATOR:  # which has been told
+        desk.note("error", trainer.id, f"trainer failed: {reason}")
     _end_of_life(desk, pipeline)
 
 

@@ -23,8 +23,8 @@ def held_by_trainers(desk: Desk) -> frozenset[GpuId]:
 
 
 def view(desk: Desk, blocked: frozenset[GpuId]) -> View:
-    """GPUs that are neither a trainer's, nor reserved for one, nor fenced, nor held by an engine that cannot be asked to leave."""
-    withheld = {*blocked, *held_by_trainers(desk), *desk.leases.fences}
+    """GPUs that are neither a trainer's, nor reserved for one, nor fenced, nor held or withheld by an engine that cannot be asked to leave."""
+    withheld = {*blocked, *held_by_trainers(desk), *desk.leases.fences, *desk.leases.withheld}
     withheld.update(lease.gpu for lease in desk.leases.leases if desk.fleet.state(lease.holder) in IMMOVABLE)
     gpus = frozenset(desk.leases.gpus) - withheld
     length = _Lengths(desk)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from engines.ids import EngineId, GpuId, GroupId, PipelineId
+from engines.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId
 from engines.state import EngineState
 from supervisor.scheduler import actions as do
 from supervisor.scheduler.fleet import Pipeline, TrainerState
@@ -99,7 +99,7 @@ class Promises:
                 raise Violation(f"GPU {gpu} holds memory of {sorted(map(str, holders))}")
             for holder in holders:
                 lease = book.lease(gpu)
-                if (lease is None or lease.holder != holder) and book.fenced(gpu) is None and not self._ghost_of(holder, lease):
+                if (lease is None or lease.holder != holder) and gpu not in book.fences and not self._ghost_of(holder, lease):
                     raise Violation(f"GPU {gpu} holds memory of {holder}, but is lent to {lease.holder if lease is not None else 'nobody'}")
 
     def _ghost_of(self, holder: GroupId | str, lease: object) -> bool:
@@ -118,7 +118,18 @@ class Promises:
                 if gpu not in self.measured:
                     raise Violation(f"GPU {gpu} is lent to {holder} and was not measured since it was used")
                 self.measured.discard(gpu)
+                for group, life in self._undead(gpu):
+                    raise Violation(f"GPU {gpu} is lent to {holder}, and life {life} of {group} could not be ended there")
             self.holders[gpu] = holder
+
+    def _undead(self, gpu: GpuId) -> list[tuple[EngineId, Incarnation]]:
+        """Engines with this GPU of which the scheduler was told that they do not end, and not yet that they have."""
+        world = self.world
+        return [
+            (group, life)
+            for (group, life), until in world.undead.items()
+            if isinstance(group, EngineId) and until > world.now and gpu in world.scheduler.desk.fleet.engine(group).gpus
+        ]
 
     def _routes(self) -> None:
         world = self.world
@@ -179,8 +190,11 @@ class Promises:
             return
         for gpu in set(request.gpus) - request.keeps:
             lease = desk.leases.lease(gpu)
-            if desk.leases.fenced(gpu) is not None:
+            if gpu in desk.leases.fences:
                 raise Violation(f"GPUs {request.gpus} are reserved for {trainer.id}, and GPU {gpu} is fenced")
+            for by in desk.leases.withheld.get(gpu, ()):
+                if desk.fleet.state(by) is EngineState.STUCK:
+                    raise Violation(f"GPUs {request.gpus} are reserved for {trainer.id}, and {by}, which is stuck, withholds GPU {gpu}")
             if lease is not None and lease.priority is not Priority.ROLLOUT:
                 raise Violation(f"GPUs {request.gpus} are reserved for {trainer.id}, and GPU {gpu} is {lease.holder}'s")
             if lease is not None and isinstance(lease.holder, EngineId) and desk.fleet.engine(lease.holder).state is EngineState.STUCK:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -10,10 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from engines.ids import GpuId
-from supervisor.check import Claim, GpuPlan, Machine, Picture, Verdict, picture
+from supervisor.check import Claim, GpuPlan, Machine, Part, Picture, Verdict, picture
 from supervisor.config import Config
 from supervisor.configuration.facts import GpuFact
-from supervisor.configuration.premises import ephemeral_ports
 from supervisor.configuration.sizes import model_size
 from supervisor.errors import Mistake
 from supervisor.load import Loaded
@@ -29,7 +28,7 @@ def look(loaded: Loaded) -> Picture:
     config = loaded.config
     sizes = {pipe.name: model_size(Path(pipe.engine.model)) if isinstance(pipe.engine.model, str) else None for pipe in config.pipeline}
     gpus = loaded.gpus or virtual_gpus(config)
-    machine = Machine(gpus, _memory_free(), _room(config.host.shm), dict(os.environ), ephemeral_ports())
+    machine = Machine(gpus, _memory_free(), _room(config.host.shm), dict(os.environ))
     return picture(config, machine, sizes)
 
 
@@ -57,7 +56,7 @@ def _room(directory: str) -> int | None:
 
 
 def render(loaded: Loaded, found: Picture) -> RenderableType:
-    parts: list[RenderableType] = [_map(loaded.config, found), _fit(found), _rest(loaded, found)]
+    parts: list[RenderableType] = [_what(found), _map(loaded.config, found), _fit(found), _rest(loaded, found)]
     parts += [Text(f"Note: {one_line(note, 400)}", style="yellow") for note in found.notes]
     good = found.fits
     text = (
@@ -72,6 +71,28 @@ def _plain_table(title: str, columns: Sequence[str]) -> Table:
     return Table(
         *columns, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim"
     )
+
+
+def _what(found: Picture) -> Table:
+    """What is started, how often, with which program."""
+    table = _plain_table("What runs", ["", "how many", "what", "with"])
+    for part in found.parts:
+        name = "engine" if part.steps is None else "rank"
+        each = "" if part.gpus_each == 1 else f" of {part.gpus_each} GPUs"
+        program = f"{part.program}, by Trainshed's own Python" if part.own_python else part.program
+        many = f"{part.count} {name}{'s' if part.count > 1 else ''}{each}"
+        table.add_row(_long(part.who), cell(many), _long(program), cell(", ".join(_settings(part))))
+    return table
+
+
+def _settings(part: Part) -> Iterator[str]:
+    if part.slots is not None:
+        yield f"{part.slots} slots"
+        yield f"context {part.context} tokens" if part.context is not None else "context unknown"
+    if part.kv_tokens is not None:
+        yield f"KV pool {part.kv_tokens} tokens"
+    if part.steps is not None:
+        yield f"{part.steps} step{'s' if part.steps != 1 else ''}"
 
 
 def _map(config: Config, found: Picture) -> Table:
@@ -112,10 +133,14 @@ def _rest(loaded: Loaded, found: Picture) -> Table:
     table.add_row(cell("ports"), cell(f"{found.ports[0]} to {found.ports[1]} on 127.0.0.1"))
     if (port := loaded.config.host.metrics_port) is not None:
         table.add_row(cell("metrics"), cell(f"http://127.0.0.1:{port}/metrics"))
+    everywhere = set.intersection(*(set(variables.dropped) for variables in found.variables)) if found.variables else set()
     for variables in found.variables:
         children = "every child" if len(found.variables) == 1 else ", ".join(variables.children)
-        table.add_row(_long(f"variables that {children} gets"), _long(" ".join(variables.kept) or "-"))
-        table.add_row(cell("and those dropped"), _long(" ".join(variables.dropped) or "-"))
+        gets = "get" if len(found.variables) > 1 and len(variables.children) > 1 else "gets"
+        table.add_row(_long(f"variables that {children} {gets}"), _long(" ".join(variables.kept) or "-"))
+        if more := [name for name in variables.dropped if name not in everywhere]:
+            table.add_row(cell("dropped there alone"), _long(" ".join(more)))
+    table.add_row(cell("and those dropped"), _long(" ".join(sorted(everywhere)) or "-"))
     return table
 
 
@@ -137,7 +162,7 @@ def show_mistakes(mistakes: Sequence[Mistake], console: Console | None = None) -
         text = Text(one_line(mistake.file if mistake.line is None else f"{mistake.file}:{mistake.line}", 500), style="dim")
         text.append(": ")
         if mistake.key:
-            text.append(one_line(mistake.key), style="bold")
+            text.append(one_line(mistake.place or mistake.key), style="bold")
             text.append(f" = {one_line(mistake.value)}: " if mistake.value else ": ")
         text.append(one_line(mistake.problem), style="red")
         text.append(f". {one_line(mistake.remedy)}")

@@ -1,11 +1,12 @@
-"""`bin/supervise logs [-f]`: the supervisor's records and the children's own log files as one stream of lines, each with its source.
+"""`bin/supervise logs [-f]`: the supervisor's records and the children's own log files, each line with its source.
 
-Children write straight to their files, so there is nothing to subscribe to: sizes are looked at, at most ten times a second.
+Records of the supervisor and of the gateways say when they were written: they are one stream, by time. Children write straight to their
+files, and their lines have no time that we could know: what a file holds already is a block of its own, under a heading, before that
+stream; with -f its new lines are shown as they arrive. There is nothing to subscribe to: sizes are looked at, at most ten times a second.
 """
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,62 +14,16 @@ from typing import Any, Final
 
 import msgspec
 
-from supervisor.errors import UsageError
 from supervisor.runtime.lines import colour_of, paint, readable
 from supervisor.runtime.plain import one_line
+from supervisor.views.parts import SUPERVISOR, Selection, Source, source_of
 
-SUPERVISOR: Final = "supervisor"
 _CHUNK: Final = 1 << 16
 _LONGEST: Final = 1 << 16
 """Bytes of a line without an end that are waited for; then it is cut."""
 _PATIENCE: Final = 10
 """Looks at an unfinished line before it is shown as it is."""
-_FILE: Final = re.compile(
-    r"^(?P<pipeline>[a-z][a-z0-9_-]{0,31})\.(?P<kind>engine|trainer|gateway)(?:\.(?P<rank>[0-9]{1,6}))?(?:\.(?P<member>[0-9]{1,6}))?\.log\Z"
-)
-_TARGET: Final = re.compile(r"^(?P<pipeline>[a-z][a-z0-9_-]{0,31})(?:/(?P<kind>engine|trainer|gateway)(?:/(?P<rank>[0-9]{1,6}))?)?\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What to show. All None is everything."""
-
-    supervisor_only: bool = False
-    pipeline: str | None = None
-    kind: str | None = None
-    rank: int | None = None
-
-    def takes_record(self, record: dict[str, Any]) -> bool:
-        """Of the supervisor's records those about what was chosen."""
-        if self.supervisor_only or self.pipeline is None:
-            return True
-        if record.get("pipeline") != self.pipeline:
-            return False
-        if self.kind == "engine":
-            return record.get("engine") is not None and self.rank in (None, record["engine"])
-        return self.kind is None or (record.get("group", self.kind) == self.kind and record.get("engine") is None)
-
-    def source_of(self, name: str) -> str | None:
-        """The source of a log file (`p1/engine/0`), or None when it is not wanted or none of ours."""
-        match = _FILE.match(name)
-        if match is None or self.supervisor_only:
-            return None
-        rank = int(match["rank"]) if match["rank"] else None
-        wanted = self.pipeline in (None, match["pipeline"]) and self.kind in (None, match["kind"]) and self.rank in (None, rank)
-        parts = (match["pipeline"], match["kind"], match["rank"], match["member"])
-        return "/".join(part for part in parts if part is not None) if wanted else None
-
-
-def parse_target(text: str | None) -> Selection:
-    """`p1`, `p1/engine/0`, `p1/trainer`, `p1/gateway`, `supervisor` or nothing. Raises UsageError."""
-    if text is None:
-        return Selection()
-    if text == SUPERVISOR:
-        return Selection(supervisor_only=True)
-    match = _TARGET.match(text)
-    if match is None:
-        raise UsageError(f"{text!r} names no logs; write p1, p1/engine/0, p1/trainer, p1/gateway or supervisor.")
-    return Selection(pipeline=match["pipeline"], kind=match["kind"], rank=int(match["rank"]) if match["rank"] else None)
+_OURS: Final = Source(SUPERVISOR)
 
 
 @dataclass(slots=True)
@@ -138,72 +93,112 @@ class Tail:
         return grown
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """`time` orders lines that have one: text that sorts as it runs, in UTC; "" is unknown. `record` is None for plain text."""
+
+    source: Source
+    text: bytes
+    time: str = ""
+    record: dict[str, Any] | None = None
+
+
 class Merge:
-    """All the files of one attempt that are wanted, the new ones included; `lines` gives what arrived, readable."""
+    """All the files of one attempt that are wanted, the new ones included; `history` gives what is there, `lines` what arrived since."""
 
     def __init__(self, directory: Path, selection: Selection, colour: bool) -> None:
         self._directory = directory
         self._selection = selection
         self._colour = colour
-        self._tails: dict[str, tuple[str, Tail]] = {}
-
-    def lines(self, end: bool = False) -> Iterator[str]:
-        """What arrived since the last call, file after file; at the `end` unfinished lines too."""
-        for source, lines in self.batches(end):
-            yield from (self._show(source, line) for line in lines)
+        self._tails: dict[str, tuple[Source, Tail]] = {}
+        self._dated = False
+        self._width = 0
 
     def history(self, last: int | None) -> list[str]:
-        """What is there already: whole files, the one written to last at the end; of each at most `last` lines."""
-        shown: list[tuple[float, list[str]]] = []
-        for source, lines in self.batches(False):
-            kept = lines if last is None else lines[max(0, len(lines) - last) :]
-            shown.append((self._changed(source), [self._show(source, line) for line in kept]))
-        return [line for _, lines in sorted(shown, key=lambda item: item[0]) for line in lines]
+        """What is there already, of each log at most the `last` lines: a block for each child, in natural order, then all that has times."""
+        found = [(source, lines if last is None else lines[max(0, len(lines) - last) :]) for source, lines in self._batches(False)]
+        blocks = [(source, lines) for source, lines in found if lines and not source.timed]
+        stream = [line for source, lines in found if source.timed for line in lines]
+        stream.sort(key=lambda line: line.time)
+        days = {line.time[:10] for line in stream if line.time}
+        self._dated = len(days) > 1
+        shown: list[str] = []
+        for source, lines in blocks:
+            if len(blocks) > 1 or stream:
+                shown.append(self._heading(f"{source}: {len(lines)} {'line' if len(lines) == 1 else 'lines'} without times"))
+            shown += [self._show(line) for line in lines]
+        if blocks and stream:
+            names = ", ".join(str(source) for source in sorted({line.source for line in stream}, key=lambda source: source.order))
+            shown.append(self._heading(f"{names}: by time (UTC)"))
+        return shown + [self._show(line) for line in stream]
 
-    def batches(self, end: bool) -> list[tuple[str, list[bytes]]]:
-        self._look()
-        batches = []
-        for source, tail in self._tails.values():
-            lines = tail.lines() + (tail.finish() if end else [])
-            wanted = [line for line in lines if self._wants(source, line)]
-            if wanted:
-                batches.append((source, wanted))
-        return batches
+    def lines(self, end: bool = False) -> Iterator[str]:
+        """What arrived since the last call; at the `end` unfinished lines too."""
+        found = [line for _, lines in self._batches(end) for line in lines]
+        found.sort(key=lambda line: (line.source.timed, line.time))  # a sort keeps the order within a file
+        yield from (self._show(line) for line in found)
 
     def close(self) -> None:
         for _, tail in self._tails.values():
             tail.close()
 
-    def _changed(self, source: str) -> float:
-        path = next(tail.path for name, tail in self._tails.values() if name == source)
-        try:
-            return path.stat().st_mtime
-        except OSError:
-            return 0.0
+    def _batches(self, end: bool) -> list[tuple[Source, list[_Line]]]:
+        """New lines that are wanted, file after file in natural order."""
+        self._look()
+        batches = []
+        for source, tail in sorted(self._tails.values(), key=lambda item: item[0].order):
+            lines = tail.lines() + (tail.finish() if end else [])
+            wanted = [line for line in _read(source, lines) if self._wants(line)]
+            if wanted:
+                batches.append((source, wanted))
+        self._width = max((len(str(source)) for source, _ in self._tails.values()), default=0)
+        return batches
 
     def _look(self) -> None:
         """Files appear as children are started."""
         if SUPERVISOR not in self._tails:
-            self._tails[SUPERVISOR] = (SUPERVISOR, Tail(self._directory / "supervisor.jsonl"))
+            self._tails[SUPERVISOR] = (_OURS, Tail(self._directory / "supervisor.jsonl"))
         with contextlib.suppress(OSError):
-            for name in sorted(os.listdir(self._directory / "logs")):
-                if name not in self._tails and (source := self._selection.source_of(name)) is not None:
+            for name in os.listdir(self._directory / "logs"):
+                if name not in self._tails and (source := source_of(name)) is not None and self._selection.takes(source):
                     self._tails[name] = (source, Tail(self._directory / "logs" / name))
 
-    def _wants(self, source: str, line: bytes) -> bool:
-        if not line.strip():
-            return False
-        if source != SUPERVISOR:
+    def _wants(self, line: _Line) -> bool:
+        if line.source != _OURS:
             return True
-        record = _record(line)
-        return self._selection.pipeline is None if record is None else self._selection.takes_record(record)
+        return self._selection.takes_record(line.record or {})
 
-    def _show(self, source: str, line: bytes) -> str:
-        if source == SUPERVISOR and (record := _record(line)) is not None:
-            text = readable(record, self._colour)
+    def _heading(self, text: str) -> str:
+        return paint(f"==> {text} <==", "1", self._colour)
+
+    def _show(self, line: _Line) -> str:
+        name = str(line.source)
+        if line.record is not None:
+            text = readable(_told(line), self._colour, dated=self._dated)
         else:
-            text = one_line(line.decode("utf-8", "replace"), 4000)
-        return f"{paint(f'{source:16}', colour_of(source), self._colour)} {text}"
+            text = one_line(line.text.decode("utf-8", "replace"), _LONGEST)
+        return f"{paint(f'{name:{self._width}}', colour_of(name), self._colour)}  {text}"
+
+
+def _told(line: _Line) -> dict[str, Any]:
+    """A gateway's record without what its source says already; it may be about an engine."""
+    record = line.record or {}
+    if line.source == _OURS:
+        return record
+    said = ("source",) if "engine" in record else ("source", "pipeline")
+    return {key: value for key, value in record.items() if key not in said}
+
+
+def _read(source: Source, lines: list[bytes]) -> Iterator[_Line]:
+    """Empty lines are left out. What a file of records holds beside them (a traceback) belongs to the record before it."""
+    time = ""
+    for text in lines:
+        if not text.strip():
+            continue
+        record = _record(text) if source.timed else None
+        if record is not None:
+            time = str(record.get("timestamp", time)).removesuffix("Z")
+        yield _Line(source, text, time, record)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

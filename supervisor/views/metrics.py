@@ -1,7 +1,7 @@
 """What Prometheus is told (`[host] metrics_port`): what is now, read when it asks, and times and counts of what has happened.
 
-Times of a failure of an engine group are those that the log gives, too: how long it had been silent, and when each step of its recovery
-was done. They are taken when it is over, an attempt at a time.
+Times of a failure of an engine group are those that the log gives, too: how long it had been silent, counted when it fails, and when each
+step of its recovery was done, taken when it is over, an attempt at a time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,39 +34,36 @@ class Metrics:
             ("pipeline",), buckets=SECONDS, registry=self._registry,
         )  # fmt: skip
         self._recovery = Histogram(
-            "trainshed_engine_recovery_seconds", "From the first failure until it is routed or asleep, retired, or stopped",
+            "trainshed_engine_recovery_seconds", "From the first failure until it is routed or asleep, retired, stopped, or stuck at the end",
             (*labels, "outcome"), buckets=SECONDS, registry=self._registry,
         )  # fmt: skip
         self._steps = Histogram(
             "trainshed_engine_recovery_step_seconds", "From the failure of this attempt until a step of its recovery was done",
             ("pipeline", "step"), buckets=SECONDS, registry=self._registry,
         )  # fmt: skip
-        self._last: Fault | None = None
 
     def tell(self, scheduler: Scheduler) -> None:
-        """Take the failures that are over since the last call."""
-        faults = scheduler.desk.faults
-        if not faults or faults[-1] is self._last:
-            return
-        new: list[Fault] = []
-        for fault in reversed(faults):
-            if fault is self._last:
-                break
-            new.append(fault)
-        self._last = faults[-1]
-        for fault in reversed(new):
-            self._over(fault)
+        """Take what has begun and what is over by this event."""
+        for word, fault in scheduler.desk.turns:
+            if word == "failed":
+                self._failed(fault)
+            else:
+                self._over(fault, word)
 
-    def _over(self, fault: Fault) -> None:
-        pipeline, cause = fault.engine.pipeline, fault.cause.value
-        self._failures.labels(pipeline, cause).inc()
+    def _failed(self, fault: Fault) -> None:
+        """At once: one that is stuck, or waits for a GPU, must be seen."""
+        pipeline = fault.engine.pipeline
+        self._failures.labels(pipeline, fault.cause.value).inc()
         if fault.silent > 0:
             self._detection.labels(pipeline).observe(fault.silent)
+
+    def _over(self, fault: Fault, outcome: str) -> None:
+        pipeline = fault.engine.pipeline
         for step, seconds in fault.seconds.items():
             self._steps.labels(pipeline, step).observe(seconds)
-        if fault.outcome != "failed again":
+        if outcome != "failed again":
             last = max(fault.steps.values(), default=fault.began)
-            self._recovery.labels(pipeline, cause, fault.outcome).observe(last - fault.began)
+            self._recovery.labels(pipeline, fault.cause.value, outcome).observe(last - fault.began)
 
     def page(self, scheduler: Scheduler, snapshot: Snapshot, longest_lag: float) -> bytes:
         """The exposition, in Prometheus' text format."""
@@ -95,8 +92,14 @@ class _Now(Collector):
 
 def _gpus(gpus: Iterable[GpuView]) -> Iterator[Metric]:
     leased = GaugeMetricFamily("trainshed_gpu_leased", "1 where somebody holds the GPU", labels=("gpu", "holder", "priority"))
-    withheld = GaugeMetricFamily("trainshed_gpu_fenced", "1 where nobody may have the GPU until it is seen empty", labels=("gpu",))
-    used = GaugeMetricFamily("trainshed_gpu_used_bytes", "As last measured; absent where it is not measured", labels=("gpu",))
+    withheld = GaugeMetricFamily(
+        "trainshed_gpu_fenced", "1 where nobody is given the GPU: it was not seen empty, or who is stuck there not gone", labels=("gpu",)
+    )
+    used = GaugeMetricFamily(
+        "trainshed_gpu_used_bytes",
+        "Measured for this page, or within the second before it; absent where it is not measured",
+        labels=("gpu",),
+    )
     for gpu in gpus:
         leased.add_metric((str(gpu.id), gpu.holder or "", gpu.priority or ""), float(gpu.holder is not None))
         withheld.add_metric((str(gpu.id),), float(gpu.fenced is not None))

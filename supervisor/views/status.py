@@ -1,11 +1,13 @@
 """A snapshot as tables. Text of children is made plain and never read as markup."""
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from supervisor.runtime.plain import one_line
-from supervisor.runtime.snapshot import EngineView, PipelineView, Snapshot
+from supervisor.runtime.snapshot import EngineView, FailureView, GpuView, PipelineView, Snapshot
+from supervisor.runtime.waiting import priority_words, role_words
+from supervisor.scheduler.spec import Priority
+from supervisor.views.table import Column, Row, render
 
 _STYLES = {
     "serving": "green",
@@ -17,6 +19,7 @@ _STYLES = {
     "failed": "bold red",
     "done": "green",
 }
+_LONGEST_REMARK = 1000
 
 
 def cell(value: object, style: str = "") -> Text:
@@ -27,7 +30,9 @@ def cell(value: object, style: str = "") -> Text:
 def gib(size: int | None) -> str:
     if size is None:
         return "unmeasured"
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    if size >= 2**30:
+        return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**20:.0f} MiB" if size >= 10 << 20 or not size else f"{size / 2**20:.1f} MiB"
 
 
 def duration(seconds: float) -> str:
@@ -36,92 +41,135 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole % 60:02d} s" if minutes else f"{whole} s"
 
 
+def ago(seconds: float) -> str:
+    """`8 s ago`, `3 min ago`, `2 h ago`, `4 days ago`."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size or (seconds >= size and unit != "days"):
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
 def reward(first: float | None, last: float | None) -> str | None:
     if last is None:
         return None
     return f"{last:.3f}" if first is None else f"{first:.3f} → {last:.3f}"
 
 
-def render(snapshot: Snapshot) -> RenderableType:
-    """The whole picture: pipelines, engines, GPUs."""
+def lines(snapshot: Snapshot, width: int | None) -> list[Text]:
+    """The whole picture: pipelines, processes, GPUs. `width` is the terminal's; None is a pipe: nothing is left out."""
     head = Text(f"{one_line(snapshot.run, 120)}, up {duration(snapshot.uptime_s)}", style="bold")
     if snapshot.stopping:
         head.append("  stopping", style="bold yellow")
-    gap = Text("")
-    return Group(head, gap, _pipelines(snapshot), gap, _groups(snapshot), gap, _gpus(snapshot))
+    return [head, Text(), *_pipelines(snapshot, width), Text(), *_groups(snapshot, width), Text(), *_gpus(snapshot, width)]
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        table.add_column(column, justify="right" if column in ("step", "samples", "awake", "weights", "restarts", "in flight") else "left")
-    return table
+def _row(cells: tuple[object, ...], remarks: tuple[str, ...], state: str, remark_style: str = "") -> Row:
+    """The second cell is the `state`."""
+    texts = ["" if value is None else one_line(str(value), 120) for value in cells]
+    return Row(texts, [one_line(remark, _LONGEST_REMARK) for remark in remarks], ("bold", _STYLES.get(state, "")), remark_style)
 
 
-def _pipelines(snapshot: Snapshot) -> Table:
-    table = _table("Pipelines", "pipeline", "state", "step", "samples", "awake", "reward", "weights", "restarts", "waits for", "url")
+def _pipelines(snapshot: Snapshot, width: int | None) -> list[Text]:
+    columns = (
+        Column("pipeline"), Column("state"), Column("step", True), Column("samples", True, 4), Column("awake", True, 5),
+        Column("reward", False, 3, lambda text: text.rpartition(" ")[2]), Column("weights", True, 2), Column("restarts", True, 1),
+    )  # fmt: skip
+    rows = []
     for view in snapshot.pipelines:
-        table.add_row(
-            cell(view.name, "bold"),
-            cell(view.state, _STYLES.get(view.state, "")),
-            cell(f"{view.step}/{view.steps}"),
-            cell(f"{view.samples_done}/{view.target}" if view.target else None),
-            cell(f"{view.engines_awake}/{len(view.engines)}"),
-            cell(reward(view.first_reward, view.reward)),
-            cell(f"v{view.weight_version}"),
-            cell(view.restarts),
-            cell(view.waits_for or view.trainer.waits_for),
-            cell(view.gateway.url),
+        waits = view.waits_for or view.trainer.waits_for
+        cells = (
+            view.name,
+            view.state,
+            f"{view.step}/{view.steps}",
+            f"{view.samples_done}/{view.target}" if view.target else None,
+            f"{view.engines_awake}/{len(view.engines)}",
+            reward(view.first_reward, view.reward),
+            f"v{view.weight_version}",
+            view.restarts or None,
         )
-    return table
+        rows.append(_row(cells, (view.why, f"waits for {waits}" if waits else ""), view.state, "red" if view.why else "yellow"))
+    return render("Pipelines", columns, rows, width)
 
 
-def _groups(snapshot: Snapshot) -> Table:
-    table = _table("Processes", "group", "state", "incarnation", "pids", "GPUs", "weights", "in flight", "restarts", "note")
+def _groups(snapshot: Snapshot, width: int | None) -> list[Text]:
+    columns = (
+        Column("group"), Column("state"), Column("incarnation", True, 2), Column("pids", False, 1, _first), Column("GPUs", False, 6, _first),
+        Column("weights", True, 4), Column("in flight", True, 5), Column("restarts", True, 3),
+    )  # fmt: skip
+    rows = []
     for view in snapshot.pipelines:
-        _trainer_row(table, view)
+        rows.append(_trainer_row(view))
         gateway = view.gateway
-        state = "serving" if gateway.pid is not None else "cold"
-        pid = gateway.pid if gateway.pid is not None else None
-        table.add_row(
-            cell(f"{view.name}/gateway"), cell(state, _STYLES[state]), cell(gateway.incarnation), cell(pid), *(cell(None) for _ in range(5))
-        )
-        for engine in view.engines:
-            _engine_row(table, view.name, engine)
-    return table
+        state = gateway.state if gateway.pid is None or gateway.state != "cold" else "serving"
+        cells = (f"{view.name}/gateway", state, gateway.incarnation, gateway.pid, None, None, None, None)
+        rows.append(_row(cells, (gateway.url, _failure(gateway.failure)), state))
+        rows += [_engine_row(view.name, engine) for engine in view.engines]
+    return render("Processes", columns, rows, width)
 
 
-def _trainer_row(table: Table, view: PipelineView) -> None:
+def _trainer_row(view: PipelineView) -> Row:
     trainer = view.trainer
-    holds = f"holds {', '.join(trainer.holds)}" if trainer.holds else None
-    waits = f"waits for {trainer.waits_for}" if trainer.waits_for else None
-    note = "; ".join(filter(None, (holds, waits)))
-    row = (f"{view.name}/trainer", trainer.state, trainer.incarnation, _numbers(trainer.pids), None, None, None, None, note)
-    table.add_row(*(cell(value, _STYLES.get(str(value), "")) for value in row))
+    holds = f"holds its GPUs for {', '.join(map(role_words, trainer.holds))}" if trainer.holds else ""
+    cells = (
+        f"{view.name}/trainer", trainer.state, trainer.incarnation, _numbers(trainer.pids), _numbers(trainer.gpus), None, None,
+        trainer.restarts or None,
+    )  # fmt: skip
+    return _row(cells, (holds, trainer.note, _failure(trainer.failure)), trainer.state)
 
 
-def _engine_row(table: Table, pipeline: str, engine: EngineView) -> None:
+def _engine_row(pipeline: str, engine: EngineView) -> Row:
     version = f"v{engine.version}" if engine.version is not None else None
-    row = (f"{pipeline}/engine/{engine.rank}", engine.state, engine.incarnation, _numbers(engine.pids), _numbers(engine.gpus), version)
-    rest = (engine.in_flight or None, engine.restarts or None, engine.note)
-    table.add_row(*(cell(value, _STYLES.get(str(value), "")) for value in (*row, *rest)))
+    cells = (
+        f"{pipeline}/engine/{engine.rank}", engine.state, engine.incarnation, _numbers(engine.pids), _numbers(engine.gpus), version,
+        engine.in_flight or None, engine.restarts or None,
+    )  # fmt: skip
+    return _row(cells, (engine.note, _failure(engine.failure)), engine.state)
+
+
+def _failure(failure: FailureView | None) -> str:
+    """What went wrong last: of what is well again it is history, and says so."""
+    if failure is None:
+        return ""
+    if failure.asked:
+        return f"{failure.reason} {ago(failure.ago_s)}"
+    return f"{'restarted' if failure.over else 'failed'} {ago(failure.ago_s)}: {failure.reason}"
 
 
 def _numbers(numbers: tuple[int, ...]) -> str:
     return " ".join(map(str, numbers))
 
 
-def _gpus(snapshot: Snapshot) -> Table:
-    table = _table("GPUs", "GPU", "name", "holder", "as", "memory", "note")
+def _first(text: str) -> str:
+    """`4711 +7` for a list of eight."""
+    first, *more = text.split()
+    return f"{first} +{len(more)}" if more else first
+
+
+def _gpus(snapshot: Snapshot, width: int | None) -> list[Text]:
+    columns = (Column("GPU", True), Column("holder"), Column("as", False, 2), Column("memory", True), Column("name", False, 1))
+    rows = []
     for gpu in snapshot.gpus:
-        note = f"withheld: {gpu.fenced}" if gpu.fenced else None
-        table.add_row(cell(gpu.id), cell(gpu.name), cell(gpu.holder), cell(gpu.priority), cell(gib(gpu.used_bytes)), cell(note, "bold red"))
-    return table
+        cells = (gpu.id, gpu.holder, _priority(gpu.priority), _memory(gpu), gpu.name)
+        others = [f"{group} keeps {gib(held)}" for group, held in gpu.held_bytes.items() if group != gpu.holder]
+        remarks = (f"withheld: {gpu.fenced}" if gpu.fenced else "", ", ".join(others))
+        rows.append(_row(cells, remarks, "", "bold red" if gpu.fenced else "dim"))
+    return render("GPUs", columns, rows, width)
+
+
+def _priority(name: str | None) -> str | None:
+    """As the design calls it."""
+    known = Priority.__members__.get((name or "").upper())
+    return name if known is None else priority_words(known)
+
+
+def _memory(gpu: GpuView) -> str:
+    used = gib(gpu.used_bytes)
+    return used if gpu.used_bytes is None or gpu.total_bytes is None else f"{used} of {gib(gpu.total_bytes)}"
 
 
 def show(snapshot: Snapshot, console: Console | None = None) -> None:
-    """Prints it; on a pipe the tables keep their full width."""
+    """Prints it, as wide as the terminal; on a pipe nothing is left out or wrapped."""
     console = console if console is not None else Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=200, no_color=True)
-    console.print(render(snapshot))
+    width = console.width if console.is_terminal else None
+    for line in lines(snapshot, width):
+        console.print(line, soft_wrap=True, highlight=False)

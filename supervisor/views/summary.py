@@ -1,5 +1,7 @@
 """The table at the end of a run."""
 
+from collections.abc import Iterator
+
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -18,26 +20,56 @@ def render(summary: Summary, directory: str) -> RenderableType:
         table.add_column(column, justify="left" if column == "pipeline" else "right")
     for name, pipeline in summary.pipelines.items():
         told = reward(pipeline.first_reward, pipeline.last_reward)
-        row = (pipeline.steps, pipeline.samples, told, f"v{pipeline.weight_version}", pipeline.pauses, pipeline.resumes, pipeline.restarts)
+        steps = f"{pipeline.steps}/{pipeline.of}" if pipeline.of and pipeline.steps != pipeline.of else pipeline.steps
+        row = (steps, pipeline.samples, told, f"v{pipeline.weight_version}", pipeline.pauses, pipeline.resumes, pipeline.restarts)
         table.add_row(cell(name, "bold"), *(cell(value) for value in row), cell(f"{pipeline.waited_s:.1f} s"))
-    return Group(table, _verdict(summary), Text(one_line(directory, 500), style="dim"))
+    return Group(table, *_reasons(summary, directory), _verdict(summary), _unbroken(directory, "dim"))
+
+
+def _reasons(summary: Summary, directory: str) -> Iterator[Text]:
+    """A line for each pipeline that failed, and for what else somebody must know."""
+    for name, pipeline in summary.pipelines.items():
+        if pipeline.outcome == "failed":
+            yield _unbroken(f"{name} failed: {pipeline.why} (see {directory}/{pipeline.log})", "red")
+    yield from (_unbroken(note, "yellow") for note in summary.notes)
+
+
+def _unbroken(text: str, style: str) -> Text:
+    """One line however long: it is copied, and searched for."""
+    return Text(one_line(text, 1000), style=style, no_wrap=True, overflow="ignore")
 
 
 def _verdict(summary: Summary) -> Text:
+    style = "bold green" if summary.exit == ExitCode.DONE else "bold red"
+    starts = f" in {summary.starts} starts" if summary.starts > 1 else ""
+    text = Text(f"{_meaning(summary)} (exit {summary.exit}) after {duration(summary.wall_s)}{starts}.", style=style)
+    if summary.lost_log_lines:
+        text.append(f" {summary.lost_log_lines} log lines were lost.", style="yellow")
+    return text
+
+
+def _meaning(summary: Summary) -> str:
+    """The sentence of the exit code, as far as this run makes it more exact."""
+    pipelines = summary.pipelines
+    short = [f"{name} {pipeline.steps} of {pipeline.of}" for name, pipeline in pipelines.items() if pipeline.steps < pipeline.of]
+    match summary.exit:
+        case ExitCode.DONE if not short:
+            return "Every pipeline did all its steps"
+        case ExitCode.DONE:
+            return f"Every trainer ended by itself with exit code 0; steps that are known to be done: {', '.join(short)}"
+        case ExitCode.PIPELINE_FAILED:
+            failed = [name for name, pipeline in pipelines.items() if pipeline.outcome == "failed"]
+            others = len(pipelines) - len(failed)
+            return f"{' and '.join(failed) or 'A pipeline'} failed for good" + ("; the others went on" if others else "")
     try:
-        code = ExitCode(summary.exit)
-        meaning = code.meaning
+        meaning = ExitCode(summary.exit).meaning
     except ValueError:
         meaning = "unknown exit code"
-    style = "bold green" if summary.exit == ExitCode.DONE else "bold red"
-    text = Text(f"{meaning[0].upper()}{meaning[1:]} (exit {summary.exit}) after {duration(summary.wall_s)}.", style=style)
-    if summary.lost_log_lines:
-        text.append(f" {summary.lost_log_lines} log lines were lost (disk full?).", style="yellow")
-    return text
+    return meaning[0].upper() + meaning[1:]
 
 
 def show(summary: Summary, directory: str, console: Console | None = None) -> None:
     console = console if console is not None else Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=200, no_color=True)
-    console.print(render(summary, directory))
+    console.print(render(summary, directory), crop=False)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,12 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT / "bench" / "long"))
 import mutants  # noqa: E402
 
-FILES = ("tests/engines/test_health.py", "tests/host/test_groups.py", "tests/supervisor/scheduler/test_groups.py")
+FILES = (
+    "tests/engines/test_health.py",
+    "tests/host/test_groups.py",
+    "tests/supervisor/scheduler/test_groups.py",
+    "tests/supervisor/scheduler/test_endings.py",
+)
 DEFINED = [
     node.name
     for name in FILES
@@ -26,6 +32,19 @@ def test_each_failure_has_a_test_a_mutant_and_a_row(number: int) -> None:
     assert [name for name in DEFINED if f"f{number}" in name.split("_")]
     assert [name for name in mutants.MUTANTS if name.startswith(f"f{number} ")]
     assert [row for row in ROWS if re.match(rf"\| F{number} \|", row)]
+
+
+def test_the_rows_count_what_there_is() -> None:
+    files = {"pure": FILES[0], "host": FILES[1], "rules": FILES[2], "ends": FILES[3]}
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", *FILES]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=100)
+    cases = [line.split("::", 1) for line in done.stdout.splitlines() if "::" in line]
+    for row in ROWS:
+        file = ""
+        for word, name, number in re.findall(r"(pure|host|rules|ends)?,? ?`([fr]\d\w*)`(?: (\d+))?", row.split("|")[4]):
+            file = files[word] if word else file
+            found = [case for of, case in cases if of == file and case.startswith(f"test_{name}_")]
+            assert len(found) == int(number or 1), f"{row[:6]} {file} {name}: {len(found)}"
 
 
 @pytest.mark.parametrize("name", mutants.MUTANTS)

@@ -46,6 +46,7 @@ gpus = {gpus}
 tp = {tp}
 members = "{members}"
 slots = {slots}
+context = 64
 args = ["--scripts", "{scripts}"]
 env = {{ FAULTY_PYTHON = "{interpreter}" }}
 [pipeline.trainer]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from faulty import Faulty
 
-from supervisor.target import parse
 from supervisor.runtime.operator import ActRequest, Done, ask
+from supervisor.target import parse
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from supervised import Run, configuration, processes_of
 
-GARBAGE = '''
+GARBAGE = """
 import os, socket, time
 from trainers.grpo import main as real_main
 
@@ -18,7 +18,7 @@ def main():
         os.write(int(os.environ["TRAINSHED_FD"]), {bytes})
         time.sleep(60)
     real_main()
-'''
+"""
 FRAMES = {
     "no frame": b"\xff" * 64,
     "no JSON": b"\x00\x00\x00\x04oops",
@@ -44,7 +44,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[Path], Run]]:
 def others_are_unharmed(run: Run) -> None:
     assert run.summary["p2"] | {"waited_s": 0, "pauses": 0, "resumes": 0} == {
         "steps": 1, "samples": 256, "first_reward": run.summary["p2"]["first_reward"], "last_reward": run.summary["p2"]["last_reward"],
-        "weight_version": 1, "restarts": 0, "waited_s": 0, "pauses": 0, "resumes": 0,
+        "weight_version": 1, "restarts": 0, "waited_s": 0, "pauses": 0, "resumes": 0, "of": 1, "outcome": "done", "why": "", "log": "",
     }  # fmt: skip
     assert run.left_behind() == []
 
@@ -72,7 +72,8 @@ def test_a_trainer_that_always_fails_is_retired(start: Callable[[Path], Run], tm
 
 def test_a_model_that_cannot_be_made(start: Callable[[Path], Run], tmp_path: Path) -> None:
     file = configuration(tmp_path / "tiny.toml", steps=1)
-    file.write_text(file.read_text().replace('task = "parity"', 'task = "no such task"', 1))
+    (tmp_path / "broken.py").write_text("def make(folder, **options):\n    raise RuntimeError('no such corpus')\n")
+    file.write_text(file.read_text().replace("trainers.grpo.tiny:make", "broken:make", 1))
     run = start(file)
     assert run.end() == 4, run.tail()
     others_are_unharmed(run)
@@ -81,7 +82,8 @@ def test_a_model_that_cannot_be_made(start: Callable[[Path], Run], tmp_path: Pat
 def test_kill_of_the_prewarmed_pool(start: Callable[[Path], Run], tmp_path: Path) -> None:
     run = start(configuration(tmp_path / "tiny.toml", steps=1))
     run.when("p1", lambda view: view.state == "rolling out" and view.engines_awake > 0, "a rollout")
-    servers = [pid for pid, command in processes_of(run.run_id) if "multiprocess.forkserver" in command and _parent(pid) == run.supervisor_pid()]
+    found = [pid for pid, _ in processes_of(run.run_id) if Path(f"/proc/{pid}/comm").read_text() == "prewarm\n"]
+    servers = [pid for pid in found if _parent(pid) == run.supervisor_pid()]
     assert len(servers) == 1
     os.kill(servers[0], signal.SIGKILL)
     assert run.end() == 0, run.tail()
@@ -106,7 +108,7 @@ def test_the_third_ctrl_c_kills(start: Callable[[Path], Run], tmp_path: Path) ->
     assert run.left_behind() == []
 
 
-DEAF = '''
+DEAF = """
 import pathlib, signal, time
 
 def main():
@@ -114,4 +116,4 @@ def main():
     pathlib.Path("deaf").touch()
     while True:
         time.sleep(1)
-'''
+"""

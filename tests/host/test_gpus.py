@@ -19,8 +19,11 @@ from supervisor.config import Host
 from supervisor.runtime.emptiness import MIB, Usage, judge
 from supervisor.runtime.gpus import GpusUnusable, MeasureFailed, visible
 from supervisor.runtime.inventory import inventory
+from supervisor.runtime.memory import Memory
 from supervisor.runtime.nvml import NvmlGpus, NvmlThread
 from supervisor.runtime.virtual_gpus import VirtualGpus
+from supervisor.scheduler.actions import Measure
+from supervisor.scheduler.events import GpuHeld
 from trainers.device import memfd_name
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -289,3 +292,35 @@ def test_virtual_gpus_from_the_configuration() -> None:
     meter = inventory(Host(virtual=3))
     assert [gpu.device for gpu in meter.gpus] == ["virtual:0", "virtual:1", "virtual:2"]
     assert not meter.measures_others
+
+
+@pytest.mark.parametrize(
+    ("who", "named", "strangers"),
+    [
+        ("stranger", True, (ZERO,)),
+        ("child of ours", True, ()),  # of which group, nobody knows
+        ("stranger", False, ()),  # a driver that has never named a process of ours may mean other pids
+        ("ours", True, ()),
+    ],
+)
+def test_a_gpu_is_a_strangers_when_a_process_outside_of_ours_has_what_is_too_much(
+    who: str, named: bool, strangers: tuple[GpuId, ...]
+) -> None:
+    driver = Driver()
+    child = subprocess.Popen(["/bin/sleep", "60"])
+    try:
+        pid = {"stranger": os.getppid(), "child of ours": child.pid, "ours": 11}[who]
+        driver.processes = [(11 if named else 12, MIB), (pid, 4 * MIB)]
+        site = SimpleNamespace(meter=NvmlGpus.open("auto", driver), living={}, config=SimpleNamespace(host=SimpleNamespace(residual_mib=1)))
+        memory = Memory(site)  # type: ignore[arg-type]
+
+        async def pids() -> dict[GroupId, frozenset[int]]:
+            return {ENGINE: frozenset({11})}
+
+        memory._pids = pids  # type: ignore[method-assign]
+        answer = anyio.run(memory.measure, Measure(id=1, holder=ENGINE, gpus=(ZERO,), within=0.0))
+    finally:
+        child.kill()
+        child.wait()
+    assert isinstance(answer, GpuHeld)
+    assert answer.strangers == strangers

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -52,11 +53,11 @@ class Guarded:
 
 
 @contextmanager
-def guarded(folder: Path, program: str, *arguments: str) -> Iterator[Guarded]:
+def guarded(folder: Path, program: str, *arguments: str, stderr: IO[bytes] | None = None) -> Iterator[Guarded]:
     (folder / "stand_in.py").write_text(BEGIN + program)
     env = {**os.environ, "PYTHONPATH": str(folder), "TRAINSHED_GUARDED_MODULE": "stand_in"}
     line = [sys.executable, "-I", "-S", "-E", str(GUARDIAN), *arguments]
-    with subprocess.Popen(line, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(line, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         try:
             yield Guarded(process)
         finally:
@@ -77,10 +78,11 @@ def test_the_code_is_the_supervisors(tmp_path: Path, code: int) -> None:
 
 
 def test_a_killed_supervisor_is_128_and_the_signal(tmp_path: Path) -> None:
-    with guarded(tmp_path, "say(1); time.sleep(60)") as guardian:
+    with open(tmp_path / "errors", "wb") as errors, guarded(tmp_path, "say(1); time.sleep(60)", stderr=errors) as guardian:
         guardian.says(1)
         os.kill(guardian.supervisor, signal.SIGKILL)
         assert guardian.process.wait(5) == 128 + signal.SIGKILL
+    assert "the supervisor was killed (signal 9); everything of the run was ended with it" in (tmp_path / "errors").read_text()
 
 
 def test_arguments_and_session(tmp_path: Path) -> None:
@@ -184,15 +186,69 @@ def test_detached(tmp_path: Path) -> None:
     """The command returns when the supervisor says ready, and passes its code on when it does not get there."""
     with guarded(tmp_path, "time.sleep(0.3); sys.exit(7)", "run", "--detach") as guardian:
         assert guardian.process.wait(5) == 7
-    program = f"Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); guard.ready(); time.sleep(60)"
+    program = f"Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); guard.ready(); guard.leave_terminal(); time.sleep(60)"
     with guarded(tmp_path, program, "run", "--detach") as guardian:
         assert guardian.process.wait(5) == 0
         supervisor = int((tmp_path / "pid").read_text())
         assert lives(supervisor)
-        stat = read_stat(supervisor)
-        assert stat is not None
-        os.kill(stat.parent, signal.SIGTERM)
+        assert guardian.says(1) == [""], "nobody keeps the terminal"
+        end_detached(supervisor)
+
+
+def end_detached(supervisor: int) -> None:
+    """By its guardian, which takes it along."""
+    stat = read_stat(supervisor)
+    assert stat is not None
+    os.kill(stat.parent, signal.SIGTERM)
+    until = time.monotonic() + 5
+    while lives(stat.parent) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not lives(supervisor)
+
+
+@pytest.mark.parametrize(("code", "text"), [(0, "everything has started"), (4, "supervise: p1 failed for good: näh")])
+def test_detached_says_how_the_start_went(tmp_path: Path, code: int, text: str) -> None:
+    program = f"""
+Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))
+guard.ready({code}, {text!r}); guard.ready(9, "twice"); time.sleep(60)
+"""
+    with open(tmp_path / "errors", "wb") as errors, guarded(tmp_path, program, "run", "--detach", stderr=errors) as guardian:
+        assert guardian.process.wait(5) == code
+        said = guardian.says(1)[0] if code == 0 else (tmp_path / "errors").read_text().strip()
+        assert said == text
+        end_detached(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_waits_for_a_detached_run_may_leave_it_alone(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C, or a terminal that is closed, while everything starts."""
+    program = f"""
+Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid())); say("begins")
+while not os.path.exists({str(tmp_path / "go")!r}): time.sleep(0.01)
+guard.ready(0, "nobody reads this"); Path({str(tmp_path / "told")!r}).touch(); time.sleep(60)
+"""
+    with open(tmp_path / "errors", "wb") as errors, guarded(tmp_path, program, "run", "--detach", stderr=errors) as guardian:
+        guardian.says(1)
+        guardian.process.send_signal(number)
+        assert guardian.process.wait(5) == 128 + number
+        assert "the run goes on" in (tmp_path / "errors").read_text()
+        supervisor = int((tmp_path / "pid").read_text())
+        (tmp_path / "go").touch()
         until = time.monotonic() + 5
-        while lives(stat.parent) and time.monotonic() < until:
+        while not (tmp_path / "told").exists() and time.monotonic() < until:
             time.sleep(0.01)
-        assert not lives(supervisor)
+        time.sleep(0.2)  # the guardian's word to nobody is on its way
+        assert lives(supervisor), "its guardian has not fallen over that"
+        end_detached(supervisor)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_descriptors_of_ours(tmp_path: Path, closed: str) -> None:
+    program = f"Path({str(tmp_path / 'is')!r}).write_text(str([os.path.basename(os.readlink(f'/proc/self/fd/{{n}}')) for n in range(3)]))"
+    (tmp_path / "stand_in.py").write_text(BEGIN + program)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "TRAINSHED_GUARDED_MODULE": "stand_in"}
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -I -S -E {GUARDIAN} {closed}"], env=env, timeout=20, check=False, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "is").read_text().count("null") >= closed.count("&")

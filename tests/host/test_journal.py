@@ -14,7 +14,7 @@ import pytest
 from supervisor.runtime.journal import NAME, Began, Ended, Gone, Journal, Line, Process, Shared, Spawned, read
 from supervisor.runtime.proc import boot_id, read_stat, tag_of
 from supervisor.runtime.processes import Command, Processes
-from supervisor.runtime.sweep import sweep
+from supervisor.runtime.sweep import survivors, sweep
 
 TAG = "run-7:p1/engine/0:1"
 
@@ -61,6 +61,17 @@ def test_members_and_their_descendants_are_swept(tmp_path: Path, sleepers: list[
     assert set(sweep(tmp_path).killed) == {member.pid, descendant.pid}
     assert not lives(member.pid)
     assert lives(other.pid)
+
+
+def test_what_a_double_kill_leaves_is_told_without_touching_it(tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]) -> None:
+    member, other = sleeper(sleepers, TAG), sleeper(sleepers, "run-7:p1/engine/0:2")
+    journal = write(tmp_path, dead_writer(), Spawned(TAG, (member,)))
+    assert survivors(journal) == [member.pid]
+    assert lives(member.pid)
+    assert lives(other.pid)
+    assert survivors(write(tmp_path, dead_writer(), Spawned(TAG, (member,)), Gone(TAG))) == []
+    assert survivors(write(tmp_path, dead_writer("another boot"), Spawned(TAG, (member,)))) == []
+    assert survivors(tmp_path / "nowhere") == []
 
 
 def test_a_forged_entry_kills_no_innocent(tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]) -> None:

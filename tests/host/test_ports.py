@@ -2,11 +2,24 @@
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
+from supervised import CHECKOUT
 
-from supervisor.runtime.ports import NoPortFree, Ports, PortsUnusable, Window, can_bind, ephemeral_range
+from supervisor.runtime.ports import (
+    Listeners,
+    NoPortFree,
+    Ports,
+    PortsUnusable,
+    Window,
+    can_bind,
+    ephemeral_range,
+    holder,
+    listeners,
+)
 
 
 @pytest.fixture
@@ -57,11 +70,80 @@ def test_a_taken_port_is_passed_over_and_its_holder_named(ports: Ports, host: st
     narrow.close()
 
 
+def test_what_is_left_is_found_however_it_lies() -> None:
+    """A gateway's one port, then windows: what comes round again starts one port askew."""
+    made = Ports(28000, 28016)
+    try:
+        made.reserve("gateway", 1)
+        first = made.reserve("a", 16)
+        made.release("a")
+        assert made.reserve("a", 16) == first
+    finally:
+        made.close()
+
+
 def test_a_group_that_has_ended_must_have_left_its_ports(ports: Ports) -> None:
     window = ports.reserve("a", 4)
     with listen(window[2]):
-        assert ports.bindable("a") == window[2]
-    assert ports.bindable("a") is None
+        assert ports.blocked("a") == (window[2],)
+    assert ports.blocked("a") == ()
+
+
+def test_a_port_that_is_passed_over_is_told_once_with_its_holder() -> None:
+    told: list[tuple[int, str]] = []
+    ports = Ports(28000, 28031, passed_over=lambda port, who: told.append((port, who)))
+    try:
+        with listen(28003):
+            for owner in range(9):
+                ports.reserve(owner, 8)
+                ports.release(owner)
+        assert [port for port, _ in told] == [28003]
+        assert told[0][1].startswith(f"pid {os.getpid()} (")
+    finally:
+        ports.close()
+
+
+OTHER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from supervisor.runtime.ports import Ports
+ports = Ports(28000, 28031, run="monday")
+windows = [ports.reserve(owner, 8) for owner in range(4)]
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_windows_that_another_supervisor_has_are_told_as_that(ports: Ports) -> None:
+    other = subprocess.Popen([sys.executable, "-c", OTHER, str(CHECKOUT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"ready\n"
+        with pytest.raises(NoPortFree, match=rf"port 280\d\d is reserved by another supervisor, pid {other.pid}, run monday$"):
+            ports.reserve("a", 8)
+    finally:
+        other.communicate(timeout=10)
+    ports.reserve("a", 8)
+
+
+def test_windows_that_we_have_ourselves_are_told_as_that(ports: Ports) -> None:
+    for owner in range(4):
+        ports.reserve(owner, 8)
+    with pytest.raises(NoPortFree, match=r"in host\.ports = \[28000, 28031\]; 4 groups of this run have them$"):
+        ports.reserve("a", 8)
+
+
+def test_everybody_who_listens_is_seen_or_known_to_be_unseen() -> None:
+    with listen(28020) as server:
+        assert listeners(28020) == Listeners(frozenset({os.getpid()}), unseen=False)
+        child = subprocess.Popen(["/bin/sleep", "60"], pass_fds=[server.fileno()])
+        try:
+            assert listeners(28020) == Listeners(frozenset({os.getpid(), child.pid}), unseen=False)
+        finally:
+            child.kill()
+            child.wait()
+    assert listeners(28020) == Listeners(frozenset(), unseen=False)
+    assert holder(28020) == "nobody who listens any more"
 
 
 def test_connections_that_linger_do_not_hold_a_port() -> None:
@@ -77,3 +159,10 @@ def test_connections_that_linger_do_not_hold_a_port() -> None:
 def test_unusable_ranges_name_their_key(first: int, last: int) -> None:
     with pytest.raises(PortsUnusable, match=r"host\.ports = \["):
         Ports(first, last)
+
+
+def test_where_the_kernel_has_taken_every_port_a_window_lies_within(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("supervisor.runtime.ports.ephemeral_range", lambda: (1024, 65535))
+    made = Ports(28000, 28031)
+    assert len(list(made.reserve("a", 8))) == 8
+    made.close()

@@ -65,6 +65,10 @@ async def pool(folder: Path, modules: tuple[str, ...] = LIGHT) -> AsyncIterator[
         yield Pool(processes, prewarm, folder)
 
 
+def called(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
 def lives(pid: int) -> bool:
     stat = read_stat(pid)
     return stat is not None and stat.alive
@@ -196,7 +200,9 @@ async def test_the_end_ends_all(tmp_path: Path) -> None:
     before, others = set(os.listdir("/proc/self/fd")), {stat.pid for stat in table().values() if stat.parent == os.getpid()}
     async with pool(tmp_path) as on:
         group, server = await on.group("import time; time.sleep(60)", 2), on.server
-        children = {stat.pid for stat in table().values() if stat.parent == os.getpid()} - others  # earlier tests may have left a pool of theirs
+        children = {
+            stat.pid for stat in table().values() if stat.parent == os.getpid()
+        } - others  # earlier tests may have left a pool of theirs
         assert children == {server}, "no tracker, no other process"
     assert not any(lives(pid) for pid in (server, *(member.pid for member in group.members)))
     assert set(os.listdir("/proc/self/fd")) == before
@@ -244,3 +250,16 @@ async def test_the_real_preload_starts_no_thread_and_opens_nothing(tmp_path: Pat
         assert server.threads == 1
         with anyio.fail_after(1):  # what the pool is for
             await on.group("import time; time.sleep(60)", 4)
+
+
+async def test_a_child_has_a_name_of_its_own_in_ps(tmp_path: Path) -> None:
+    """Not the pool's, which has one of its own, too."""
+    async with pool(tmp_path) as on:
+        (tmp_path / "named.py").write_text("def run():\n    print(open('/proc/self/comm').read().strip(), flush=True)\n")
+        command = on.command("", env={"TRAINSHED_TAG": "run:p1/trainer:1", "RANK": "3"})
+        command = Command(argv=["named:run"], module="trainers.launch", env=command.env, cwd=command.cwd, log=command.log)
+        group = await on.processes.spawn([command], tag="run:p1/trainer:1")
+        await group.exited()
+        assert await on.says(1) == ["p1/trainer/3"]
+        assert called(on.server) == "prewarm"
+        assert not await group.kill()

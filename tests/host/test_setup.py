@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from supervisor import cli
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 STUB = """#!/bin/sh
 # a Python that only knows what the set-up asks of it
@@ -89,6 +91,12 @@ def test_runs_go_below_the_guardian(checkout: Checkout, arguments: tuple[str, ..
     _, out, _ = checkout.run(*arguments)
     guardian = checkout.folder / "supervisor" / "runtime" / "guardian.py"
     assert out == f"ran: PYTHONPATH={checkout.folder} -I -S -E {guardian} {' '.join(arguments)}\n"
+
+
+def test_every_other_command_goes_straight_and_no_other_word_does(checkout: Checkout) -> None:
+    script = (checkout.folder / "bin" / "supervise").read_text()
+    words = next(line for line in script.splitlines() if line.startswith("check |")).rstrip(")").split(" | ")
+    assert {word for word in words if not word.startswith("-")} == set(cli._COMMANDS) - {"run"}
 
 
 def test_it_works_through_a_link_from_elsewhere(checkout: Checkout, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ GROUPS, TRAINERS, GATEWAYS, RESTARTS, OPERATORS = (
     f"{S}operators.py",
 )
 SCHEDULER, VIEW, PLANNER, INFLIGHT, FLEET = f"{S}scheduler.py", f"{S}view.py", f"{S}planner.py", f"{S}inflight.py", f"{S}fleet.py"
+ENDINGS = f"{S}endings.py"
 DEFECTS, WANTED = "tests/supervisor/scheduler/test_incumbent_defects.py", "tests/supervisor/scheduler/test_incumbent_demand.py"
 RULES, PLANS, LIFE = (
     "tests/supervisor/scheduler/test_groups.py",
@@ -27,7 +28,7 @@ WORLD = "tests/simulation/test_world.py"
 
 MUTANTS = {
     # -- leases
-    "a fenced GPU is lent": Mutant(LEASES, "return self._leases[gpu] is None and gpu not in self._fences", "return self._leases[gpu] is None", WORLD, "faults", "fences are no part of what is free"),
+    "a fenced GPU is lent": Mutant(LEASES, "return self._leases[gpu] is None and gpu not in self._fences and", "return self._leases[gpu] is None and", WORLD, "faults", "fences are no part of what is free"),
     "leases derived from state": Mutant(VIEW, "return frozenset(lease.gpu for lease in desk.leases.leases if lease.priority is not Priority.ROLLOUT)", "return frozenset(gpu for pipeline in desk.fleet.pipelines.values() if pipeline.trainer.grant is not None for gpu in pipeline.trainer.grant.gpus)", WORLD, "faults", "what a dead trainer held counts as free before it measures empty"),
     "granted before measured": Mutant(GROUPS, "        case Paused():\n            engine.released = True", "        case Paused():\n            _measured_free(desk, engine)", WORLD, "faults or completes", "an engine's word is taken for a measurement"),
     "a trainer's death frees at once": Mutant(TRAINERS, "            trainer.gone, trainer.pids = True, ()", "            trainer.gone, trainer.pids = True, ()\n            desk.leases.release(trainer.id)", WORLD, "faults", "its GPUs are lent on before they measure empty"),
@@ -37,7 +38,7 @@ MUTANTS = {
     "nobody measures at the start": Mutant(SCHEDULER, "            self.desk.leases.fence(gpu, NOT_MEASURED)", "            pass", WORLD, "completes", "a GPU that somebody else uses would be lent"),
     "a fence is lifted by any answer": Mutant(SCHEDULER, "            if gpu not in held:\n                self.desk.leases.clear(gpu)", "            if gpu >= 0:\n                self.desk.leases.clear(gpu)", WORLD, "faults", ""),
     "a fence is for ever": Mutant(SCHEDULER, "        if not fenced or self._fence_op is not None or desk.stopping:", "        if not fenced or self._fence_op is not None or desk.stopping or self._fence_looked is not None:", WORLD, "faults", "a GPU that clears is lent to nobody"),
-    "a wrong life's lease": Mutant(GROUPS, "    engine.incarnation = Incarnation(engine.incarnation + 1)\n", "    pass\n", RULES, "f21", "answers of the dead are taken for the living"),
+    "a wrong life's lease": Mutant(ENDINGS, "    engine.incarnation = Incarnation(engine.incarnation + 1)\n", "    pass\n", RULES, "f21", "answers of the dead are taken for the living"),
     # -- reservations
     "the reservation is forgotten": Mutant(RESERVATIONS, "            blocked |= needed\n", "            pass\n", WORLD, "completes", "engines stay where a trainer waits"),
     "RB-D9 an aged reservation is overtaken": Mutant(RESERVATIONS, "return (max(0.0, self.priority - (now - self.since) // ageing), self.since, self.pipeline)", "return (self.priority, self.since, self.pipeline)", DEFECTS, "d9", "no ageing"),
@@ -82,9 +83,9 @@ MUTANTS = {
     "what a stopping trainer saves": Mutant(SCHEDULER, "        elif state is TrainerState.STOPPING:\n            farewell.said", "        elif False:\n            farewell.said", LIFE, "waits_for_nothing", "is deaf to it"),
     "a trainer's message of an old life": Mutant(SCHEDULER, "                if event.incarnation == pipeline.trainer.incarnation:\n                    self._trainer_said", "                if True:\n                    self._trainer_said", LIFE, "a_message_of_a_dead_trainer_is_nothing", "skips an incarnation check"),
     "a gateway's report of an old life": Mutant(SCHEDULER, "                if event.incarnation == pipeline.gateway.incarnation and pipeline.gateway.up:", "                if pipeline.gateway.up:", LIFE, "a_report_of_a_dead_gateway_is_nothing", "skips an incarnation check"),
-    "a gateway's exit of an old life": Mutant(SCHEDULER, "            if pipeline.gateway.incarnation == incarnation:\n                gateways.fail(self.desk, pipeline, f\"ended", "            if True:\n                gateways.fail(self.desk, pipeline, f\"ended", LIFE, "a_late_exit_of_a_dead_gateway_or_trainer_ends_nobody", "skips an incarnation check"),
+    "a gateway's exit of an old life": Mutant(SCHEDULER, "            if pipeline.gateway.incarnation == incarnation:\n                gateways.fail(self.desk, pipeline, _ended", "            if True:\n                gateways.fail(self.desk, pipeline, _ended", LIFE, "a_late_exit_of_a_dead_gateway_or_trainer_ends_nobody", "skips an incarnation check"),
     "a trainer's exit of an old life": Mutant(SCHEDULER, "        elif pipeline.trainer.incarnation == incarnation:\n            trainers.exited", "        else:\n            trainers.exited", LIFE, "a_late_exit_of_a_dead_gateway_or_trainer_ends_nobody", "skips an incarnation check"),
-    "counts of an old life": Mutant(GATEWAYS, "        if engine is not None and engine.incarnation == load.incarnation:", "        if engine is not None:", LIFE, "counts_of_a_dead_engine_are_not_those_of_its_next_life", "skips an incarnation check"),
+    "counts of an old life": Mutant(GATEWAYS, "        if engine is not None and engine.incarnation == load.incarnation and", "        if engine is not None and", LIFE, "counts_of_a_dead_engine_are_not_those_of_its_next_life", "skips an incarnation check"),
     "a pause without a drain": Mutant(FLEET, "        return pipeline.gateway.up and self.touched", "        return False", WORLD, "completes", "what runs on the engine is lost"),
     "published before old routes are gone": Mutant(TRAINERS, "        if not older and all((engine.routing_to or 0) >= publishing.version for engine in routing) and not _losing(desk, pipeline):", "        if True:", PUBLISH, "published_is_told_when_no_older_route_is_left", "publish without unrouting"),
     "a route under way is forgotten by a publish": Mutant(TRAINERS, "        if not older and all((engine.routing_to or 0) >= publishing.version for engine in routing) and not", "        if not older and not", PUBLISH, "a_route_under_way_is_taken_back_before_published_is_told", ""),
@@ -99,8 +100,8 @@ MUTANTS = {
     "wakes on a GPU leased to another": Mutant(GROUPS, "            if wanted and not leave and desk.leases.all_free(engine.gpus):", "            if wanted and not leave:", WORLD, "completes", ""),
     "RB-D6 a hung pause holds everybody up": Mutant(GROUPS, "def _rise(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:\n", "def _rise(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:\n    if any(other.state is EngineState.PAUSING for other in desk.fleet.engines):\n        return\n", DEFECTS, "d6", "the incumbent's barrier"),
     "RB-D7 a waiter stops all rebalancing": Mutant(SCHEDULER, "        wanted = self._wanted\n", "        waiter = any(not rollout.told for pipeline in desk.fleet.pipelines.values() for rollout in pipeline.rollouts.values())\n        wanted = frozenset(e.id for e in desk.fleet.engines if e.awake) if waiter and any(e.awake for e in desk.fleet.engines) else self._wanted\n", DEFECTS, "d7", ""),
-    "RB-D8 a wake goes on when its pipeline ends": Mutant(GROUPS, "    if engine.can(Turn.STOP):\n        desk.inflight.forget(engine.op)\n", "    if engine.can(Turn.STOP):\n", LIFE, "late_answer", "its answer is believed, and GPUs have no owner"),
-    "an ended pipeline's engines live on": Mutant(SCHEDULER, "        ending = pipeline.ended or (desk", "        ending = bool(desk", WANTED, "b13a", ""),
+    "RB-D8 a wake goes on when its pipeline ends": Mutant(GROUPS, "    desk.inflight.forget(engine.op)\n    engine.op = engine.routing_to = None\n    engine.turn(turn, desk.now)", "    if turn is Turn.FAIL:\n        desk.inflight.forget(engine.op)\n    engine.op = engine.routing_to = None\n    engine.turn(turn, desk.now)", LIFE, "late_answer", "its answer is believed, and GPUs have no owner"),
+    "an ended pipeline's engines live on": Mutant(ENDINGS, "    return pipeline.ended or (desk", "    return (desk", WANTED, "b13a", ""),
     "RB-D10 one failure ends the run": Mutant(GROUPS, "        fail(desk, engine, Cause.ACTION, f\"{type(action).__name__} failed: {reason}\")\n", "        fail(desk, engine, Cause.ACTION, f\"{type(action).__name__} failed: {reason}\")\n        from .operators import stop as end\n\n        end(desk, 2)\n", DEFECTS, "d10", "the incumbent's fail-fast"),
     # -- what is under way
     "an operation is answered twice": Mutant(INFLIGHT, "        awaited = self._awaited.pop(id, None)\n        if awaited is None:", "        awaited = self._awaited.get(id)\n        if awaited is None:", WORLD, "faults", ""),
@@ -133,11 +134,11 @@ MUTANTS = {
     # -- restarts
     "old failures count for ever": Mutant(RESTARTS, "        while self.failures and now - self.failures[0] > self.window:", "        while False:", LIFE, "failures_long_ago_are_forgotten", ""),
     "no back-off": Mutant(RESTARTS, "        return 1.0 + (ceiling - 1.0) * _fraction(salt * 31 + count)", "        return 0.0", LIFE, "pauses_between", ""),
-    "a retired engine starts again": Mutant(GROUPS, "        engine.turn(Turn.GIVE_UP, desk.now)\n", "        pass\n", RULES, "f18", ""),
+    "a retired engine starts again": Mutant(ENDINGS, "        engine.turn(Turn.GIVE_UP, desk.now)\n", "        pass\n", RULES, "f18", ""),
     # -- operators
     "a paused pipeline starts engines": Mutant(OPERATORS, "                pipeline.suspended = event.verb != \"resume\"", "                pass", LIFE, "a_paused_pipeline_starts_nothing_until_it_is_resumed", ""),
     "resume forgets": Mutant(OPERATORS, "                engine.held = event.verb != \"resume\"", "                engine.held = engine.held or event.verb != \"resume\"", RULES, "resume", ""),
-    "reset keeps the count": Mutant(OPERATORS, "                engine.budget.reset()\n", "", LIFE, "who_cannot_be_served_is_told", ""),
+    "reset keeps the count": Mutant(OPERATORS, "        engine.budget.reset()\n", "", LIFE, "who_cannot_be_served_is_told", ""),
     "a graceful stop kills": Mutant(TRAINERS, "        if patient and not desk.due(desk.stop_at):\n            return\n", "", LIFE, "a_graceful_stop_lets_the_trainer_end_by_itself_and_then_ends_it", ""),
     "a graceful stop waits for ever": Mutant(TRAINERS, "        if patient and not desk.due(desk.stop_at):\n            return\n", "        if patient:\n            return\n", LIFE, "a_graceful_stop_lets_the_trainer_end_by_itself_and_then_ends_it", ""),
     "the third stop is as patient": Mutant(OPERATORS, "        if level >= 3:\n            _hurry(desk)\n", "", LIFE, "an_impatient_stop_does_not_wait", ""),
@@ -148,6 +149,6 @@ MUTANTS = {
     "no first engine for those without": Mutant(PLANNER, "        if all(bidder.spare for bidder in self.bidders):", "        if True:", PLANS, "", ""),
     "no cap": Mutant(PLANNER, "        return min(len(self.bundles), -(-self.unfinished // self.slots))", "        return len(self.bundles)", PLANS, "promises or tail", ""),
     "fresh engines are taken": Mutant(PLANNER, " or any(spare.fresh for spare in hit):", ":", PLANS, "fresh", "thrash"),
-    "reserved GPUs are planned": Mutant(VIEW, "    withheld = {*blocked, *held_by_trainers(desk), *desk.leases.fences}\n", "    withheld = {*held_by_trainers(desk), *desk.leases.fences}\n", LENT, "gets_another", "plans fight a reservation"),
+    "reserved GPUs are planned": Mutant(VIEW, "    withheld = {*blocked, *held_by_trainers(desk), ", "    withheld = {*held_by_trainers(desk), ", LENT, "gets_another", "plans fight a reservation"),
     "more than two start at once": Mutant(GROUPS, "        if starting >= desk.box.rules.max_starting or", "        if", WORLD, "completes", ""),
 }  # fmt: skip

@@ -83,6 +83,7 @@ def test_a_reservation_of_what_a_stuck_engine_has(monkeypatch: pytest.MonkeyPatc
     lease = next(lease for gpu in found.turn[0].gpus if (lease := world.scheduler.desk.leases.lease(gpu)) is not None)
     assert isinstance(lease.holder, EngineId)
     world.scheduler.desk.fleet.engine(lease.holder).state = EngineState.STUCK
+    world.scheduler.desk.leases.withhold([lease.gpu], lease.holder, "a test")
     assert world.scheduler.reservations().turn == ()
     monkeypatch.setattr(type(world.scheduler), "reservations", lambda scheduler: found)
     with pytest.raises(Violation, match="which is stuck"):
@@ -130,6 +131,18 @@ def test_a_gpu_that_is_lent_unmeasured() -> None:
     gpu = next(gpu for gpu in world.box.gpus if world.scheduler.desk.leases.lease(gpu) is None)
     world.scheduler.desk.leases.grant([gpu], TrainerId(A), Priority.ACTOR_TRAINING, 1)  # type: ignore[arg-type]
     with pytest.raises(Violation, match="was not measured"):
+        world.promises.check()
+
+
+def test_a_gpu_that_is_lent_where_somebody_could_not_be_ended() -> None:
+    world = stopped(lambda world: world.now > 1.0)
+    gpu = next(gpu for gpu in world.box.gpus if world.scheduler.desk.leases.lease(gpu) is None)
+    world.promises.measured.add(gpu)
+    engine = next(engine for engine in world.scheduler.desk.fleet.engines if gpu in engine.gpus)
+    world.undead[engine.id, engine.incarnation] = world.now + 100.0
+    world.promises.check()
+    world.scheduler.desk.leases.grant([gpu], TrainerId(A), Priority.ACTOR_TRAINING, 1)  # type: ignore[arg-type]
+    with pytest.raises(Violation, match="could not be ended there"):
         world.promises.check()
 
 

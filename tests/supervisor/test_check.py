@@ -15,7 +15,7 @@ from supervisor.load import Loaded
 from supervisor.views import check as view
 
 GIB = 1 << 30
-TINY = ModelRecipe("trainers.framing:encode")
+TINY = ModelRecipe("trainers.grpo.tiny:make")
 
 
 def pipeline(name: str, train: list[int], infer: list[int], **engine: object) -> Pipeline:
@@ -27,10 +27,10 @@ def gpus(count: int, total: int | None = None, name: str = "virtual") -> tuple[G
 
 
 def machine(of: tuple[GpuFact, ...], room: int | None = 64 * GIB) -> Machine:
-    return Machine(of, room, room, {"PATH": "/bin", "SHLVL": "1"}, (32768, 60999))
+    return Machine(of, room, room, {"PATH": "/bin", "SHLVL": "1"})
 
 
-QUICKSTART = Config([pipeline("p1", [0, 1], [0, 1, 2, 3]), pipeline("p2", [2, 3], [0, 1, 2, 3])], Host(virtual=4))
+QUICKSTART = Config([pipeline("p1", [0, 1], [0, 1, 2, 3], context=32), pipeline("p2", [2, 3], [0, 1, 2, 3], context=32)], Host(virtual=4))
 
 
 def printed(config: Config, found: Picture) -> list[str]:
@@ -43,6 +43,12 @@ def printed(config: Config, found: Picture) -> list[str]:
 def test_the_quickstart() -> None:
     config = Config(QUICKSTART.pipeline, Host(virtual=4, directory="/data/runs"))
     assert printed(config, picture(config, machine(gpus(4)), {})) == [
+        "What runs",
+        "            how many   what                                         with",
+        "p1/engine   4 engines  engines.embedded, by Trainshed's own Python  16 slots, context 32 tokens",
+        "p1/trainer  2 ranks    a:b, by Trainshed's own Python               1 step",
+        "p2/engine   4 engines  engines.embedded, by Trainshed's own Python  16 slots, context 32 tokens",
+        "p2/trainer  2 ranks    a:b, by Trainshed's own Python               1 step",
         "Who may hold which GPU",
         "GPU  name     p1               p2",
         "0    virtual  train, engine 0  engine 0",
@@ -92,15 +98,53 @@ def test_sleepers_leave_something_behind() -> None:
 
 def test_notes_say_what_is_not_promised() -> None:
     odd = Pipeline("p1", Engine("/m", [0], kind="sglang", python="/bin/sh"), Trainer([0], command=["sh"]))
-    notes = "\n".join(picture(Config([odd], Host(virtual=2, ports=(30000, 40000))), machine(gpus(2)), {}).notes)
+    notes = "\n".join(picture(Config([odd], Host(virtual=2)), machine(gpus(2)), {}).notes)
     for words in (
         "kind sglang are unmeasured",
         "command is unmeasured",
         "never rolls out while it trains",
         "nobody may hold: 1",
-        "overlaps",
     ):
         assert words in notes
+
+
+def test_what_runs_is_named_by_its_whole_path() -> None:
+    engine = Engine("/m", [0, 1, 2, 3], kind="sglang", python="/opt/sglang/bin/python", tp=2, slots=8, context=4096, kv_tokens=32768)
+    mine = Pipeline("p1", engine, Trainer([0], command=["/opt/train/bin/python", "train.py", "--name", "a b"], steps=200))
+    assert printed(Config([mine], Host(gpus="auto")), picture(Config([mine], Host(gpus="auto")), machine(gpus(4)), {}))[1:4] == [
+        "            how many             what                                            with",
+        "p1/engine   2 engines of 2 GPUs  /opt/sglang/bin/python -m sglang.launch_server  8 slots, context 4096 tokens, KV pool 32768 tokens",
+        "p1/trainer  1 rank               /opt/train/bin/python train.py --name 'a b'     200 steps",
+    ]
+
+
+def test_what_is_dropped_is_told_once() -> None:
+    config = Config(QUICKSTART.pipeline, Host(virtual=4))
+    some = Machine(gpus(4), None, None, {"PATH": "/bin", "WANDB_MODE": "offline", "SHLVL": "1"})
+    lines = [line for line in printed(config, picture(config, some, {})) if "variables" in line or "dropped" in line]
+    assert [line.split("  ")[-1].strip() for line in lines] == ["PATH", "WANDB_MODE", "PATH WANDB_MODE", "SHLVL"]
+
+
+def test_the_callers_pythonpath_is_not_passed_on_in_silence() -> None:
+    outer = {"PATH": "/bin", "TRAINSHED_OUTER_PYTHONPATH": "/src/megatron"}
+
+    def notes(trainer: Trainer) -> str:
+        config = Config([Pipeline("p1", Engine(TINY, [1], context=64), trainer)], Host(virtual=2))
+        found = picture(config, Machine(gpus(2), None, None, outer), {})
+        assert not any("TRAINSHED_OUTER_PYTHONPATH" in variables.dropped for variables in found.variables)
+        return "\n".join(found.notes)
+
+    assert "PYTHONPATH of this shell (/src/megatron) is not passed on" in notes(Trainer([0], command=["/bin/sh"]))
+    assert "PYTHONPATH" not in notes(Trainer([0], command=["/bin/sh"], env={"PYTHONPATH": "/src"}))
+    assert "PYTHONPATH" not in notes(Trainer([0], entry="a:b"))
+
+
+def test_a_pool_that_does_not_fit_is_said_to_be_the_reason() -> None:
+    engine = Engine("/m", [0], kind="sglang", python="/s", slots=64, context=32768, kv_tokens=64 * 32768)
+    config = Config([Pipeline("p1", engine, Trainer([1], command=["/bin/sh"]))], Host(gpus="auto"))
+    found = picture(config, machine(gpus(2, 24 * GIB)), {"p1": ModelSize(3 * GIB, 2 * 28 * 1024)})
+    assert not found.fits
+    assert any("KV pool (2097152 tokens, 56.0 GiB on each GPU) is larger than the weights" in note for note in found.notes)
 
 
 def test_the_size_of_a_model_on_disk(tmp_path: Path) -> None:

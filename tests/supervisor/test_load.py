@@ -25,12 +25,12 @@ virtual = 4
 [[pipeline]]
 name = "p1"
 [pipeline.engine]
-model = { make = "trainers.framing:encode", options = { seed = 1 } }
+model = { make = "trainers.grpo.tiny:make", options = { seed = 1 } }
 gpus = [0, 1, 2, 3]
 slots = 16
 [pipeline.trainer]
 gpus = [0, 1]
-entry = "trainers.framing:encode"
+entry = "trainers.grpo:main"
 """
 
 Write = Callable[[str | bytes], Path]
@@ -152,9 +152,9 @@ CASES = [
     ("gpus = [0, 1]\n", "gpus = [0, 1]\nlease_limit_s = nan\n", "pipeline[0].trainer.lease_limit_s", "finite"),
     ("gpus = [0, 1]\n", 'gpus = [0, 1]\nentry2 = "x"\n', "pipeline[0].trainer.entry2", "unknown"),
     ("gpus = [0, 1]\n", 'gpus = [0, 1]\ncwd = "/nowhere"\n', "pipeline[0].trainer.cwd", "not a directory"),
-    ('entry = "trainers.framing:encode"', 'entry = "trainers.framing"', "pipeline[0].trainer.entry", "module:function"),
-    ('entry = "trainers.framing:encode"', 'entry = "trainers.nothing:main"', "pipeline[0].trainer.entry", "no module"),
-    ("trainers.framing:encode", "nowhere:make", "pipeline[0].engine.model.make", "no module nowhere"),
+    ('entry = "trainers.grpo:main"', 'entry = "trainers.framing"', "pipeline[0].trainer.entry", "module:function"),
+    ('entry = "trainers.grpo:main"', 'entry = "trainers.nothing:main"', "pipeline[0].trainer.entry", "no module"),
+    ("trainers.grpo.tiny:make", "nowhere:make", "pipeline[0].engine.model.make", "no module nowhere"),
     ("seed = 1", "seed = [1]", "pipeline[0].engine.model.options.seed", "a list"),
 ]
 
@@ -166,10 +166,14 @@ def test_each_rule(write: Write, old: str, new: str, key: str, words: str) -> No
     assert words in found[key].problem, found[key]
 
 
-def test_a_window_on_the_ephemeral_ports_is_refused_only_where_the_operator_chose_it(write: Write) -> None:
+def test_a_window_on_the_ephemeral_ports_is_refused_as_a_run_refuses_it(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     found = mistakes(write(GOOD.replace("virtual = 4", f"virtual = 4\nports = [{low}, {high}]")))
     assert "outgoing" in found["host.ports"].problem
+    monkeypatch.setattr("supervisor.configuration.windows.ephemeral_ports", lambda: (10000, 65535))
+    assert "[1024, 9999]" in mistakes(write(GOOD))["host.ports"].remedy, "the default window, too"
+    monkeypatch.setattr("supervisor.configuration.windows.ephemeral_ports", lambda: (1024, 65535))
+    load(write(GOOD))  # there is no other place: what is found taken is passed over
 
 
 def test_a_directory_for_runs_that_is_a_file(write: Write, tmp_path: Path) -> None:
@@ -219,7 +223,7 @@ def test_gpus_of_the_inventory(write: Write) -> None:
 def test_paths_are_relative_to_the_file(write: Write, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
-    recipe = 'model = { make = "trainers.framing:encode", options = { seed = 1 } }'
+    recipe = 'model = { make = "trainers.grpo.tiny:make", options = { seed = 1 } }'
     text = GOOD.replace(recipe, 'model = "./model"').replace("virtual = 4", 'virtual = 4\ndirectory = "out"')
     config = load(write(text)).config
     assert config.pipeline[0].engine.model == str(tmp_path / "model")

@@ -135,10 +135,11 @@ def test_attributes(tmp_path: Path) -> None:
 def test_samples_that_will_not_come_are_not_waited_for(tmp_path: Path) -> None:
     with FakeSupervisor(tmp_path) as supervisor:
         pipeline = supervisor.connect()
-        with pytest.raises(client.RolloutRefused, match="2 samples of rollout 0 will not come") as caught, pipeline.rollout(2) as rollout:
+        with pipeline.rollout(2) as rollout:
             rollout.start([[1], [2]], max_new_tokens=1)
             supervisor.tell(m.Stopping(1.0))
-            rollout.samples()
+            with pytest.raises(client.RolloutRefused, match="2 samples of rollout 0 will not come") as caught:
+                rollout.samples()
         assert caught.value.code == "stopping"
 
 

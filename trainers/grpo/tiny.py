@@ -6,13 +6,17 @@ for other batch shapes, and a shared run would not be bit-identical to one alone
 
 import json
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from trainers.grpo.tasks import TASKS
 
 SPECIAL: Final = ("<pad>", "<eos>", "<unk>")
 CHARACTERS: Final = string.digits + string.ascii_lowercase + ":=+-*/.,?!()[]{}<>@#$%&^~"
 """Printable ASCII without space: byte-level tokenizers, which some readers make of any Qwen2, map these to themselves."""
 VOCABULARY: Final = {token: index for index, token in enumerate([*SPECIAL, *CHARACTERS])}
+SIZES: Final = ("hidden", "heads", "kv_heads", "intermediate", "context")
 CHAT_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
@@ -36,14 +40,7 @@ def make(
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from transformers.utils import logging
 
-    from trainers.grpo.tasks import TASKS
-
-    if task not in TASKS:
-        raise ValueError(f"task {task!r} is none of {', '.join(TASKS)}")
-    sizes = {"hidden": hidden, "heads": heads, "kv_heads": kv_heads, "intermediate": intermediate, "context": context}
-    for name, size in sizes.items():
-        if size < 1 or size & (size - 1):
-            raise ValueError(f"{name} = {size} is no power of two")
+    refuse({"task": task, "hidden": hidden, "heads": heads, "kv_heads": kv_heads, "intermediate": intermediate, "context": context})
     config = Qwen2Config(
         vocab_size=len(VOCABULARY),
         hidden_size=hidden,
@@ -63,6 +60,15 @@ def make(
     model: Any = Qwen2ForCausalLM(config)
     model.float().save_pretrained(directory)
     write_tokenizer(directory, context)
+
+
+def refuse(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for the first of these options of `make` that it cannot carry out; imports nothing heavy."""
+    for name, value in options.items():
+        if name == "task" and value not in TASKS:
+            raise ValueError(f"task {value!r} is none of {', '.join(TASKS)}")
+        if name in SIZES and (value < 1 or value & (value - 1)):
+            raise ValueError(f"{name} = {value} is no power of two")
 
 
 def write_tokenizer(directory: Path, context: int) -> None:

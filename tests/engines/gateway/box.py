@@ -98,6 +98,15 @@ class Box:
         async with asyncio.timeout(PATIENCE), self._changed:
             await self._changed.wait_for(lambda: condition(self.progress))
 
+    async def busy(self, rank: int) -> None:
+        """Wait until this engine has made tokens since its route was set, or nothing is left to be made."""
+
+        def holds(said: Progress) -> bool:
+            works = any(load.engine == rank and load.tokens for load in said.engines)
+            return works or (bool(said.rollouts) and not any(one.waiting or one.in_flight for one in said.rollouts))
+
+        await self.until(holds)
+
     async def order(self, kind: type, **fields: Any) -> float:
         """Give the order and wait until it holds; returns the seconds it took."""
         self._orders += 1

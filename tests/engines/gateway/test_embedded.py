@@ -75,7 +75,7 @@ def test_interrupted_samples_equal_uninterrupted_ones(tmp_path: Path) -> None:
                 await gateway.open(5)
                 work = asyncio.create_task(samples(session, 5, asked(16)))
                 for turn in range(6):
-                    await asyncio.sleep(0.02)
+                    await gateway.busy(turn % 2)
                     await gateway.drain(turn % 2)
                     await gateway.route(started[turn % 2][1], turn % 2)
                 wild = await work

@@ -15,11 +15,11 @@ virtual = 2
 [[pipeline]]
 name = "p1"
 [pipeline.engine]
-model = {{ make = "trainers.framing:encode", options = {{ seed = 1 }} }}
+model = {{ make = "trainers.grpo.tiny:make", options = {{ seed = 1 }} }}
 gpus = [0, 1]
 [pipeline.trainer]
 gpus = [0]
-entry = "trainers.framing:encode"
+entry = "trainers.grpo:main"
 {}
 """
 
@@ -39,7 +39,16 @@ def test_everything_that_can_be_written(tmp_path: Path) -> None:
     table = '[pipeline.gateway]\non_publish = "finish"\nmax_version_lag = 2\nprefix_affinity = true\nprefix_slack = 0.5'
     gateway = read(tmp_path, table)
     assert gateway == Gateway("finish", 2, True, 0.5)
-    assert arguments(gateway, Health(drain_s=3.0)) == ["--on-publish", "finish", "--abort-patience", "0.75", "--max-version-lag", "2", "--prefix-slack", "0.5"]
+    assert arguments(gateway, Health(drain_s=3.0)) == [
+        "--on-publish",
+        "finish",
+        "--abort-patience",
+        "0.75",
+        "--max-version-lag",
+        "2",
+        "--prefix-slack",
+        "0.5",
+    ]
 
 
 @pytest.mark.parametrize(

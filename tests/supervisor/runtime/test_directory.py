@@ -11,27 +11,67 @@ import pytest
 from engines.ids import EngineId, GatewayId, PipelineId, TrainerId
 from supervisor.config import Config, Host
 from supervisor.errors import SetUpError, UsageError
-from supervisor.runtime import directory
-from supervisor.runtime.directory import find_run, is_running, log_name, new_attempt, open_attempt
+from supervisor.runtime.directory import RunDirectory, is_running, log_name, new_attempt, open_attempt
 
 CHECKOUT = Path(__file__).resolve().parents[3]
+CONFIG = Config([], Host(virtual=4))
+
+
+def begun(runs: Path, name: str = "q") -> RunDirectory:
+    attempt = new_attempt(runs, name)
+    attempt.begin(CONFIG, b"# mine\n")
+    return attempt
 
 
 def test_attempts_are_numbered_and_latest_follows(tmp_path: Path) -> None:
-    first, second = new_attempt(tmp_path, "q"), new_attempt(tmp_path, "q")
+    first, second = begun(tmp_path), begun(tmp_path)
     assert [attempt.path.name for attempt in (first, second)] == ["attempt_1", "attempt_2"]
     assert os.readlink(tmp_path / "latest") == "q/attempt_2"
     assert first.run_id != second.run_id
     assert (first.path.stat().st_mode & 0o777) == 0o700
     assert str(first.shared_memory("/dev/shm")) == f"/dev/shm/trainshed-{first.run_id}"
-    assert directory.newest_attempt(tmp_path / "q") == second.path
     assert first.checkpoints("p1").is_dir()
     for attempt in (first, second):
         attempt.close()
 
 
-def test_an_attempt_has_one_supervisor(tmp_path: Path) -> None:
+def test_an_attempt_that_never_began_leaves_nothing_and_moves_nothing(tmp_path: Path) -> None:
+    first = begun(tmp_path)
+    new_attempt(tmp_path, "q").close()
+    new_attempt(tmp_path, "other").close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "q"]
+    assert [path.name for path in (tmp_path / "q").iterdir()] == ["attempt_1"]
+    assert os.readlink(tmp_path / "latest") == "q/attempt_1"
+    first.close()
+    again = open_attempt(first.path)
+    again.close()
+    assert (first.path / "config.toml").read_bytes() == b"# mine\n", "one that is resumed and refused stays as it was"
+
+
+def test_there_is_room_for_the_last_words(tmp_path: Path) -> None:
+    attempt = begun(tmp_path)
+    (reserve,) = (path for path in attempt.path.iterdir() if path.stat().st_size == 64 << 10)
+    assert reserve.stat().st_blocks * 512 >= 64 << 10
+    attempt.last_words()
+    attempt.last_words()
+    assert not reserve.exists()
+    attempt.close()
+
+
+def test_a_full_disk_is_no_place_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
     attempt = new_attempt(tmp_path, "q")
+    with pytest.raises(SetUpError, match="cannot begin there: No space left on device"):
+        attempt.begin(CONFIG, b"# mine\n")
+    attempt.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attempt_has_one_supervisor(tmp_path: Path) -> None:
+    attempt = begun(tmp_path)
     assert is_running(attempt.path)
     with pytest.raises(UsageError, match="another supervisor"):
         open_attempt(attempt.path)
@@ -67,22 +107,6 @@ def test_the_lock_goes_with_its_process(tmp_path: Path) -> None:
     assert not is_running(tmp_path / "q" / "attempt_1")
 
 
-def test_a_run_is_found_by_what_an_operator_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("a", "a", "b"):
-        new_attempt(tmp_path / "runs", name).close()
-    newest_a = tmp_path / "runs" / "a" / "attempt_2"
-    assert find_run(None) == tmp_path / "runs" / "b" / "attempt_1"
-    assert find_run("a") == newest_a
-    assert find_run("a/attempt_2") == newest_a
-    assert find_run("runs/a") == newest_a
-    assert find_run(str(newest_a)) == newest_a
-    assert find_run("runs") == tmp_path / "runs" / "b" / "attempt_1"
-    for absent in ("c", "/tmp/none", "a/attempt_9"):
-        with pytest.raises(UsageError):
-            find_run(absent)
-
-
 def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SetUpError, match="no directory for a run"):
@@ -92,7 +116,7 @@ def test_what_cannot_be_made_is_said(tmp_path: Path) -> None:
 
 
 def test_a_damaged_run_id_is_refused(tmp_path: Path) -> None:
-    attempt = new_attempt(tmp_path, "q")
+    attempt = begun(tmp_path)
     attempt.close()
     (attempt.path / "run_id").write_text("../../etc")
     with pytest.raises(UsageError, match="damaged"):
@@ -101,7 +125,7 @@ def test_a_damaged_run_id_is_refused(tmp_path: Path) -> None:
 
 def test_a_latest_that_is_no_link_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "latest").mkdir()
-    new_attempt(tmp_path, "q").close()
+    begun(tmp_path).close()
     assert (tmp_path / "latest").is_dir()
 
 
@@ -112,8 +136,11 @@ def test_names_of_logs() -> None:
 
 
 def test_the_configuration_is_kept(tmp_path: Path) -> None:
-    attempt = new_attempt(tmp_path, "q")
-    attempt.write_config(b"# mine\n", Config([], Host(virtual=4)))
+    attempt = begun(tmp_path)
     assert (attempt.path / "config.toml").read_bytes() == b"# mine\n"
     assert json.loads((attempt.path / "config.resolved.json").read_text())["host"]["virtual"] == 4
+    attempt.begin(Config([], Host(virtual=2)), b"")
+    assert json.loads((attempt.path / "config.resolved.json").read_text())["host"]["virtual"] == 4, (
+        "its own record was what it was read from"
+    )
     attempt.close()

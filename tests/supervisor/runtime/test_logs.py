@@ -170,3 +170,24 @@ def test_libraries_are_heard(tmp_path: Path) -> None:
         ("it went wrong", "trainshed.test.library"),
         ("bad %d format", "trainshed.test.library"),
     ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_values_are_cut_on_a_terminal_and_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    names = [f"VARIABLE_{number}" for number in range(50)]
+    seen = {}
+    for stream in (io.StringIO(), Terminal()):
+        with logs(tmp_path / "s.jsonl", "readable", stream) as log:
+            log.log.info("told", names=names)
+            log.log.error("broken", traceback="x" * 5000)
+        seen[stream.isatty()] = stream.getvalue()
+    assert "…" not in seen[False]
+    assert "VARIABLE_49" in seen[False]
+    assert "x" * 5000 in seen[False]
+    assert "VARIABLE_49" not in seen[True]
+    assert seen[True].splitlines()[0].endswith("…")

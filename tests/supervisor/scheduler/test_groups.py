@@ -1,6 +1,7 @@
 """What the scheduler does with engine groups that fail, by its events alone. Names f1..f25: the failure modes of the reference."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -15,7 +16,7 @@ from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.faults import Cause, Fault
 from supervisor.scheduler.fleet import Engine
-from supervisor.scheduler.spec import BoxSpec, Limits, Rules
+from supervisor.scheduler.spec import BoxSpec, Limits, PipelineSpec, Rules
 from trainers import messages as say
 
 P1 = PipelineId("p1")
@@ -26,16 +27,22 @@ A = TypeVar("A", bound=do.Action)
 Rule = Callable[[do.Action], ev.Event | None]
 
 
+def of_four(spec: PipelineSpec) -> PipelineSpec:
+    """Its engines consist of four processes each."""
+    return replace(spec, engine=replace(spec.engine, members=4))
+
+
 class Desk:
     """A scheduler whose world answers every action at once and well, but those that `rule` answers otherwise (or never)."""
 
     def __init__(self, spec: BoxSpec | None = None) -> None:
-        self.spec = spec or box(2, pipeline("p1", [0], [0, 1], ranks=1), limits=LIMITS)
+        self.spec = spec or box(2, of_four(pipeline("p1", [0], [0, 1], ranks=1)), limits=LIMITS)
         self.scheduler = Scheduler(self.spec, 0.0)
         self.now = 0.0
         self.rule: Rule = lambda action: None
         self.deaf: tuple[type, ...] = ()
         self.done: list[do.Action] = []
+        self.turns: list[tuple[str, Fault]] = []
         self.feed(ev.Tick())
         self.say(say.Hello(0), say.RequestLease(0, ("init",)), say.Offloaded(0))
 
@@ -52,7 +59,9 @@ class Desk:
     def feed(self, *events: ev.Event) -> None:
         todo = list(events)
         while todo:
-            for action in self.scheduler.handle(todo.pop(0), self.now):
+            actions = self.scheduler.handle(todo.pop(0), self.now)
+            self.turns += self.scheduler.desk.turns
+            for action in actions:
                 self.done.append(action)
                 if not isinstance(action, self.deaf):
                     todo.append(self.rule(action) or well(action))
@@ -133,7 +142,7 @@ def test_f21_a_verdict_about_the_dead_does_not_touch_the_living() -> None:
     assert desk.done == []
 
 
-def test_f8_a_probe_only_condemns_and_the_order_of_the_end_is_the_same() -> None:
+def test_r13_a_probe_only_condemns_and_the_order_of_the_end_is_the_same() -> None:
     desk = serving()
     desk.done.clear()
     desk.feed(ev.ProbeFailed(group=ENGINE, incarnation=LIFE, reason="silent", silent_for=40.0))

@@ -36,6 +36,9 @@ def everything(desk: Desk) -> Iterator[bool]:
             lease = desk.leases.lease(gpu)
             yield lease is not None and lease.incarnation == engine.incarnation and lease.priority is Priority.ROLLOUT
         yield engine.op is None or desk.inflight.awaits(engine.op)
+        withheld = [gpu for gpu, groups in desk.leases.withheld.items() if engine.id in groups]
+        yield engine.state is not EngineState.STUCK or set(withheld) == set(engine.gpus)
+        yield not withheld or engine.state in (EngineState.QUARANTINED, EngineState.STOPPING, EngineState.STUCK)
     for pipeline in desk.fleet.pipelines.values():
         trainer = pipeline.trainer
         held = set(desk.leases.held_by(trainer.id))
@@ -70,6 +73,8 @@ def test_it_catches_what_looking_at_everything_catches(data: st.DataObject) -> N
             engine.state = data.draw(st.sampled_from(list(EngineState)))
             engine.route = data.draw(st.sampled_from([None, None, Version(0), Version(1)]))
             engine.op = data.draw(st.sampled_from([None, None, None, 7]))
+            if data.draw(st.booleans()) is (engine.state is EngineState.STUCK):
+                box.leases.withhold(engine.gpus[data.draw(st.sampled_from([0, 0, 0, 1])) :], engine.id, "")
     if all(everything(box)):
         check(box)
     else:

@@ -1,14 +1,13 @@
 """`logs`: many files, one stream."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from supervisor.errors import UsageError
-from supervisor.views.follow import Merge, Selection, Tail, follow, parse_target
+from supervisor.views.follow import Merge, Tail, follow
+from supervisor.views.parts import select
 
 
 @pytest.fixture
@@ -17,8 +16,8 @@ def attempt(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def record(attempt: Path, event: str, **fields: object) -> None:
-    line = {"timestamp": "2026-01-02T03:04:05.678Z", "level": "info", "event": event, **fields}
+def record(attempt: Path, event: str, at: str = "03:04:05.678", **fields: object) -> None:
+    line = {"timestamp": f"2026-01-02T{at}Z", "level": "info", "event": event, **fields}
     with (attempt / "supervisor.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 
@@ -29,18 +28,18 @@ def child(attempt: Path, name: str, text: str) -> None:
 
 
 def merged(attempt: Path, target: str | None = None) -> Merge:
-    return Merge(attempt, parse_target(target), colour=False)
+    return Merge(attempt, select(attempt, target), colour=False)
 
 
 def test_lines_come_as_they_arrive_with_their_source(attempt: Path) -> None:
     merge = merged(attempt)
     child(attempt, "p1.engine.0.log", "loading\nhalf")
-    assert list(merge.lines()) == ["p1/engine/0      loading"]
+    assert list(merge.lines()) == ["p1/engine/0  loading"]
     record(attempt, "ready", pipeline="p1", engine=0)
     child(attempt, "p2.trainer.1.log", "step 1\n")
-    assert list(merge.lines()) == ["supervisor       03:04:05.678 info    p1/engine/0 ready", "p2/trainer/1     step 1"]
+    assert list(merge.lines()) == ["p2/trainer/1  step 1", "supervisor    03:04:05.678 info    p1/engine/0 ready"]
     child(attempt, "p1.engine.0.log", " and whole\n")
-    assert list(merge.lines()) == ["p1/engine/0      half and whole"]
+    assert list(merge.lines()) == ["p1/engine/0   half and whole"]
     assert list(merge.lines()) == []
     merge.close()
 
@@ -51,6 +50,8 @@ def test_selection(attempt: Path) -> None:
         "p1.engine.1.log",
         "p1.trainer.0.log",
         "p1.gateway.log",
+        "p1.model.log",
+        "prewarm.log",
         "p2.engine.0.log",
         "other.txt",
         "p1.engine.x.log",
@@ -58,7 +59,8 @@ def test_selection(attempt: Path) -> None:
         child(attempt, name, f"{name}\n")
     record(attempt, "box")
     record(attempt, "engine", pipeline="p1", engine=0)
-    record(attempt, "trainer", pipeline="p1")
+    record(attempt, "trainer", pipeline="p1", group="trainer")
+    record(attempt, "whole", pipeline="p1")
     record(attempt, "p2's", pipeline="p2")
 
     def words(target: str | None) -> list[str]:
@@ -67,16 +69,17 @@ def test_selection(attempt: Path) -> None:
         merge.close()
         return sorted(found)
 
-    assert words("p1/engine/0") == ["engine", "p1.engine.0.log"]
-    assert words("p1/trainer") == ["p1.trainer.0.log", "trainer"]
-    assert words("p1/gateway") == ["p1.gateway.log", "trainer"]
-    assert words("p1") == sorted(["engine", "trainer", "p1.engine.0.log", "p1.engine.1.log", "p1.trainer.0.log", "p1.gateway.log"])
-    assert words("supervisor") == sorted(["box", "engine", "trainer", "p2's"])
-    assert len(words(None)) == 4 + 5
-    assert parse_target("p1/trainer/1") == Selection(pipeline="p1", kind="trainer", rank=1)
-    for bad in ("P1", "p1/motor", "p1/engine/", "../x", "p1\n"):
-        with pytest.raises(UsageError):
-            parse_target(bad)
+    assert words("p1/engine/0") == ["engine", "p1.engine.0.log", "whole"]
+    assert words("p1/engine") == ["engine", "p1.engine.0.log", "p1.engine.1.log", "whole"]
+    assert words("p1/trainer") == ["p1.trainer.0.log", "trainer", "whole"]
+    assert words("p1/trainer/0") == ["p1.trainer.0.log", "trainer", "whole"]
+    assert words("p1/gateway") == ["p1.gateway.log", "whole"]
+    assert words("p1/model") == ["p1.model.log", "whole"]
+    of_p1 = ["engine", "trainer", "whole", "p1.engine.0.log", "p1.engine.1.log", "p1.trainer.0.log", "p1.gateway.log", "p1.model.log"]
+    assert words("p1") == sorted(of_p1)
+    assert words("supervisor") == sorted(["box", "engine", "trainer", "whole", "p2's"])
+    assert words("prewarm") == ["prewarm.log"]
+    assert len(words(None)) == 5 + 7
 
 
 def test_hostile_lines_stay_lines(attempt: Path) -> None:
@@ -90,7 +93,7 @@ def test_hostile_lines_stay_lines(attempt: Path) -> None:
     lines = list(merge.lines())
     merge.close()
     assert not any("\x1b" in line or "\n" in line or "\r" in line for line in lines)
-    assert lines[0].endswith("x\\ny")
+    assert lines[1].endswith("x\\ny")
     assert len(lines) == 4
 
 
@@ -131,16 +134,69 @@ def test_unfinished_and_endless_lines(tmp_path: Path) -> None:
 def test_history(attempt: Path) -> None:
     child(attempt, "p1.engine.0.log", "".join(f"{n}\n" for n in range(30)))
     record(attempt, "older")
-    os.utime(attempt / "supervisor.jsonl", (1, 1))
     merge = merged(attempt)
-    assert [line.split()[-1] for line in merge.history(3)] == ["older", "27", "28", "29"]
+    assert merge.history(3) == [
+        "==> p1/engine/0: 3 lines without times <==",
+        *(f"p1/engine/0  {number}" for number in (27, 28, 29)),
+        "==> supervisor: by time (UTC) <==",
+        "supervisor   03:04:05.678 info    older",
+    ]
     merge.close()
     merge = merged(attempt)
-    assert len(merge.history(None)) == 31
+    assert len(merge.history(None)) == 31 + 2
     merge.close()
     merge = merged(attempt)
     assert merge.history(0) == []
     assert list(merge.lines()) == []
+    merge.close()
+
+
+def test_what_has_times_is_one_stream_and_the_rest_are_blocks_in_natural_order(attempt: Path) -> None:
+    record(attempt, "first", "03:04:05.100")
+    record(attempt, "third", "03:04:05.300")
+    for number in (10, 9):
+        child(attempt, f"p1.engine.{number}.log", f"of {number}\n")
+    child(attempt, "p10.trainer.0.log", "of p10\n")
+    child(attempt, "p2.trainer.0.log", "of p2\n")
+    told = {
+        "timestamp": "2026-01-02T03:04:05.200001Z",
+        "level": "error",
+        "event": "second",
+        "pipeline": "p2",
+        "source": "gateway",
+        "why": "x",
+    }
+    order = {"timestamp": "2026-01-02T03:04:05.300001Z", "event": "order", "pipeline": "p2", "source": "gateway", "engine": 3}
+    child(attempt, "p2.gateway.log", json.dumps(told) + "\nTraceback\n  of second\n" + json.dumps(order) + "\n")
+    merge = merged(attempt)
+    lines = merge.history(None)
+    merge.close()
+    assert [line for line in lines if line.startswith("==>")] == [
+        "==> p1/engine/9: 1 line without times <==",
+        "==> p1/engine/10: 1 line without times <==",
+        "==> p2/trainer/0: 1 line without times <==",
+        "==> p10/trainer/0: 1 line without times <==",
+        "==> supervisor, p2/gateway: by time (UTC) <==",
+    ]
+    assert lines[-6:] == [
+        "supervisor     03:04:05.100 info    first",
+        "p2/gateway     03:04:05.200 error   second why=x",
+        "p2/gateway     Traceback",
+        "p2/gateway       of second",
+        "supervisor     03:04:05.300 info    third",
+        "p2/gateway     03:04:05.300 info    p2/engine/3 order",
+    ]
+
+
+def test_a_stream_of_several_days_says_the_day(attempt: Path) -> None:
+    record(attempt, "today")
+    with (attempt / "supervisor.jsonl").open("a") as file:
+        file.write('{"timestamp": "2026-01-03T00:00:00.000Z", "level": "info", "event": "tomorrow"}\n')
+    merge = merged(attempt)
+    assert [line.split(maxsplit=1)[1] for line in merge.history(None)] == [
+        "2026-01-02 03:04:05.678 info    today",
+        "2026-01-03 00:00:00.000 info    tomorrow",
+    ]
     merge.close()
 
 

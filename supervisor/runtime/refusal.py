@@ -1,0 +1,27 @@
+"""Why a run could not begin, as one line for people, out of whatever task groups have wrapped around it."""
+
+from collections.abc import Iterator
+
+from supervisor.errors import SetUpError, SupervisorError, UsageError
+from supervisor.runtime import disk
+from supervisor.runtime.children import SpawnFailed
+from supervisor.runtime.directory import RunDirectory
+
+
+def refusal(error: Exception, directory: RunDirectory) -> SupervisorError | None:
+    """What the machine or the operator is to blame for; None: it is a bug of ours."""
+    for leaf in _leaves(error):
+        if isinstance(leaf, SetUpError | UsageError):
+            return leaf
+        if isinstance(leaf, OSError | SpawnFailed) and not directory.begun:
+            why = disk.told(leaf, directory.path) if isinstance(leaf, OSError) else ""
+            return SetUpError(f"the run cannot begin: {why or leaf}.")
+    return None
+
+
+def _leaves(error: Exception) -> Iterator[Exception]:
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

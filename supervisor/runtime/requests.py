@@ -1,0 +1,23 @@
+"""An operator's request to one pipeline or group: the scheduler is told, and the operator what it will do."""
+
+from collections.abc import Callable
+
+from engines.ids import EngineId, GatewayId, TrainerId
+from supervisor.errors import UsageError
+from supervisor.runtime.operator import ActRequest, Done
+from supervisor.scheduler.desk import Desk
+from supervisor.scheduler.events import Event, OperatorAsked
+from supervisor.scheduler.operators import foretold, refused
+
+
+def act(desk: Desk, feed: Callable[[Event], None], request: ActRequest) -> Done:
+    """One line for each group that it concerns. Raises UsageError: nothing of that name, or not for such a verb."""
+    target = request.target
+    rank = target.rank if isinstance(target, EngineId) else None
+    part = "gateway" if isinstance(target, GatewayId) else "trainer" if isinstance(target, TrainerId) else ""
+    asked = OperatorAsked(verb=request.verb, pipeline=target.pipeline, rank=rank, part=part)
+    if (why := refused(desk, asked)) != "":
+        raise UsageError(f"{why}.")
+    told = "\n".join(f"{about}: {what}" for about, what in foretold(desk, asked))  # before it is done, so that it says what was
+    feed(asked)
+    return Done(told)
