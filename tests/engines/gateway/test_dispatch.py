@@ -375,6 +375,20 @@ def test_a_broken_engine_rests_and_its_requests_go_elsewhere(bench: Bench) -> No
     assert bench.running[bench.only()].engine == 1
 
 
+def test_f16_no_room_is_no_failure(bench: Bench) -> None:
+    """429 and 503 say: not now. They make no streak, after which a canary would be sent."""
+    bench.open()
+    bench.route(0)
+    bench.ask(0, "0")
+    for _ in range(5):
+        bench.end(bench.only(), Broken("HTTP 503: full", accepted=False, busy=True))
+        assert bench.core.progress().engines[0].failures == 0
+        bench.now += 60.0
+        bench.tell(Tick())
+    bench.end(bench.only(), Broken("reset", accepted=False))
+    assert bench.core.progress().engines[0].failures == 1
+
+
 def test_a_request_that_kills_engines_is_reported_failed(bench: Bench) -> None:
     bench.open()
     asker = bench.ask(0, "0")
