@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from trainers.client import Sample, connect
 
 PROMPTS = [[4 + index, 5] for index in range(8)]
-LONG = {"max_new_tokens": 60, "ignore_eos": True, "sampling_seed": 7}
+LONG = {"max_new_tokens": 300, "ignore_eos": True, "sampling_seed": 7}
 
 pipeline = connect()
 torch.set_num_threads(1)
@@ -27,8 +27,9 @@ def told(samples: list[Sample]) -> list[dict[str, object]]:
 
 with pipeline.rollout(target=10) as rollout:
     long = rollout.start(PROMPTS, **LONG)
-    # A new version makes the engine feed what is known again, token by token: the second part must be longer than that.
-    for part, tokens in ((1, 4), (2, 28)):
+    # A new version makes the engine feed what is known again, token by token: the second part must be longer than that,
+    # and the samples so long that a slow publish does not outlast them.
+    for part, tokens in ((1, 4), (2, 100)):
         rollout.generate([[4, 6, part]], max_new_tokens=tokens, ignore_eos=True, expected_tokens=1000)
         pipeline.publish(model.state_dict)
     disturbed = rollout.samples(long)

@@ -15,10 +15,10 @@ virtual = 2
 [[pipeline]]
 name = "p1"
 [pipeline.engine]
-model = {{ make = "trainers.grpo.tiny:make", options = {{ task = "parity", seed = 1 }} }}
+model = {{ make = "trainers.grpo.tiny:make", options = {{ task = "parity", seed = 1, context = 512 }} }}
 gpus = [1]
 slots = 16
-context = 64
+context = 512
 [pipeline.trainer]
 gpus = [0]
 command = ["{python}", "-P", "{script}", "{result}"]
@@ -46,7 +46,7 @@ def published(started: list[Run], tmp_path: Path, gateway: str) -> list[dict[str
     assert run.end(90.0) == 0, run.tail()
     made: dict[str, list[dict[str, Any]]] = json.loads(result.read_text())
     assert [(one["ids"], one["logprobs"]) for one in made["disturbed"]] == [(one["ids"], one["logprobs"]) for one in made["calm"]]
-    assert all(one["versions"] == [[2, 0, 60]] for one in made["calm"])
+    assert all(one["versions"] == [[2, 0, 300]] for one in made["calm"])
     return made["disturbed"]
 
 
@@ -57,14 +57,14 @@ def test_continue_makes_one_sample_with_several_versions(started: list[Run], tmp
 
 def test_restart_makes_each_sample_with_the_last_version(started: list[Run], tmp_path: Path) -> None:
     for sample in published(started, tmp_path, 'on_publish = "restart"'):
-        assert sample["versions"] == [[2, 0, 60]]
+        assert sample["versions"] == [[2, 0, 300]]
 
 
 def test_finish_makes_each_sample_with_the_version_it_began_with(started: list[Run], tmp_path: Path) -> None:
     for sample in published(started, tmp_path, 'on_publish = "finish"'):
-        assert sample["versions"] == [[0, 0, 60]]
+        assert sample["versions"] == [[0, 0, 300]]
 
 
 def test_a_lag_of_one_lets_one_version_pass_and_no_second(started: list[Run], tmp_path: Path) -> None:
     for sample in published(started, tmp_path, "max_version_lag = 1"):
-        assert sample["versions"] == [[2, 0, 60]]
+        assert sample["versions"] == [[2, 0, 300]]
