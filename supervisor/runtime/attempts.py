@@ -98,11 +98,13 @@ def to_resume(parent: Path) -> Choice | None:
     `steps` are those that each pipeline has behind it; empty when it would begin anew.
     """
     passed: list[tuple[Path, str]] = []
+    idle: list[Path] = []
     for path in newest_first(parent):
         if steps := resumable(path / "checkpoints"):
             return Choice(path, steps, tuple(passed))
-        passed.append((path, "runs, and has no checkpoint yet" if is_running(path) else "has no checkpoint"))
-    idle = [path for path, why in passed if why == "has no checkpoint"]
+        runs = is_running(path)
+        idle += [] if runs else [path]
+        passed.append((path, "runs, and has no checkpoint yet" if runs else "has no checkpoint"))
     chosen = idle[0] if idle else passed[0][0] if passed else None
     return None if chosen is None else Choice(chosen, {}, tuple(pair for pair in passed if _number(pair[0]) > _number(chosen)))
 

@@ -12,7 +12,6 @@ from supervisor.runtime.snapshot import EngineView, FailureView, GatewayView, Gp
 from supervisor.runtime.summary import PipelineSummary
 from supervisor.runtime.waiting import missing_engine, role_words, soon, trainer_waits_for
 from supervisor.scheduler import Scheduler
-from supervisor.scheduler.faults import BY_OPERATOR
 from supervisor.scheduler.fleet import Engine, Gateway, Pipeline, Trainer, TrainerState
 from supervisor.scheduler.leases import LeaseBook
 
@@ -143,7 +142,7 @@ def _gateway(site: Site, gateway: Gateway, now: float) -> GatewayView:
 def _failure(group: Engine | Trainer | Gateway, well: bool, now: float) -> FailureView | None:
     if group.failed_at is None:
         return None
-    return FailureView(reason=group.note, ago_s=round(max(0.0, now - group.failed_at), 3), over=well, asked=group.note == BY_OPERATOR)
+    return FailureView(reason=group.note, ago_s=round(max(0.0, now - group.failed_at), 3), over=well, asked=group.asked)
 
 
 def pipeline_summary(pipeline: Pipeline) -> PipelineSummary:

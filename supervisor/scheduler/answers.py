@@ -6,6 +6,9 @@ from .actions import TellTrainer
 from .desk import Desk
 from .fleet import Pipeline
 
+STOPPING = ("stopping", "the supervisor is stopping; `run --resume` goes on from the last checkpoint")
+"""Code and reason of what is refused then."""
+
 
 def tell(desk: Desk, pipeline: Pipeline, message: SupervisorMessage) -> None:
     """One message to every rank of this life."""

@@ -4,7 +4,7 @@ from engines.state import EngineState
 from trainers.messages import OpenRollout, Refused, RolloutClosed
 
 from .actions import CloseAtGateway
-from .answers import tell
+from .answers import STOPPING, tell
 from .desk import Desk
 from .fleet import Pipeline
 from .rollouts import Rollout
@@ -25,7 +25,7 @@ def open_rollout(desk: Desk, pipeline: Pipeline, message: OpenRollout) -> None:
 def _why_no_rollout(desk: Desk, pipeline: Pipeline, number: int) -> tuple[str, str] | None:
     trainer = pipeline.trainer
     if desk.stopping:
-        return ("stopping", "the supervisor is stopping")
+        return STOPPING
     if number in pipeline.rollouts or number in pipeline.closing:
         return ("out_of_order", f"rollout {number} is open already")
     if not trainer.restored:

@@ -90,7 +90,7 @@ def gone(desk: Desk, engine: Engine) -> None:
 
 def unconfirmed(desk: Desk, engine: Engine, cause: Cause, note: str) -> None:
     """Somebody of it, or something on its GPUs, is still there. An end that was asked for has failed by that."""
-    engine.note = note
+    engine.note, engine.asked = note, False
     if engine.state is EngineState.STOPPING:
         engine.failed_at = desk.now
         recoveries.begin(desk, engine, cause, f"was to end, and is not confirmed gone: {note}", None, 0.0)

@@ -17,11 +17,9 @@ from trainers.messages import (
 )
 
 from .actions import RecordCheckpoint
-from .answers import tell
+from .answers import STOPPING, tell
 from .desk import Desk
 from .fleet import Pipeline
-
-STOPPING = ("stopping", "the supervisor is stopping; `run --resume` goes on from the last checkpoint")
 
 
 def begin(desk: Desk, pipeline: Pipeline) -> None:

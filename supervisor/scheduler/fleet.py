@@ -51,6 +51,7 @@ class Engine:
     restarts: int = 0
     note: str = ""
     failed_at: float | None = None  # the last time, for people
+    asked: bool = False  # that it was an operator who wanted it
     cost: MoveCost = field(default_factory=MoveCost)
 
     def turn(self, turn: Turn, now: float) -> None:
@@ -179,6 +180,7 @@ class Trainer:
     restarts: int = 0
     note: str = ""
     failed_at: float | None = None  # the last time, for people
+    asked: bool = False  # that it was an operator who wanted it
 
     def turn(self, turn: TrainerTurn) -> None:
         self.state = TRAINER_TRANSITIONS[self.state, turn]
@@ -199,6 +201,7 @@ class Gateway:
     pids: tuple[int, ...] = ()
     note: str = ""
     failed_at: float | None = None  # the last time, for people
+    asked: bool = False  # that it was an operator who wanted it
 
 
 @dataclass(slots=True)

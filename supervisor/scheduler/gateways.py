@@ -21,7 +21,6 @@ from .actions import (
 from .demand import NO_ENGINE, closed, hopeless
 from .desk import Desk
 from .events import ActionFailed, Answer, GatewayReady, GroupGone, Ordered
-from .faults import BY_OPERATOR
 from .fleet import Pipeline
 from .rollouts import Rollout
 
@@ -30,14 +29,17 @@ MAX_FAILURES = 10
 """Deaths in a row (without a minute of life between) after which the pipeline has failed: its gateway cannot live."""
 
 
-def fail(desk: Desk, pipeline: Pipeline, reason: str) -> None:
-    """The gateway has died or is condemned. Its routes are gone with it; what it was asked is carried out on the other side."""
+def fail(desk: Desk, pipeline: Pipeline, reason: str, *, asked: bool = False) -> None:
+    """The gateway has died or is condemned. Its routes are gone with it; what it was asked is carried out on the other side.
+
+    `asked`: an operator wanted it, and has been told.
+    """
     gateway = pipeline.gateway
     if gateway.dying:
         return
-    if reason != BY_OPERATOR:  # which has been told
+    if not asked:
         desk.note("error", gateway.id, f"gateway failed: {reason}")
-    gateway.note, gateway.failed_at = reason, desk.now
+    gateway.note, gateway.failed_at, gateway.asked = reason, desk.now, asked
     _forget_orders(desk, pipeline)
     desk.inflight.forget(gateway.op)
     gateway.op = None

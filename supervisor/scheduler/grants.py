@@ -2,7 +2,7 @@
 
 from trainers.messages import LeaseGranted, Refused
 
-from .answers import tell, waited
+from .answers import STOPPING, tell, waited
 from .desk import Desk
 from .fleet import Grant, Pipeline
 from .reservations import Request
@@ -33,7 +33,7 @@ def _why_no_lease(desk: Desk, pipeline: Pipeline, roles: tuple[str, ...], *, exc
     trainer = pipeline.trainer
     known = pipeline.spec.trainer.roles
     if desk.stopping:
-        return ("stopping", "the supervisor is stopping")
+        return STOPPING
     if unknown := [role for role in roles if role not in known]:
         return ("unknown_role", f"no role {unknown[0]!r}; this trainer has {sorted(known)}")
     if trainer.request is not None or (trainer.grant is not None and not exchange):

@@ -26,7 +26,7 @@ def fail(desk: Desk, engine: Engine, cause: Cause, reason: str, *, member: int |
         return
     recoveries.begin(desk, engine, cause, reason, member, silent)
     _leave(desk, engine, Turn.FAIL)
-    engine.note, engine.failed_at = reason, desk.now
+    engine.note, engine.failed_at, engine.asked = reason, desk.now, cause is Cause.OPERATOR
 
 
 def stop(desk: Desk, engine: Engine) -> None:

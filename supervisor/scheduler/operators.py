@@ -178,7 +178,7 @@ def _stop_words(pipeline: Pipeline) -> str:
 
 
 def asked(desk: Desk, event: OperatorAsked) -> None:
-    """Each request may come twice and then changes nothing."""
+    """Each request may come twice and then changes nothing; but a `restart` of what is up again restarts it again."""
     if (why := refused(desk, event)) != "":
         desk.note("warning", event.pipeline, f"operator: {event.verb}: refused: {why}")
         return
@@ -194,9 +194,9 @@ def asked(desk: Desk, event: OperatorAsked) -> None:
             if event.rank is None:
                 pipeline.suspended = event.verb != "resume"
         case "restart" if event.part == "gateway":
-            gateways.fail(desk, pipeline, BY_OPERATOR)
+            gateways.fail(desk, pipeline, BY_OPERATOR, asked=True)
         case "restart" if event.rank is None:
-            trainers.fail(desk, pipeline, BY_OPERATOR)
+            trainers.fail(desk, pipeline, BY_OPERATOR, asked=True)
         case "restart":
             groups.fail(desk, chosen[0], Cause.OPERATOR, BY_OPERATOR)
         case "reset":

@@ -29,7 +29,6 @@ from .answers import tell, waited
 from .demand import close_rollout, hopeless, open_rollout, refuse_rollout
 from .desk import Desk
 from .events import ActionFailed, Answer, CheckpointKept, GpuFree, GpuHeld, GroupGone, SnapshotAdopted, TrainerStarted
-from .faults import BY_OPERATOR
 from .fleet import Pipeline, Publishing, TrainerState, TrainerTurn
 from .grants import offloaded, request
 from .intruders import fence_strangers
@@ -141,14 +140,17 @@ def _still_held(desk: Desk, pipeline: Pipeline, note: str) -> None:
 # -- life
 
 
-def fail(desk: Desk, pipeline: Pipeline, reason: str) -> None:
-    """The trainer has failed: its ranks are one group and end together, its rollouts end at once, its GPUs go on when they are empty."""
+def fail(desk: Desk, pipeline: Pipeline, reason: str, *, asked: bool = False) -> None:
+    """The trainer has failed: its ranks are one group and end together, its rollouts end at once, its GPUs go on when they are empty.
+
+    `asked`: an operator wanted it, and has been told.
+    """
     trainer = pipeline.trainer
     if trainer.state not in (TrainerState.STARTING, TrainerState.RUNNING):
         return
     trainer.turn(TrainerTurn.FAIL)
-    trainer.note, trainer.failed_at = reason, desk.now
-    if reason != BY_OPERATOR:  # which has been told
+    trainer.note, trainer.failed_at, trainer.asked = reason, desk.now, asked
+    if not asked:
         desk.note("error", trainer.id, f"trainer failed: {reason}")
     _end_of_life(desk, pipeline)
 
