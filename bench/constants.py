@@ -4,7 +4,7 @@
 
 XTuner 30/15/3: a round over all engines at once every 30 s, 15 s for an answer, three rounds; stopped while engines sleep, and one interval
 is waited after each resume. slime 30/30/1: heads one after the other, 30 s between rounds, up to 30 s for an answer, once is enough. Both
-probe by a generation of one token (SGLang gives up after 20 s by itself) and watch neither exits nor requests. Ours is `engines/health.py`
+probe by a generation of one token (SGLang gives up after 20 s by itself) and watch neither exits nor requests. Ours is `engines/lifecycle/health.py`
 with its defaults, as it runs in production, and exits by pidfd. "back" adds the same recovery to all: an engine that takes 40 s to start.
 """
 
@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from engines.health import Health, Kind, Look, Mode, Probe, Rates, Word
-from engines.ids import EngineId, Incarnation, PipelineId
+from engines.lifecycle.health import Health, Kind, Look, Mode, Probe, Rates, Word
+from trainers.protocol.ids import EngineId, Incarnation, PipelineId
 
 ENGINES, TICK, LIFE = 8, 0.5, Incarnation(1)
 SERVING_S, ASLEEP_S = 240.0, 120.0

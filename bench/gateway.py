@@ -29,11 +29,10 @@ from urllib.parse import urlsplit
 import psutil
 import uvloop
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT))
+from tests.harness.gateway_box import box
+from trainers.grpo.tiny import VOCABULARY, write_tokenizer
 
-from tests.engines.gateway.box import box  # noqa: E402
-from trainers.grpo.tiny import VOCABULARY, write_tokenizer  # noqa: E402
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 AT_ONCE = (1, 64, 256)
 TOKENS = 32

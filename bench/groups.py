@@ -14,12 +14,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT))
 os.environ["TRAINSHED_SGLANG"] = sys.argv[1] if len(sys.argv) > 1 else ""
 
-from tests.sglang.ep_group import HANG_BUDGET_S, WHO, EpGroup, load  # noqa: E402
-from tests.sglang.served import REAL  # noqa: E402
+from tests.harness.sglang.ep_group import HANG_BUDGET_S, WHO, EpGroup, load
+from tests.harness.sglang.served import REAL
+
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:

@@ -15,9 +15,9 @@ from random import Random
 from statistics import fmean
 
 import supervisor.scheduler.scheduler as scheduler
-from supervisor.scheduler.planner import Plan, View, plan
-from supervisor.simulate.compare import run
-from supervisor.simulate.scenario import PipelineLoad, Scenario, read
+from supervisor.scheduler.planning.planner import Plan, View, plan
+from supervisor.simulate.workloads.compare import run
+from supervisor.simulate.workloads.scenario import PipelineLoad, Scenario, read
 
 SCENARIOS = Path(__file__).resolve().parents[1] / "tests" / "data" / "scenarios.json"
 SPREADS = (20.0, 60.0, 150.0)

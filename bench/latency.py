@@ -13,14 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.harness.supervised_run import Run, configuration
+
 CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT / "tests" / "host"))
-from supervised import Run, configuration  # noqa: E402
 
 WITHIN = 10.0
 RANK = '''
 import json, os, socket, sys, time
-from trainers.client import cut, encode
+from trainshed import cut, encode
 
 ROUNDS = {rounds}
 sock = socket.socket(fileno=int(os.environ["TRAINSHED_FD"]))
@@ -66,7 +66,7 @@ if int(os.environ["RANK"]) == 0:
     with open("latency.json", "w") as file:
         json.dump({{"raw": raw, "granted": granted, "measured": measured}}, file)
 '''
-IDLE = "import time\nfrom trainers.client import connect\nconnect()\ntime.sleep(600)\n"
+IDLE = "import time\nfrom trainshed import connect\nconnect()\ntime.sleep(600)\n"
 
 
 def measure(rounds: int) -> dict[str, list[float]]:

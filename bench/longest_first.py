@@ -15,11 +15,11 @@ from array import array
 from math import exp
 from random import Random
 
-from engines.gateway import messages
-from engines.gateway.dispatch import Dispatch
-from engines.gateway.events import Ask, Ended, Event, Finished, Start, Tokens
-from engines.gateway.outlook import COST_S, Outlook
-from engines.gateway.samples import TOKENS, Request
+from engines.gateway.core.dispatch import Dispatch
+from engines.gateway.core.events import Ask, Ended, Event, Finished, Start, Tokens
+from engines.gateway.core.ordering.forecast import COST_S, Outlook
+from engines.gateway.core.samples import TOKENS, Request
+from trainers.protocol import gateway_messages
 
 ENGINES, SLOTS, PROMPTS, GROUP, LIMIT, ROLLOUTS = 4, 16, 64, 8, 8192, 4
 BETWEEN, WITHIN, GUESSES = 0.7, 0.4, 0.5
@@ -47,7 +47,7 @@ class Box:
         self.running: list[tuple[float, int, int]] = []
         self.asked: dict[tuple[int, ...], list[int]] = {}
         for rank in range(ENGINES):
-            self.order(messages.Route, engine=rank, incarnation=1, url="u", key="k", slots=SLOTS, version=0)
+            self.order(gateway_messages.Route, engine=rank, incarnation=1, url="u", key="k", slots=SLOTS, version=0)
 
     def order(self, kind: type, **fields: object) -> None:
         self.orders += 1
@@ -62,21 +62,21 @@ class Box:
     def rollout(self, number: int, lengths: list[int], hints: list[int | None]) -> float:
         """Seconds from its first request to its last answer."""
         begun = self.now
-        self.order(messages.OpenRollout, rollout=number, target=len(lengths))
+        self.order(gateway_messages.OpenRollout, rollout=number, target=len(lengths))
         for rank in range(ENGINES):
-            self.order(messages.Drain, engine=rank, incarnation=1)
+            self.order(gateway_messages.Drain, engine=rank, incarnation=1)
         for index, (length, hint) in enumerate(zip(lengths, hints, strict=True)):
             self.left[index] = length
             request = Request(array(TOKENS, [index // GROUP]), {"sampling_seed": index}, LIMIT, expected_tokens=hint, fingerprint=index)
             self.askers += 1
             self.tell(Ask(self.askers, number, str(index), request))
         for rank in range(ENGINES):
-            self.order(messages.Route, engine=rank, incarnation=1, url="u", key="k", slots=SLOTS, version=0)
+            self.order(gateway_messages.Route, engine=rank, incarnation=1, url="u", key="k", slots=SLOTS, version=0)
         while self.running:
             self.now, attempt, length = heapq.heappop(self.running)
             self.tell(Tokens(attempt, [5] * length, [-0.5] * length))
             self.tell(Ended(attempt, Finished({"type": "stop"})))
-        self.order(messages.CloseRollout, rollout=number)
+        self.order(gateway_messages.CloseRollout, rollout=number)
         return self.now - begun
 
 
@@ -97,7 +97,7 @@ def ratios(order: str, seed: int) -> list[float]:
 def cost(waiting: int) -> tuple[float, float, float]:
     """Microseconds of CPU with so many waiting: to take in one sample, to end one and start the next, to sum up the work for a report."""
     box, random = Box("learned"), Random(1)
-    box.order(messages.OpenRollout, rollout=0, target=waiting)
+    box.order(gateway_messages.OpenRollout, rollout=0, target=waiting)
     begun = time.process_time()
     for index in range(waiting):
         box.left[index] = 1 + int(random.expovariate(1 / 40))

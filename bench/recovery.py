@@ -19,10 +19,10 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from tests.harness.faulty_run import Faulty
+from tests.harness.supervised_run import Run
+
 CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT / "tests" / "host"))
-from faulty import Faulty  # noqa: E402
-from supervised import Run  # noqa: E402
 
 STARTS = (0.1, 1.0, 5.0)
 ENGINES = 4

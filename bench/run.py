@@ -19,13 +19,12 @@ from typing import Any
 
 import msgspec
 
+from supervisor.attempt.recording import FOLDER, Decided, Heard, read, segments
+from tests.harness.supervised_run import Run, configuration
+
 CHECKOUT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CHECKOUT / "tests" / "host"))
-from supervised import Run, configuration  # noqa: E402
 
-from supervisor.runtime.recording import FOLDER, Decided, Heard, read, segments  # noqa: E402
-
-IDLE = "import time\nfrom trainers.client import connect\nconnect()\ntime.sleep(30)\n"
+IDLE = "import time\nfrom trainshed import connect\nconnect()\ntime.sleep(30)\n"
 
 
 def main(runs: int) -> None:

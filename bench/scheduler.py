@@ -8,20 +8,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from engines.gateway.messages import Progress, RolloutProgress
-from engines.ids import GpuId, Incarnation, PipelineId
-from engines.state import EngineState
+from engines.lifecycle.state import EngineState
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler import events as ev
-from supervisor.scheduler.planner import plan
+from supervisor.scheduler.planning.planner import plan
+from supervisor.scheduler.planning.view import view
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, Rules, TrainerSpec
-from supervisor.scheduler.view import view
-from trainers import messages as say
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "simulation"))
-from well import well
+from tests.harness.checked_scheduler import well
+from trainers.protocol import trainer_messages as say
+from trainers.protocol.gateway_messages import Progress, RolloutProgress
+from trainers.protocol.ids import GpuId, Incarnation, PipelineId
 
 SIZES = ((2, 4), (2, 8), (4, 8), (8, 8), (4, 16), (16, 16), (8, 64), (16, 128), (32, 256), (64, 256))
 SAMPLES = 1_000_000

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-from supervisor.simulate.compare import Figures, figures
-from supervisor.simulate.scenario import read
+from supervisor.simulate.workloads.compare import Figures, figures
+from supervisor.simulate.workloads.scenario import read
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENARIOS = ROOT / "tests" / "data" / "scenarios.json"

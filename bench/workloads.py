@@ -14,8 +14,8 @@ from math import exp, log
 from random import Random
 from statistics import fmean
 
-from supervisor.simulate.compare import Figures, figures
-from supervisor.simulate.scenario import PipelineLoad, Scenario
+from supervisor.simulate.workloads.compare import Figures, figures
+from supervisor.simulate.workloads.scenario import PipelineLoad, Scenario
 
 CUT_S = 120.0
 HINT_SIGMA = 0.5

@@ -19,7 +19,7 @@ import aiohttp
 import anyio
 import msgspec
 
-from engines.calls import (
+from engines.control_http import (
     Calls,
     EngineError,
     EngineGarbled,
@@ -31,7 +31,7 @@ from engines.calls import (
     new_session,
     within,
 )
-from engines.ids import Version
+from trainers.protocol.ids import Version
 
 __all__ = [
     "EngineControl",

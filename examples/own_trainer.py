@@ -3,9 +3,8 @@
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
+from trainshed import connect
 from transformers import AutoModelForCausalLM
-
-from trainers.client import connect
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from trainers.naming import name_this_process
+from trainers.process_title import name_this_process
 
 USAGE: Final = "usage: python -P -m trainers.launch module:function | --make module:function DIR JSON"
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
+from trainshed.device import Device, parse_device
 
 from engines.embedded import control_routes, server
 from engines.embedded.admission import Desk, Gate
@@ -23,8 +24,7 @@ from engines.embedded.server import ENGINE, MAX_BODY, Engine
 from engines.embedded.snapshot import BadSnapshot
 from engines.embedded.text import Text
 from engines.embedded.wire import Limits
-from trainers.device import Device, parse_device
-from trainers.naming import name_this_process
+from trainers.process_title import name_this_process
 
 OPEN = ("/health", "/health_generate", "/ready")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trainshed.device import Device, DeviceKind
 
 from engines.embedded.architecture import Architecture, UnsupportedModel, check_exact, read_architecture
 from engines.embedded.batching import Batch, Decode, Request, Span
@@ -17,7 +18,6 @@ from engines.embedded.memory import WEIGHTS, EngineMemory, MisusedMemory
 from engines.embedded.model import SlotModel
 from engines.embedded.sampling import Draw, Known, choose
 from engines.embedded.snapshot import BadSnapshot, load_snapshot
-from trainers.device import Device, DeviceKind
 
 
 class Refusal(Exception):

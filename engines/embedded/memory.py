@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+from trainshed.device import Device, Pool, room
+
 from engines.embedded.architecture import Architecture
-from trainers.device import Device, Pool, room
 
 if TYPE_CHECKING:
     import torch

@@ -16,16 +16,16 @@ from typing import Any
 import structlog
 import uvloop
 
-from engines.gateway.attempts import PATIENCE
-from engines.gateway.dispatch import Dispatch
-from engines.gateway.engine_client import EngineClient
-from engines.gateway.exchange import Exchange
-from engines.gateway.orders import Channel
-from engines.gateway.server import Serving, application
-from engines.gateway.text import Text
-from engines.gateway.versions import ON_PUBLISH, VersionRule
-from trainers.framing import FrameError
-from trainers.naming import name_this_process
+from engines.gateway.control_channel import Channel
+from engines.gateway.core.attempts import PATIENCE
+from engines.gateway.core.dispatch import Dispatch
+from engines.gateway.core.publish_policy import ON_PUBLISH, VersionRule
+from engines.gateway.routes.server import Serving, application
+from engines.gateway.routes.text import Text
+from engines.gateway.shell import Exchange
+from engines.gateway.upstream.engine_client import EngineClient
+from trainers.process_title import name_this_process
+from trainers.protocol.framing import FrameError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,20 +6,21 @@ from collections.abc import Awaitable, Callable, Coroutine
 import aiohttp
 import anyio
 
-from engines import launch
 from engines.control import EngineControl, EngineError, EnginePoisoned, new_session
-from engines.ids import EngineId, Incarnation, PipelineId, Version
-from supervisor.environment import choose
-from supervisor.runtime.checksums import Checksums
-from supervisor.runtime.fronts import Front, Fronts
-from supervisor.runtime.gpus import visible
-from supervisor.runtime.life import Life
-from supervisor.runtime.processes import Command, Group
-from supervisor.runtime.sglang import Sglang
-from supervisor.runtime.site import CHECKOUT, Site
+from engines.lifecycle import members
+from supervisor.config.child_environment import choose
+from supervisor.host.gpus.meter import visible
+from supervisor.host.processes.group import Command, Group
+from supervisor.runtime.context import Site
+from supervisor.runtime.endpoints import Front, Fronts
+from supervisor.runtime.group_lifecycle import Life
+from supervisor.runtime.sglang_engines import Sglang
+from supervisor.runtime.weight_checksums import Checksums
 from supervisor.scheduler.actions import LoadWeights, Pause, StartGroup, Wake
 from supervisor.scheduler.events import ActionFailed, GroupReady, Paused, Woken
 from trainers import weights
+from trainers.protocol.child_env import OUR_PATH
+from trainers.protocol.ids import EngineId, Incarnation, PipelineId, Version
 
 Sync = Callable[[Version, str, float], Awaitable[Version]]
 
@@ -52,7 +53,7 @@ class Engines:
         """
         engine, incarnation = action.engine, action.incarnation
         assert self._session is not None
-        front = self._fronts.open(engine, self._site.ports.reserve(engine, launch.WINDOW))
+        front = self._fronts.open(engine, self._site.ports.reserve(engine, members.WINDOW))
         commands = self._commands(action, front)
         control = EngineControl(front.url, front.key, self._session, retract_flushes=self._sglang.retract_flushes(engine))
         limit = self._site.config.health.start_s
@@ -71,10 +72,10 @@ class Engines:
     def _commands(self, action: StartGroup, front: Front) -> list[Command]:
         """One for each member of the group, the head first."""
         spec = self._site.pipeline(action.engine.pipeline).engine
-        members = launch.shape(spec.members, spec.tp)
+        shape = members.shape(spec.members, spec.tp)
         if spec.kind == "sglang":
             self._sglang.prepare(action.engine, action.incarnation, front)
-            return [self._sglang.command(action.engine, action.incarnation, front, member, len(members)) for member in members]
+            return [self._sglang.command(action.engine, action.incarnation, front, member, len(shape)) for member in shape]
         return [self._command(action, front)]
 
     def _command(self, action: StartGroup, front: Front) -> Command:
@@ -85,7 +86,7 @@ class Engines:
         env = {
             **choose("engine", site.environ, spec.pass_env, spec.env).kept,
             **seen.env,
-            "PYTHONPATH": str(CHECKOUT),
+            "PYTHONPATH": OUR_PATH,
             "PYTHONUNBUFFERED": "1",
             "TRAINSHED_API_KEY": front.key,
             "TRAINSHED_GPUS": ",".join(seen.devices),

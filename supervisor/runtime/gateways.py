@@ -6,8 +6,20 @@ from typing import Final
 
 import anyio
 
-from engines.gateway.attempts import PATIENCE
-from engines.gateway.messages import (
+from engines.gateway.core.attempts import PATIENCE
+from supervisor.config.child_environment import choose
+from supervisor.config.schema.tables import Gateway as GatewayTable
+from supervisor.config.schema.tables import Health as HealthTable
+from supervisor.host.channel import Channel
+from supervisor.host.channel import PeerFailed as ChannelFailed
+from supervisor.host.processes.group import Command, Group
+from supervisor.runtime.context import Site
+from supervisor.runtime.endpoints import Fronts
+from supervisor.runtime.group_lifecycle import Life
+from supervisor.scheduler import actions as do
+from supervisor.scheduler.events import ActionFailed, GatewayReady, GatewaySaid, Ordered, PeerFailed
+from trainers.protocol.child_env import OUR_PATH
+from trainers.protocol.gateway_messages import (
     CloseRollout,
     Done,
     Drain,
@@ -22,18 +34,7 @@ from engines.gateway.messages import (
     Route,
     Unroute,
 )
-from engines.ids import GatewayId, Incarnation, PipelineId
-from supervisor.config import Gateway as GatewayTable
-from supervisor.config import Health as HealthTable
-from supervisor.environment import choose
-from supervisor.runtime.channels import Channel
-from supervisor.runtime.channels import PeerFailed as ChannelFailed
-from supervisor.runtime.fronts import Fronts
-from supervisor.runtime.life import Life
-from supervisor.runtime.processes import Command, Group
-from supervisor.runtime.site import CHECKOUT, Site
-from supervisor.scheduler import actions as do
-from supervisor.scheduler.events import ActionFailed, GatewayReady, GatewaySaid, Ordered, PeerFailed
+from trainers.protocol.ids import GatewayId, Incarnation, PipelineId
 
 EXIT_SECONDS: Final = 1.0
 """From the end of its channel to the end of a gateway that dies."""
@@ -109,7 +110,7 @@ class Gateways:
         listener = self._listeners[id].fileno()
         env = {
             **choose("gateway", site.environ).kept,
-            "PYTHONPATH": str(CHECKOUT),
+            "PYTHONPATH": OUR_PATH,
             "PYTHONUNBUFFERED": "1",
             "TRAINSHED_FD": str(descriptor),
             "TRAINSHED_RUN": str(site.directory.path),

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from supervisor.runtime.logs import Console
-from supervisor.runtime.snapshot import Snapshot
+from supervisor.observe.logs import Console
+from supervisor.observe.status import Snapshot
 from supervisor.scheduler import Scheduler
 
 ShowProgress = Callable[[Snapshot, float], Sequence[str]]

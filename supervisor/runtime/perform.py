@@ -5,20 +5,20 @@ from collections.abc import Awaitable, Callable
 from anyio import to_thread
 
 from engines.control import EngineError
-from engines.ids import EngineId, GatewayId, GroupId, PipelineId, TrainerId
-from supervisor.runtime import models
-from supervisor.runtime.children import SpawnFailed
+from supervisor.host.ports import NoPortFree
+from supervisor.host.processes.child import SpawnFailed
+from supervisor.runtime import model_recipe
+from supervisor.runtime.context import Site
+from supervisor.runtime.endpoints import Fronts
 from supervisor.runtime.engines import Engines
-from supervisor.runtime.fronts import Fronts
 from supervisor.runtime.gateways import Gateways
-from supervisor.runtime.life import Life
-from supervisor.runtime.memory import Memory
-from supervisor.runtime.ports import NoPortFree
+from supervisor.runtime.gpu_memory import Memory
+from supervisor.runtime.group_lifecycle import Life
 from supervisor.runtime.ranks import Ranks
-from supervisor.runtime.site import Site
 from supervisor.scheduler import actions as do
 from supervisor.scheduler.events import ActionFailed, CheckpointKept, Event, SnapshotAdopted, Told
 from trainers import weights
+from trainers.protocol.ids import EngineId, GatewayId, GroupId, PipelineId, TrainerId
 
 Work = Callable[[], Awaitable[Event]]
 CHILDS_FAULT = (SpawnFailed, NoPortFree, EngineError, weights.SnapshotError, OSError, TimeoutError)
@@ -67,7 +67,7 @@ class Performer:
     async def _perform(self, action: do.Action) -> Event:
         match action:
             case do.PrepareModel():
-                return await models.prepare(self._site, action)
+                return await model_recipe.prepare(self._site, action)
             case do.StartGroup():
                 return await self.engines.start(action)
             case do.StartTrainer():

@@ -7,14 +7,14 @@ import anyio
 import anyio.abc
 
 from engines.control import EngineControl, EngineError, EngineRefused
-from engines.health import Health, Kind, Look, Mode, Outcome, Probe, Rates, Word
-from engines.ids import EngineId
-from engines.state import EngineState
-from supervisor.config import Health as Settings
+from engines.lifecycle.health import Health, Kind, Look, Mode, Outcome, Probe, Rates, Word
+from engines.lifecycle.state import EngineState
+from supervisor.config.schema.tables import Health as Settings
+from supervisor.runtime.context import Site
 from supervisor.runtime.engines import Engines
-from supervisor.runtime.site import Site
 from supervisor.scheduler.events import ProbeFailed
-from supervisor.scheduler.fleet import Engine, Fleet
+from supervisor.scheduler.records import Engine, Fleet
+from trainers.protocol.ids import EngineId
 
 MODES: Final = {EngineState.SERVING: Mode.SERVING, EngineState.PAUSED: Mode.ASLEEP}
 

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import msgspec
 
-from engines.ids import PipelineId, TrainerId
-from supervisor.environment import choose
-from supervisor.runtime.channels import Channel
-from supervisor.runtime.channels import PeerFailed as ChannelFailed
-from supervisor.runtime.gpus import visible
-from supervisor.runtime.life import Life
-from supervisor.runtime.processes import Command, Group
-from supervisor.runtime.site import CHECKOUT, Site
+from supervisor.config.child_environment import choose
+from supervisor.host.channel import Channel
+from supervisor.host.channel import PeerFailed as ChannelFailed
+from supervisor.host.gpus.meter import visible
+from supervisor.host.processes.group import Command, Group
+from supervisor.runtime.context import Site
+from supervisor.runtime.group_lifecycle import Life
 from supervisor.scheduler.actions import StartTrainer, TellTrainer
 from supervisor.scheduler.events import ActionFailed, PeerFailed, Told, TrainerSaid, TrainerStarted
 from trainers.launch import environment
-from trainers.messages import Hello, TrainerMessage, Welcome
+from trainers.protocol.child_env import OUR_PATH
+from trainers.protocol.ids import PipelineId, TrainerId
+from trainers.protocol.trainer_messages import Hello, TrainerMessage, Welcome
 
 
 @dataclass(slots=True)
@@ -113,7 +114,7 @@ class Ranks:
             "PATH": chosen.kept.get("PATH", os.defpath),  # the caller's: `python` is theirs, and so is what it starts
             "GLOO_SOCKET_IFNAME": chosen.kept.get("GLOO_SOCKET_IFNAME", "lo"),  # ranks are on one host, whatever its name resolves to
             "NCCL_SOCKET_IFNAME": chosen.kept.get("NCCL_SOCKET_IFNAME", "lo"),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(CHECKOUT), trainer.cwd, trainer.env.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(filter(None, [OUR_PATH, trainer.cwd, trainer.env.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
             "TRAINSHED_FD": str(descriptor),
             "TRAINSHED_GPUS": ",".join(seen.devices),

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from supervisor.attempt.directory import RunDirectory
 from supervisor.errors import SetUpError, SupervisorError, UsageError
-from supervisor.runtime import disk
-from supervisor.runtime.children import SpawnFailed
-from supervisor.runtime.directory import RunDirectory
+from supervisor.host import disk
+from supervisor.host.processes.child import SpawnFailed
 
 
 def refusal(error: Exception, directory: RunDirectory) -> SupervisorError | None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from engines.ids import EngineId, GatewayId, TrainerId
 from supervisor.errors import UsageError
-from supervisor.runtime.operator import ActRequest, Done
-from supervisor.scheduler.desk import Desk
+from supervisor.observe.control_socket import ActRequest, Done
+from supervisor.scheduler.context import Desk
 from supervisor.scheduler.events import Event, OperatorAsked
 from supervisor.scheduler.operators import foretold, refused
+from trainers.protocol.ids import EngineId, GatewayId, TrainerId
 
 
 def act(desk: Desk, feed: Callable[[Event], None], request: ActRequest) -> Done:

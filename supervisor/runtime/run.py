@@ -12,49 +12,52 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
-from engines.ids import PipelineId
-from supervisor.config import Config
-from supervisor.environment import choose
-from supervisor.environment import secrets as secret_values
+from supervisor.attempt.checkpoints import Checkpoints
+from supervisor.attempt.directory import RunDirectory
+from supervisor.attempt.journal import Journal
+from supervisor.attempt.recording import FOLDER, Recorded
+from supervisor.attempt.results import Account
+from supervisor.attempt.resume import Behind, behind, left, seen_before
+from supervisor.attempt.summary import Summary
+from supervisor.attempt.sweep import sweep
+from supervisor.config.child_environment import choose
+from supervisor.config.child_environment import secrets as secret_values
+from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError
-from supervisor.runtime import guarded, operator, unmeasured
-from supervisor.runtime.account import Account
-from supervisor.runtime.checkpoints import Checkpoints
-from supervisor.runtime.directory import RunDirectory
+from supervisor.host.gpus.inventory import inventory
+from supervisor.host.gpus.meter import GpuMeter, GpusUnusable
+from supervisor.host.ports import NoPortFree, Ports, PortsUnusable, metrics_listener
+from supervisor.host.processes import guardian_link
+from supervisor.host.processes.group import Processes
+from supervisor.host.processes.pool import Prewarm
+from supervisor.observe import control_socket
+from supervisor.observe.event_log import Narrator
+from supervisor.observe.logs import Logs
+from supervisor.observe.sanitize import one_line
+from supervisor.observe.status import Snapshot
+from supervisor.observe.status_builder import snapshot
+from supervisor.runtime import unmeasured
+from supervisor.runtime.context import Site
 from supervisor.runtime.driver import Driver
-from supervisor.runtime.gpus import GpuMeter, GpusUnusable
-from supervisor.runtime.inventory import inventory
-from supervisor.runtime.journal import Journal
-from supervisor.runtime.logs import Logs
-from supervisor.runtime.narrate import Narrator
-from supervisor.runtime.observe import snapshot
 from supervisor.runtime.options import Options
 from supervisor.runtime.perform import Performer
-from supervisor.runtime.plain import one_line
-from supervisor.runtime.ports import NoPortFree, Ports, PortsUnusable, metrics_listener
-from supervisor.runtime.prewarm import Prewarm
 from supervisor.runtime.probes import Probes
-from supervisor.runtime.processes import Processes
-from supervisor.runtime.recording import FOLDER, Recorded
 from supervisor.runtime.refusal import refusal
 from supervisor.runtime.requests import act
-from supervisor.runtime.resume import Behind, behind, left, seen_before
-from supervisor.runtime.site import CHECKOUT, Site
-from supervisor.runtime.snapshot import Snapshot
-from supervisor.runtime.specs import box_spec
-from supervisor.runtime.started import Starting
-from supervisor.runtime.summary import Summary
-from supervisor.runtime.sweep import sweep
+from supervisor.runtime.scheduler_spec import box_spec
+from supervisor.runtime.startup import Starting
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action
 from supervisor.scheduler.events import Event, Stop
+from trainers.protocol.child_env import OUR_PATH
+from trainers.protocol.ids import PipelineId
 
 PROGRESS_S = 0.5
 
 
 def run(config: Config, directory: RunDirectory, options: Options) -> Summary:
     """Until every pipeline has ended or the operator stops it; nothing of it lives afterwards. Raises SetUpError, UsageError."""
-    guard = guarded.enter()
+    guard = guardian_link.enter()
     _allow_descriptors()
     try:
         return anyio.run(_run, config, directory, options, guard, backend="asyncio", backend_options={"use_uvloop": True})
@@ -70,7 +73,7 @@ def _allow_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def _run(config: Config, directory: RunDirectory, options: Options, guard: guarded.Guard) -> Summary:
+async def _run(config: Config, directory: RunDirectory, options: Options, guard: guardian_link.Guard) -> Summary:
     before = behind(directory, config)
     swept = [sweep(runs) for runs in directory.path.parent.parent.iterdir() if runs.is_dir() and not runs.is_symlink()]
     with contextlib.ExitStack() as stack:
@@ -135,7 +138,7 @@ class _Run:
         options: Options,
         logs: Logs,
         journal: Journal,
-        guard: guarded.Guard,
+        guard: guardian_link.Guard,
         before: Behind,
     ) -> None:
         """Of `config` the pipelines that have finished before are not started; `before` knows what came of them."""
@@ -210,7 +213,7 @@ class _Run:
         performer.gateways.close()
 
     async def _conduct(self, performer: Performer, tasks: anyio.abc.TaskGroup) -> None:
-        await tasks.start(operator.serve, self._directory.control_socket, self._operator)
+        await tasks.start(control_socket.serve, self._directory.control_socket, self._operator)
         tasks.start_soon(self._site.processes.reap_forever, name="reap orphans")
         probes = Probes(self._site, self._scheduler.desk.fleet, performer.engines)
         tasks.start_soon(probes.run, name="probes")
@@ -237,17 +240,17 @@ class _Run:
         metrics = self._options.metrics
         if self.scraped is None or metrics is None:
             return
-        from supervisor.runtime import scrape  # the server's half of aiohttp is for those who want it
+        from supervisor.observe import metrics_server  # the server's half of aiohttp is for those who want it
 
         async def page() -> bytes:
             await self._memory.look_on()
             return metrics.page(self._scheduler, self._snapshot(), probes.longest_lag)
 
-        await tasks.start(scrape.serve, self.scraped, page)
+        await tasks.start(metrics_server.serve, self.scraped, page)
         self._logs.log.info("metrics", url=f"http://127.0.0.1:{self._config.host.metrics_port}/metrics")
 
     def _prewarm(self) -> Prewarm:
-        env = {**choose("trainer", os.environ).kept, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
+        env = {**choose("trainer", os.environ).kept, "PYTHONPATH": OUR_PATH, "PYTHONUNBUFFERED": "1"}
         tag = f"{self._directory.run_id}:prewarm:1"
         return Prewarm(env=env, tag=tag, directory=self._directory.path, log=self._directory.path / "logs" / "prewarm.log")
 
@@ -286,15 +289,15 @@ class _Run:
         self._logs.log.warning(f"stopping {how}", why=why)
         self._driver.feed(Stop(level=self._stops))
 
-    async def _operator(self, request: operator.Request) -> operator.Reply:
+    async def _operator(self, request: control_socket.Request) -> control_socket.Reply:
         match request:
-            case operator.StatusRequest():
+            case control_socket.StatusRequest():
                 await self._memory.look_on()
-                return operator.StatusReply(self._snapshot())
-            case operator.StopRequest(level=level):
+                return control_socket.StatusReply(self._snapshot())
+            case control_socket.StopRequest(level=level):
                 self._stop(level, "operator")
-                return operator.Done("stopping")
-            case operator.ActRequest():
+                return control_socket.Done("stopping")
+            case control_socket.ActRequest():
                 return act(self._scheduler.desk, self._driver.feed, request)
 
     def _snapshot(self) -> Snapshot:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from engines.ids import GpuId, PipelineId
-from supervisor.config import Config
+from supervisor.config.schema.tables import Config
+from trainers.protocol.ids import GpuId, PipelineId
 
 
 def pipelines(config: Config) -> Iterator[PipelineId]:

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from engines.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId, Version
-from trainers.messages import SupervisorMessage
+from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId, Version
+from trainers.protocol.trainer_messages import SupervisorMessage
 
 
 class _Action(msgspec.Struct, frozen=True, tag=True, tag_field="do", kw_only=True):

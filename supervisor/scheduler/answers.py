@@ -1,10 +1,10 @@
 """What a trainer is told, and how long it waited for it."""
 
-from trainers.messages import SupervisorMessage
+from trainers.protocol.trainer_messages import SupervisorMessage
 
 from .actions import TellTrainer
-from .desk import Desk
-from .fleet import Pipeline
+from .context import Desk
+from .records import Pipeline
 
 STOPPING = ("stopping", "the supervisor is stopping; `run --resume` goes on from the last checkpoint")
 """Code and reason of what is refused then."""

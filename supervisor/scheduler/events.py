@@ -2,9 +2,9 @@
 
 import msgspec
 
-from engines.gateway.messages import Progress
-from engines.ids import GpuId, GroupId, Incarnation, PipelineId, Version
-from trainers.messages import TrainerMessage
+from trainers.protocol.gateway_messages import Progress
+from trainers.protocol.ids import GpuId, GroupId, Incarnation, PipelineId, Version
+from trainers.protocol.trainer_messages import TrainerMessage
 
 
 class _Event(msgspec.Struct, frozen=True, tag=True, tag_field="event", kw_only=True):

@@ -3,11 +3,11 @@
 Few engines of a large box hold anything: what is leased is looked at lease by lease, and of an engine at rest only that it rests.
 """
 
-from engines.ids import EngineId, GpuId, GroupId
-from engines.state import HOLDS_MEMORY, EngineState
+from engines.lifecycle.state import HOLDS_MEMORY, EngineState
+from trainers.protocol.ids import EngineId, GpuId, GroupId
 
-from .desk import Desk
-from .fleet import Engine, Pipeline, TrainerState
+from .context import Desk
+from .records import Engine, Pipeline, TrainerState
 from .spec import Priority
 
 ENDING = (EngineState.QUARANTINED, EngineState.STOPPING, EngineState.STUCK)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engines.ids import GpuId, GroupId, Incarnation
+from trainers.protocol.ids import GpuId, GroupId, Incarnation
 
 from .spec import Priority
 

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 
-from engines.ids import EngineId, GroupId, PipelineId
-from engines.state import EngineState, Turn
+from engines.lifecycle.state import EngineState, Turn
+from supervisor.scheduler.groups.faults import BY_OPERATOR, Cause
+from trainers.protocol.ids import EngineId, GroupId, PipelineId
 
-from . import gateways, groups, trainers
 from .actions import StopGroup
-from .desk import Desk
+from .context import Desk
 from .events import OperatorAsked
-from .faults import BY_OPERATOR, Cause
-from .fleet import Engine, Gateway, Pipeline, Trainer, TrainerState, TrainerTurn
+from .groups import engines, gateways, trainers
+from .records import Engine, Gateway, Pipeline, Trainer, TrainerState, TrainerTurn
 
 _LIVES = (TrainerState.STARTING, TrainerState.RUNNING)
 _HELD = ("pause", "drain", "resume")
@@ -198,7 +198,7 @@ def asked(desk: Desk, event: OperatorAsked) -> None:
         case "restart" if event.rank is None:
             trainers.fail(desk, pipeline, BY_OPERATOR, asked=True)
         case "restart":
-            groups.fail(desk, chosen[0], Cause.OPERATOR, BY_OPERATOR)
+            engines.fail(desk, chosen[0], Cause.OPERATOR, BY_OPERATOR)
         case "reset":
             _reset(desk, pipeline, chosen, event)
         case "stop":

@@ -2,10 +2,16 @@
 
 from typing import assert_never
 
-from engines.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation
-from engines.state import EngineState
+from engines.lifecycle.state import EngineState
+from supervisor.scheduler.groups.faults import Cause
+from supervisor.scheduler.groups.lease_violations import intruders, only_theirs
+from supervisor.scheduler.groups.trainer_leases import grant
+from supervisor.scheduler.planning.planner import Plan, View, plan
+from supervisor.scheduler.planning.reservations import Reservations, reserve
+from supervisor.scheduler.planning.view import held_by_trainers, must_leave, view
+from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation
 
-from . import endings, farewell, gateways, groups, operators, trainers
+from . import operators
 from .actions import (
     Action,
     AdoptSnapshot,
@@ -30,7 +36,7 @@ from .actions import (
     Unroute,
     Wake,
 )
-from .desk import Desk
+from .context import Desk
 from .events import (
     ActionFailed,
     Answer,
@@ -46,17 +52,12 @@ from .events import (
     Tick,
     TrainerSaid,
 )
-from .faults import Cause
-from .fleet import Fleet, Pipeline, TrainerState, TrainerTurn
-from .grants import grant
+from .groups import engine_teardown, engines, gateways, trainer_stop, trainers
 from .inflight import InFlight
-from .intruders import intruders, only_theirs
 from .invariants import check
 from .leases import LeaseBook
-from .planner import Plan, View, plan
-from .reservations import Reservations, reserve
+from .records import Fleet, Pipeline, TrainerState, TrainerTurn
 from .spec import BoxSpec
-from .view import held_by_trainers, must_leave, view
 
 NOT_MEASURED = "not measured yet"
 UNKNOWN_CODE = -255
@@ -168,12 +169,12 @@ class Scheduler:
 
     def _engine_answer(self, id: EngineId, action: Action, answer: Answer) -> None:
         pipeline = self.desk.fleet.pipelines[id.pipeline]
-        groups.answered(self.desk, pipeline, pipeline.engines[id.rank], action, answer)
+        engines.answered(self.desk, pipeline, pipeline.engines[id.rank], action, answer)
 
     def _group_answer(self, group: GroupId, action: Action, answer: Answer) -> None:
         pipeline = self.desk.fleet.pipelines[group.pipeline]
         if isinstance(group, EngineId):
-            groups.answered(self.desk, pipeline, pipeline.engines[group.rank], action, answer)
+            engines.answered(self.desk, pipeline, pipeline.engines[group.rank], action, answer)
         elif isinstance(group, GatewayId):
             gateways.answered(self.desk, pipeline, action, answer)
         else:
@@ -226,7 +227,7 @@ class Scheduler:
         if isinstance(group, EngineId):
             engine = pipeline.engines[group.rank]
             if engine.incarnation == incarnation:
-                groups.fail(self.desk, engine, Cause.EXIT, _exit(event), member=event.member if event.member >= 0 else None)
+                engines.fail(self.desk, engine, Cause.EXIT, _exit(event), member=event.member if event.member >= 0 else None)
         elif isinstance(group, GatewayId):
             if pipeline.gateway.incarnation == incarnation:
                 gateways.fail(self.desk, pipeline, _ended(event))
@@ -238,14 +239,14 @@ class Scheduler:
         if state in (TrainerState.STARTING, TrainerState.RUNNING):
             trainers.said(self.desk, pipeline, event.rank, event.message)
         elif state is TrainerState.STOPPING:
-            farewell.said(self.desk, pipeline, event.rank, event.message)
+            trainer_stop.said(self.desk, pipeline, event.rank, event.message)
 
     def _condemn(self, group: GroupId, incarnation: Incarnation, cause: Cause, reason: str, silent: float = 0.0) -> None:
         pipeline = self.desk.fleet.pipelines[group.pipeline]
         if isinstance(group, EngineId):
             engine = pipeline.engines[group.rank]
             if engine.incarnation == incarnation:
-                groups.fail(self.desk, engine, cause, reason, silent=silent)
+                engines.fail(self.desk, engine, cause, reason, silent=silent)
         elif isinstance(group, GatewayId):
             if pipeline.gateway.incarnation == incarnation:
                 gateways.fail(self.desk, pipeline, reason)
@@ -294,7 +295,7 @@ class Scheduler:
         desk = self.desk
         pipelines = desk.fleet.pipelines.values()
         requests = [pipeline.trainer.request for pipeline in pipelines if pipeline.trainer.request is not None]
-        stuck = {gpu for gpu, groups in desk.leases.withheld.items() if any(desk.fleet.state(by) is EngineState.STUCK for by in groups)}
+        stuck = {gpu for gpu, engines in desk.leases.withheld.items() if any(desk.fleet.state(by) is EngineState.STUCK for by in engines)}
         out = stuck | desk.leases.fences.keys()
         return reserve(requests, held_by_trainers(desk), out.__contains__, desk.now, desk.box.limits.ageing)
 
@@ -314,17 +315,17 @@ class Scheduler:
         self, pipeline: Pipeline, wanted: frozenset[EngineId], wanted_gpus: dict[GpuId, EngineId], blocked: frozenset[GpuId]
     ) -> None:
         desk = self.desk
-        ending = endings.ending(desk, pipeline)
+        ending = engine_teardown.ending(desk, pipeline)
         for engine in pipeline.engines.values():
             if ending:
-                groups.stop(desk, engine)
+                engines.stop(desk, engine)
             eager = pipeline.spec.engine.eager and engine.state is EngineState.COLD and not pipeline.ended and not engine.restarts
             if engine.rests and not eager and not engine.drained and engine.id not in wanted:
                 continue  # asleep and let asleep: most engines of a large box
             leave = must_leave(pipeline, engine, wanted, wanted_gpus, blocked)
             contested = any(gpu in blocked or wanted_gpus.get(gpu, engine.id) != engine.id for gpu in engine.gpus)
             awake = engine.id in wanted or (eager and not contested and not desk.stopping)
-            groups.step(desk, pipeline, engine, wanted=awake, leave=leave)
+            engines.step(desk, pipeline, engine, wanted=awake, leave=leave)
 
     def _drop_snapshots(self, pipeline: Pipeline) -> None:
         """A snapshot lives until it is neither published nor being loaded."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from engines.ids import GpuId, PipelineId
+from trainers.protocol.ids import GpuId, PipelineId
 
 
 class Priority(IntEnum):

@@ -1,4 +1,4 @@
-"""`bin/supervise check FILE`: the picture of `supervisor.check` as tables, and what the machine says for it."""
+"""`bin/supervise check FILE`: the picture of `supervisor.config.fit` as tables, and what the machine says for it."""
 
 import os
 import shutil
@@ -9,16 +9,16 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from engines.ids import GpuId
-from supervisor.check import Claim, GpuPlan, Machine, Part, Picture, Verdict, picture
-from supervisor.config import Config
-from supervisor.configuration.facts import GpuFact
-from supervisor.configuration.sizes import model_size
+from supervisor.attempt.directory import runs_directory
+from supervisor.config.fit import Claim, GpuPlan, Machine, Part, Picture, Verdict, picture
+from supervisor.config.load import Loaded
+from supervisor.config.machine.model_files import model_size
+from supervisor.config.schema.findings import GpuFact
+from supervisor.config.schema.tables import Config
 from supervisor.errors import Mistake
-from supervisor.load import Loaded
-from supervisor.runtime.directory import runs_directory
-from supervisor.runtime.plain import one_line
+from supervisor.observe.sanitize import one_line
 from supervisor.views.status import cell, gib
+from trainers.protocol.ids import GpuId
 
 _STYLES: dict[Verdict, str] = {"fits": "green", "does not fit": "bold red", "unmeasured": "dim"}
 

@@ -10,11 +10,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from engines.state import EngineState
-from supervisor.runtime.snapshot import GpuView, Snapshot
+from engines.lifecycle.state import EngineState
+from supervisor.observe.status import GpuView, Snapshot
 from supervisor.scheduler import Scheduler
-from supervisor.scheduler.faults import Fault
-from supervisor.scheduler.fleet import Pipeline, TrainerState
+from supervisor.scheduler.groups.faults import Fault
+from supervisor.scheduler.records import Pipeline, TrainerState
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
 STEPS = ("unrouted", "gone", "empty", "started", "ready", "loaded", "routed", "asleep")

@@ -1,6 +1,6 @@
 """One line a pipeline on the console while a run is under way. Pure: the driver gives the state and the time."""
 
-from supervisor.runtime.snapshot import PipelineView, Snapshot
+from supervisor.observe.status import PipelineView, Snapshot
 from supervisor.views.status import reward
 
 

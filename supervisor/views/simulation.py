@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from supervisor.simulate.compare import Figures
+from supervisor.simulate.workloads.compare import Figures
 
 
 def as_json(found: Sequence[Figures]) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from rich.console import Console
 from rich.text import Text
 
-from supervisor.runtime.plain import one_line
-from supervisor.runtime.snapshot import EngineView, FailureView, GpuView, PipelineView, Snapshot
-from supervisor.runtime.waiting import priority_words, role_words
+from supervisor.observe.sanitize import one_line
+from supervisor.observe.status import EngineView, FailureView, GpuView, PipelineView, Snapshot
+from supervisor.observe.waiting_reasons import priority_words, role_words
 from supervisor.scheduler.spec import Priority
 from supervisor.views.table import Column, Row, render
 

@@ -6,9 +6,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from supervisor.attempt.summary import Summary
 from supervisor.errors import ExitCode
-from supervisor.runtime.plain import one_line
-from supervisor.runtime.summary import Summary
+from supervisor.observe.sanitize import one_line
 from supervisor.views.status import cell, duration, reward
 
 _COLUMNS = ("pipeline", "steps", "samples", "reward", "weights", "pauses", "resumes", "restarts", "waited")

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from bench.campaigns import mutants
+
 CHECKOUT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(CHECKOUT / "bench" / "long"))
-import mutants  # noqa: E402
 
 FILES = (
-    "tests/engines/test_health.py",
-    "tests/host/test_groups.py",
-    "tests/supervisor/scheduler/test_groups.py",
-    "tests/supervisor/scheduler/test_endings.py",
+    "tests/engines/lifecycle/test_health.py",
+    "tests/runs/test_groups.py",
+    "tests/supervisor/scheduler/test_engines.py",
+    "tests/supervisor/scheduler/test_engine_teardown.py",
 )
 DEFINED = [
     node.name

@@ -23,8 +23,8 @@ from engines.control import (
     Memory,
     new_session,
 )
-from engines.ids import Version
-from tests.engine_process import KEY, EngineProcess, engine_process
+from tests.harness.engine_process import KEY, EngineProcess, engine_process
+from trainers.protocol.ids import Version
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,7 @@ import aiohttp
 import pytest
 
 from engines.control import EngineControl, new_session
-from tests.sglang.served import KINDS, Served, available, serving
+from tests.harness.sglang.served import KINDS, Served, available, serving
 
 
 @pytest.fixture(scope="session")

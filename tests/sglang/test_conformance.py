@@ -15,10 +15,10 @@ import msgspec
 import pytest
 
 from engines.control import EngineControl, EngineGarbled, EnginePoisoned, EngineRefused, EngineTimedOut, Memory
-from engines.ids import Version
-from tests.sglang.asking import LONG, PROMPT, Asked, asking, greedy
-from tests.sglang.served import Served
+from tests.harness.sglang.asking import LONG, PROMPT, Asked, asking, greedy
+from tests.harness.sglang.served import Served
 from trainers.grpo.train import as_in_files
+from trainers.protocol.ids import Version
 from trainers.weights import SnapshotError, adopt, layout_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from engines.control import EngineControl, EngineError, EnginePoisoned, EngineUnreachable, new_session
-from engines.gateway.events import Broken
-from engines.ids import Version
-from tests.sglang.asking import LONG, Asked, asking
-from tests.sglang.served import KINDS, REAL, Served, available, serving
+from engines.gateway.core.events import Broken
+from tests.harness.sglang.asking import LONG, Asked, asking
+from tests.harness.sglang.served import KINDS, REAL, Served, available, serving
+from trainers.protocol.ids import Version
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 

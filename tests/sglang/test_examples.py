@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from engines.ids import GpuId
-from supervisor.check import Machine, picture
-from supervisor.config import Host
-from supervisor.configuration.facts import GpuFact
-from supervisor.configuration.sizes import model_size
-from supervisor.load import Loaded, load
+from supervisor.config.fit import Machine, picture
+from supervisor.config.load import Loaded, load
+from supervisor.config.machine.model_files import model_size
+from supervisor.config.schema.findings import GpuFact
+from supervisor.config.schema.tables import Host
+from trainers.protocol.ids import GpuId
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 GIB = 1 << 30

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.sglang.ep_group import HANG_BUDGET_S, TARGET, WHO, EpGroup, left_in_shm
-from tests.sglang.served import REAL
+from tests.harness.sglang.ep_group import HANG_BUDGET_S, TARGET, WHO, EpGroup, left_in_shm
+from tests.harness.sglang.served import REAL
 
 pytestmark = [
     pytest.mark.skipif(not REAL, reason="TRAINSHED_SGLANG names no environment (bin/sglang-cpu makes one)"),

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines import launch as groups
-from engines.sglang import launch
+from engines.lifecycle import members as groups
+from engines.sglang import command
 from engines.sglang.versions import NEWEST, PROFILES, Release, UnknownVersion, profile, release
 
 
-def spec(**changes: Any) -> launch.Spec:
+def spec(**changes: Any) -> command.Spec:
     members = groups.shape("one", 2)
-    plain = launch.Spec(
+    plain = command.Spec(
         python="/opt/sglang/bin/python",
         model="/models/m",
         shape=groups.arguments(members[0], 1, groups.Ports(20000), tp=2, ep=2),
@@ -36,7 +36,7 @@ def option(line: list[str], name: str) -> str | None:
 
 
 def test_a_command_line_on_gpus() -> None:
-    line = launch.arguments(spec(args=["--schedule-policy", "lpm"]))
+    line = command.arguments(spec(args=["--schedule-policy", "lpm"]))
     assert line[:3] == ["/opt/sglang/bin/python", "-m", "sglang.launch_server"]
     assert option(line, "--model-path") == "/models/m"
     assert option(line, "--host") == "127.0.0.1"
@@ -51,7 +51,7 @@ def test_a_command_line_on_gpus() -> None:
 
 
 def test_every_port_on_it_lies_in_the_window() -> None:
-    line = launch.arguments(spec())
+    line = command.arguments(spec())
     port = int((option(line, "--dist-init-addr") or "").rpartition(":")[2])
     ports = {int(option(line, "--port") or 0), int(option(line, "--nccl-port") or 0), *range(port, port + 8)}
     assert ports <= set(range(20000, 20000 + groups.WINDOW))
@@ -60,7 +60,7 @@ def test_every_port_on_it_lies_in_the_window() -> None:
 
 def test_no_memory_saver_without_memory_to_save() -> None:
     assert (spec(device="cpu").niceness, spec().niceness) == (10, 0)
-    line = launch.arguments(spec(device="cpu"))
+    line = command.arguments(spec(device="cpu"))
     assert "--enable-memory-saver" not in line
     assert option(line, "--device") == "cpu"
     assert option(line, "--attention-backend") == "torch_native"
@@ -68,10 +68,10 @@ def test_no_memory_saver_without_memory_to_save() -> None:
 
 def test_the_key_is_in_a_file_and_nowhere_else() -> None:
     described = spec()
-    said = [*launch.arguments(described), *launch.environment(described, {}, {}).values()]
+    said = [*command.arguments(described), *command.environment(described, {}, {}).values()]
     assert not any("s3cret" in word for word in said)
-    assert json.loads(launch.settings("s3cret")) == {"api-key": "s3cret", "admin-api-key": "s3cret"}
-    assert option(launch.arguments(described), "--config") == f"{described.folder}/settings.yaml"
+    assert json.loads(command.settings("s3cret")) == {"api-key": "s3cret", "admin-api-key": "s3cret"}
+    assert option(command.arguments(described), "--config") == f"{described.folder}/settings.yaml"
 
 
 def test_what_would_break_it_is_not_inherited() -> None:
@@ -84,15 +84,15 @@ def test_what_would_break_it_is_not_inherited() -> None:
         "HF_HOME": "/hf",
         "SGLANG_CACHE": "y",
     }
-    env = launch.environment(spec(), inherited, {})
+    env = command.environment(spec(), inherited, {})
     assert not {"LD_PRELOAD", "PYTORCH_CUDA_ALLOC_CONF", "TMS_INIT_ENABLE", "RAY_ADDRESS"} & env.keys()
     assert (env["HF_HOME"], env["SGLANG_CACHE"]) == ("/hf", "y")
     assert env["PATH"] == "/opt/sglang/bin:/usr/bin"
-    assert launch.environment(spec(), inherited, {"LD_PRELOAD": "mine.so"})["LD_PRELOAD"] == "mine.so"
+    assert command.environment(spec(), inherited, {"LD_PRELOAD": "mine.so"})["LD_PRELOAD"] == "mine.so"
 
 
 def test_the_environment_makes_health_cheap_and_death_quick() -> None:
-    env = launch.environment(spec(), {}, {})
+    env = command.environment(spec(), {}, {})
     assert env["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] == "0"
     assert {name for name in env if name.endswith("_BEFORE_CRASH")} == {
         "SGLANG_CUDA_COREDUMP_BEFORE_CRASH",
@@ -101,33 +101,33 @@ def test_the_environment_makes_health_cheap_and_death_quick() -> None:
     assert env["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] == "1"
     assert env["NCCL_GRAPH_REGISTER"] == "0"
     assert env["TMPDIR"] == spec().folder
-    assert "NCCL_GRAPH_REGISTER" not in launch.environment(spec(gpus=1), {}, {})
+    assert "NCCL_GRAPH_REGISTER" not in command.environment(spec(gpus=1), {}, {})
 
 
 def test_ranks_on_a_cpu_are_bound_to_cores_that_we_have() -> None:
-    env = launch.environment(spec(device="cpu", gpus=3, cpus=[4, 6]), {}, {})
+    env = command.environment(spec(device="cpu", gpus=3, cpus=[4, 6]), {}, {})
     assert env["SGLANG_CPU_OMP_THREADS_BIND"] == "4|6|4"
     assert env["SGLANG_USE_CPU_ENGINE"] == "1"
-    assert "SGLANG_CPU_OMP_THREADS_BIND" not in launch.environment(spec(device="cpu", gpus=1), {}, {})
+    assert "SGLANG_CPU_OMP_THREADS_BIND" not in command.environment(spec(device="cpu", gpus=1), {}, {})
 
 
 @pytest.mark.parametrize("args", [["--port", "1"], ["--port=1"], ["--dp-size", "2"], ["--tp=2"], ["--x", "--api-key", "k"]])
 def test_what_is_ours_to_say_is_refused(args: list[str]) -> None:
-    assert launch.refused(args) == [arg for arg in args if arg.partition("=")[0] in launch.OURS] != []
+    assert command.refused(args) == [arg for arg in args if arg.partition("=")[0] in command.OURS] != []
 
 
 def test_the_rest_is_the_operators() -> None:
-    assert launch.refused(["--dtype", "float32", "--mem-fraction-static=0.8", "--portable"]) == []
+    assert command.refused(["--dtype", "float32", "--mem-fraction-static=0.8", "--portable"]) == []
 
 
 @given(st.sets(st.tuples(st.integers(0, 2**31), st.integers(0, 64), st.integers(1, 1000)), max_size=50))
 def test_seeds_are_seeds(lives: set[tuple[int, int, int]]) -> None:
-    assert all(0 <= launch.seed(*life) < 2**31 for life in lives)
+    assert all(0 <= command.seed(*life) < 2**31 for life in lives)
 
 
 def test_lives_of_a_box_have_seeds_of_their_own() -> None:
     lives = [(pipeline, rank, life) for pipeline in range(8) for rank in range(16) for life in range(1, 20)]
-    assert len({launch.seed(*life) for life in lives}) == len(lives)
+    assert len({command.seed(*life) for life in lives}) == len(lives)
 
 
 # -- versions
@@ -166,7 +166,7 @@ def test_rows_grow() -> None:
 
 
 def test_an_old_one_gets_no_flag_that_it_does_not_know() -> None:
-    line = launch.arguments(spec(profile=PROFILES[0]))
+    line = command.arguments(spec(profile=PROFILES[0]))
     assert "--cuda-graph-backend-prefill" not in line
     assert "--incremental-streaming-output" not in line
 
@@ -183,4 +183,4 @@ def test_any_text_is_a_version_or_none(text: str) -> None:
 @pytest.mark.parametrize("flag", ["--tp-siz", "--nnode=2", "--expert-parallel", "--mod"])
 def test_the_beginning_of_a_flag_is_the_flag(flag: str) -> None:
     """SGLang's parser takes abbreviations."""
-    assert launch.refused([flag]) == [flag]
+    assert command.refused([flag]) == [flag]

@@ -8,9 +8,9 @@ import anyio
 import pytest
 
 from engines.control import EngineControl
-from engines.gateway.events import Refused
-from tests.sglang.asking import LONG, PROMPT, Asked, asking, greedy
-from tests.sglang.served import CONTEXT, Served
+from engines.gateway.core.events import Refused
+from tests.harness.sglang.asking import LONG, PROMPT, Asked, asking, greedy
+from tests.harness.sglang.served import CONTEXT, Served
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(600)]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.supervised import Run
-from tests.sglang.served import REAL
+from tests.harness.sglang.served import REAL
+from tests.harness.supervised_run import Run
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "sglang-cpu.toml"
 pytestmark = [

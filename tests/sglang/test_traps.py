@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from engines.control import EngineControl, EngineRefused, EngineTimedOut, new_session
-from tests.sglang.asking import LONG, PROMPT, Asked, asking, greedy
-from tests.sglang.served import REAL, Served, launched, make_models, serving
+from tests.harness.sglang.asking import LONG, PROMPT, Asked, asking, greedy
+from tests.harness.sglang.served import REAL, Served, launched, make_models, serving
 
 HEALTH_S, WATCHDOG_S = 3, 10
 pytestmark = [

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from engines.ids import GpuId
-from supervisor.configuration.facts import GpuFact
-from supervisor.load import load
+from supervisor.config.load import load
+from supervisor.config.schema.findings import GpuFact
+from trainers.protocol.ids import GpuId
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 

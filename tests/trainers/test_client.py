@@ -12,12 +12,12 @@ from typing import Any
 
 import msgspec
 import pytest
+import trainshed
 
-from tests.trainers.fake_supervisor import FakeGateway, FakeSupervisor, echo, environment, line
-from trainers import client
-from trainers import messages as m
-from trainers.framing import FrameReader
-from trainers.framing import encode as frame
+from tests.harness.fake_supervisor import FakeGateway, FakeSupervisor, echo, environment, line
+from trainers.protocol import trainer_messages as m
+from trainers.protocol.framing import FrameReader
+from trainers.protocol.framing import encode as frame
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_every_message_is_here() -> None:
 @pytest.mark.parametrize("message", SAID, ids=lambda message: type(message).__name__)
 def test_what_the_client_says_is_a_message(message: Any) -> None:
     fields = msgspec.to_builtins(message)
-    data = client.encode(fields.pop("type"), **fields)
+    data = trainshed.encode(fields.pop("type"), **fields)
     reader: FrameReader[m.TrainerMessage] = FrameReader(m.TrainerMessage)
     assert list(reader.feed(data)) == [message]
 
@@ -72,7 +72,7 @@ def test_the_client_reads_every_message_in_any_pieces(message: Any) -> None:
     seen = []
     for byte in data * 2:
         buffer.append(byte)
-        seen += list(client.cut(buffer))
+        seen += list(trainshed.cut(buffer))
     assert seen == [json.loads(data[4:])] * 2
     assert not buffer
 
@@ -80,26 +80,26 @@ def test_the_client_reads_every_message_in_any_pieces(message: Any) -> None:
 @pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02[]", b"\x00\x00\x00\x02{}", b"\x00\x00\x00\x01\xff"])
 def test_what_is_no_frame_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  UnicodeDecodeError and JSONDecodeError are ValueErrors
-        list(client.cut(bytearray(data)))
+        list(trainshed.cut(bytearray(data)))
 
 
 def test_what_the_limit_or_json_cannot_carry_is_refused() -> None:
     with pytest.raises(ValueError, match="limit"):
-        client.encode("checkpoint", step=0, path="x" * client.MAX_FRAME)
+        trainshed.encode("checkpoint", step=0, path="x" * trainshed.MAX_FRAME)
     with pytest.raises(ValueError, match="JSON"):
-        client.encode("report", step=0, metrics={"loss": float("nan")})
+        trainshed.encode("report", step=0, metrics={"loss": float("nan")})
 
 
 def test_it_is_one_file_of_the_standard_library_for_python_3_9() -> None:
-    tree = ast.parse(Path(client.__file__).read_text("utf-8"), feature_version=(3, 9))
+    tree = ast.parse(Path(trainshed.__file__).read_text("utf-8"), feature_version=(3, 9))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"trainers"}  # trainers.device, where it is there
+    assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"trainshed"}  # trainshed.device, where it is there
 
 
 def test_it_works_alone(tmp_path: Path) -> None:
     """Copied away, isolated from this checkout and from site-packages."""
-    (tmp_path / "shed.py").write_text(Path(client.__file__).read_text("utf-8"), "utf-8")
+    (tmp_path / "shed.py").write_text(Path(trainshed.__file__).read_text("utf-8"), "utf-8")
     script = tmp_path / "script.py"
     script.write_text("import shed\np = shed.connect()\nassert shed.connect() is p\nwith p.lease('train'): pass\np.report(0, x=p.seed)\n")
     with FakeSupervisor(tmp_path, seed=7) as supervisor:
@@ -115,8 +115,8 @@ def test_it_works_alone(tmp_path: Path) -> None:
 
 def test_without_a_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRAINSHED_FD", raising=False)
-    with pytest.raises(client.NotSupervised, match="TRAINSHED_FD"):
-        client.connect()
+    with pytest.raises(trainshed.NotSupervised, match="TRAINSHED_FD"):
+        trainshed.connect()
 
 
 def test_attributes(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_samples_that_will_not_come_are_not_waited_for(tmp_path: Path) -> None:
         with pipeline.rollout(2) as rollout:
             rollout.start([[1], [2]], max_new_tokens=1)
             supervisor.tell(m.Stopping(1.0))
-            with pytest.raises(client.RolloutRefused, match="2 samples of rollout 0 will not come") as caught:
+            with pytest.raises(trainshed.RolloutRefused, match="2 samples of rollout 0 will not come") as caught:
                 rollout.samples()
         assert caught.value.code == "stopping"
 
@@ -159,7 +159,7 @@ def test_lease_order_of_both_ranks(tmp_path: Path) -> None:
             moves.append("body")
             lease.become("train")
             assert lease.roles == ("train",)
-            with pytest.raises(client.NestedLease), first.lease("train"):
+            with pytest.raises(trainshed.NestedLease), first.lease("train"):
                 raise AssertionError("not reached")
             supervisor_calls = [message.call for _, message in supervisor.said if isinstance(message, m.RequestLease | m.ExchangeLease)]
             assert supervisor_calls == [0, 1]
@@ -183,7 +183,7 @@ def test_residents_are_where_the_lease_is(tmp_path: Path) -> None:
         assert moves == []
         with pipeline.lease("train") as lease:
             supervisor.refuse["exchange_lease"] = "out_of_order"
-            with pytest.raises(client.LeaseRefused):
+            with pytest.raises(trainshed.LeaseRefused):
                 lease.become("critic")
             assert moves == ["on", "off before exchange_lease", "on"]
             supervisor.refuse.clear()
@@ -217,7 +217,7 @@ def test_an_exception_in_a_lease_ends_it(tmp_path: Path) -> None:
 
 
 def test_an_exception_does_not_wait_for_ranks_that_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_LEAVE_S", 0.1)
+    monkeypatch.setattr(trainshed, "_LEAVE_S", 0.1)
     with FakeSupervisor(tmp_path) as supervisor:
         pipeline = supervisor.connect()
         supervisor.mute |= {"offloaded", "close_rollout"}
@@ -231,15 +231,15 @@ def test_refusals_are_typed_and_leave_nothing_held(tmp_path: Path) -> None:
     with FakeSupervisor(tmp_path) as supervisor:
         pipeline = supervisor.connect()
         supervisor.refuse = {"request_lease": "gpu_fenced", "open_rollout": "own_gpus", "exchange_lease": "unknown_role"}
-        with pytest.raises(client.LeaseRefused) as lease, pipeline.lease("train"):
+        with pytest.raises(trainshed.LeaseRefused) as lease, pipeline.lease("train"):
             raise AssertionError("not reached")
         assert lease.value.code == "gpu_fenced"
-        with pytest.raises(client.RolloutRefused) as rollout, pipeline.rollout(3):
+        with pytest.raises(trainshed.RolloutRefused) as rollout, pipeline.rollout(3):
             raise AssertionError("not reached")
         assert rollout.value.code == "own_gpus"
         del supervisor.refuse["request_lease"]
         with pipeline.lease("train") as held:
-            with pytest.raises(client.LeaseRefused, match="unknown_role"):
+            with pytest.raises(trainshed.LeaseRefused, match="unknown_role"):
                 held.become("critic")
             assert held.roles == ("train",)
         last = supervisor.said[-1][1]
@@ -251,7 +251,7 @@ def test_an_answer_to_nobody_is_nothing(tmp_path: Path) -> None:
     with FakeSupervisor(tmp_path) as supervisor:
         pipeline = supervisor.connect()
         supervisor.tell(m.Published(99, 1))
-        supervisor._ours[0].sendall(client.encode("of_tomorrow", call=0))
+        supervisor._ours[0].sendall(trainshed.encode("of_tomorrow", call=0))
         with pipeline.lease("train"):
             pass
 
@@ -265,7 +265,7 @@ def test_a_lost_supervisor_wakes_everyone(tmp_path: Path) -> None:
     def ask(enter: Callable[[], object]) -> None:
         try:
             enter()
-        except client.PipelineError as error:
+        except trainshed.PipelineError as error:
             caught.append(error)
 
     threads = [threading.Thread(target=ask, args=(call,)) for call in (pipeline.lease("train").__enter__, pipeline.rollout(1).__enter__)]
@@ -275,13 +275,13 @@ def test_a_lost_supervisor_wakes_everyone(tmp_path: Path) -> None:
     supervisor.close()
     for thread in threads:
         thread.join(10)
-    assert [type(error) for error in caught] == [client.SupervisorGone] * 2
-    with pytest.raises(client.SupervisorGone), pipeline.rollout(1):
+    assert [type(error) for error in caught] == [trainshed.SupervisorGone] * 2
+    with pytest.raises(trainshed.SupervisorGone), pipeline.rollout(1):
         raise AssertionError("not reached")
 
 
 def test_an_orphaned_script_ends(tmp_path: Path) -> None:
-    script = "import time\nfrom trainers import client\nclient._ORPHAN_S = 0.1\npipeline = client.connect()\npipeline.report(0, x=1)\ntime.sleep(60)\n"
+    script = "import time\nimport trainshed\ntrainshed._ORPHAN_S = 0.1\npipeline = trainshed.connect()\npipeline.report(0, x=1)\ntime.sleep(60)\n"
     supervisor = FakeSupervisor(tmp_path)
     child = subprocess.Popen([sys.executable, "-P", "-c", script], env=environment(supervisor, 0), pass_fds=[supervisor.descriptor()])
     try:
@@ -319,7 +319,7 @@ def test_generate_is_in_index_order_with_seeds(tmp_path: Path, gateway: FakeGate
         assert [sample.index for sample in samples] == [0, 1, 2]
         assert [sample.output_ids for sample in samples] == [[2, 1], [4, 3], [6, 5]]
         assert samples[1].prompt_ids == [3, 4]
-        assert samples[0].spans == [client.Span(0, 1, 0, 0, 2)]
+        assert samples[0].spans == [trainshed.Span(0, 1, 0, 0, 2)]
         assert more[0].index == 3
         with pipeline.rollout(target=1) as rollout:
             assert rollout.number == 4
@@ -329,7 +329,7 @@ def test_generate_is_in_index_order_with_seeds(tmp_path: Path, gateway: FakeGate
 
 
 def test_large_batches_are_asked_in_parts(tmp_path: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_TOKENS_ASKED", 5)
+    monkeypatch.setattr(trainshed, "_TOKENS_ASKED", 5)
     with FakeSupervisor(tmp_path, url=gateway.url) as supervisor, supervisor.connect().rollout(target=5) as rollout:
         samples = rollout.generate([[i] * 2 for i in range(4)] + [[9] * 9])
         assert [sample.output_ids for sample in samples] == [[i] * 2 for i in range(4)] + [[9] * 9]
@@ -338,8 +338,8 @@ def test_large_batches_are_asked_in_parts(tmp_path: Path, gateway: FakeGateway, 
 
 
 def test_the_seed_is_a_documented_hash() -> None:
-    assert client.sample_seed(0, 0, 0) == 6436203349130839549
-    seeds = {client.sample_seed(seed, rollout, index) for seed in range(3) for rollout in (0, 1, 10) for index in range(50)}
+    assert trainshed.sample_seed(0, 0, 0) == 6436203349130839549
+    seeds = {trainshed.sample_seed(seed, rollout, index) for seed in range(3) for rollout in (0, 1, 10) for index in range(50)}
     assert len(seeds) == 450
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -355,7 +355,7 @@ def test_the_seed_reaches_the_engine(tmp_path: Path) -> None:
         with supervisor.connect().rollout(target=2, number=9) as rollout:
             rollout.generate([[1], [1]], max_new_tokens=4, temperature=0.5)
         assert [request["sampling_params"] for request in seen] == [
-            {"max_new_tokens": 4, "temperature": 0.5, "sampling_seed": client.sample_seed(5, 9, index)} for index in range(2)
+            {"max_new_tokens": 4, "temperature": 0.5, "sampling_seed": trainshed.sample_seed(5, 9, index)} for index in range(2)
         ]
 
 
@@ -379,7 +379,7 @@ def test_what_the_script_knows_of_length_and_session_reaches_the_gateway(tmp_pat
 
 def test_all_ranks_get_all_answers(tmp_path: Path, gateway: FakeGateway) -> None:
     with FakeSupervisor(tmp_path, world_size=2, url=gateway.url) as supervisor:
-        results: dict[int, list[client.Sample]] = {}
+        results: dict[int, list[trainshed.Sample]] = {}
 
         def script(rank: int) -> None:
             with supervisor.connect(rank).rollout(target=4) as rollout:
@@ -425,15 +425,15 @@ def test_failures_are_typed(tmp_path: Path) -> None:
 
     with FakeGateway(answer) as gateway, FakeSupervisor(tmp_path, url=gateway.url) as supervisor:
         pipeline = supervisor.connect()
-        with pipeline.rollout(target=2) as rollout, pytest.raises(client.SamplesFailed) as failed:
+        with pipeline.rollout(target=2) as rollout, pytest.raises(trainshed.SamplesFailed) as failed:
             rollout.generate([[1], [2]])
         assert failed.value.failures == {1: ("too_long", "\u202e no")}
         assert [sample.index for sample in failed.value.samples] == [0]
         gateway.statuses = [(503, b'{"error": {"code": "no_engine", "message": "retired"}}')]
-        with pipeline.rollout(target=1) as rollout, pytest.raises(client.RolloutRefused, match="retired"):
+        with pipeline.rollout(target=1) as rollout, pytest.raises(trainshed.RolloutRefused, match="retired"):
             rollout.generate([[1]])
         gateway.statuses = [(400, b"\xff")]
-        with pipeline.rollout(target=1) as rollout, pytest.raises(client.RolloutRefused, match="http_400"):
+        with pipeline.rollout(target=1) as rollout, pytest.raises(trainshed.RolloutRefused, match="http_400"):
             rollout.generate([[1]])
 
 
@@ -441,7 +441,7 @@ def test_failures_are_typed(tmp_path: Path) -> None:
 def test_a_bad_line_is_an_error_not_a_hang(tmp_path: Path, bad: dict[str, Any]) -> None:
     with FakeGateway(lambda rollout, requests: [bad]) as gateway, FakeSupervisor(tmp_path, url=gateway.url) as supervisor:
         gateway.lines = lambda rollout, requests: [bad]  # type: ignore[method-assign]
-        with supervisor.connect().rollout(target=1) as rollout, pytest.raises(client.RolloutRefused, match="bad_answer"):
+        with supervisor.connect().rollout(target=1) as rollout, pytest.raises(trainshed.RolloutRefused, match="bad_answer"):
             rollout.generate([[1]])
 
 
@@ -457,18 +457,18 @@ def test_start_returns_at_once_and_partials_come_after_the_close(tmp_path: Path)
             assert rollout.start([[1], [2]]) == range(2)
         closed.set()
         assert [sample.finish_reason["type"] for sample in rollout.samples()] == ["abort", "abort"]
-        with pytest.raises(client.RolloutRefused, match="closed"):
+        with pytest.raises(trainshed.RolloutRefused, match="closed"):
             rollout.start([[1]])
 
 
 def test_a_gateway_that_never_comes_back_is_given_up_after_the_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_LATE_S", 0.3)
+    monkeypatch.setattr(trainshed, "_LATE_S", 0.3)
     gateway = FakeGateway()
     gateway.stop()
     with FakeSupervisor(tmp_path, url=gateway.url) as supervisor:
         with supervisor.connect().rollout(target=1) as rollout:
             rollout.start([[1]])
-        with pytest.raises(client.RolloutRefused, match="missing"):
+        with pytest.raises(trainshed.RolloutRefused, match="missing"):
             rollout.samples()
 
 
@@ -494,6 +494,6 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 def test_a_broken_channel_is_a_lost_supervisor() -> None:
     ours, theirs = socket.socketpair()
     threading.Thread(target=lambda: (ours.recv(100), ours.sendall(b"\xff" * 8)), daemon=True).start()
-    with pytest.raises(client.SupervisorGone, match="announces"):
-        client.Pipeline(theirs)
+    with pytest.raises(trainshed.SupervisorGone, match="announces"):
+        trainshed.Pipeline(theirs)
     ours.close()

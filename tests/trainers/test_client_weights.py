@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import trainshed
 from safetensors.torch import load_file
+from trainshed import device
 
-from tests.trainers.fake_supervisor import FakeSupervisor
-from trainers import client, device
+from tests.harness.fake_supervisor import FakeSupervisor
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_snapshot_is_what_safetensors_reads(tmp_path: Path, model_dir: Path) -
 def test_untied_tensors_that_are_one_are_written_twice(tmp_path: Path, model_dir: Path) -> None:
     (model_dir / "config.json").write_text('{"tie_word_embeddings": false}')
     shared = torch.ones(2)
-    client.write_snapshot(tmp_path / "s", {"a": shared, "b": shared}, model_dir)
+    trainshed.write_snapshot(tmp_path / "s", {"a": shared, "b": shared}, model_dir)
     assert set(load_file(tmp_path / "s" / "model.safetensors")) == {"a", "b"}
 
 
@@ -66,10 +67,10 @@ def test_no_room_is_typed_and_frees_the_other_ranks(tmp_path: Path, model_dir: P
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    caught: list[client.PublishFailed] = []
+    caught: list[trainshed.PublishFailed] = []
 
     def script(rank: int) -> None:
-        with pytest.raises(client.PublishFailed) as failed:
+        with pytest.raises(trainshed.PublishFailed) as failed:
             supervisor.connect(rank).publish({"w": torch.ones(3)})
         caught.append(failed.value)
 
@@ -90,7 +91,7 @@ BAD: list[dict[str, Any]] = [{}, {"w": 3}, {"w": torch.ones(2, dtype=torch.compl
 def test_what_cannot_be_published_leaves_the_old_version(tmp_path: Path, model_dir: Path, state: dict[str, Any]) -> None:
     with FakeSupervisor(tmp_path, model=str(model_dir)) as supervisor:
         pipeline = supervisor.connect()
-        with pytest.raises(client.PublishFailed):
+        with pytest.raises(trainshed.PublishFailed):
             pipeline.publish(state)
         assert list(supervisor.weights.iterdir()) == []
         assert pipeline.publish({"w": torch.ones(2)}) == 1
@@ -147,7 +148,7 @@ def test_the_plain_mover_keeps_ties_and_objects() -> None:
     layer, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     other.weight = torch.nn.Parameter(layer.weight.data)
     parameters = list(layer.parameters())
-    mover = client._PlainMover("cuda:0")  # whose device is never reached here
+    mover = trainshed._PlainMover("cuda:0")  # whose device is never reached here
     mover.add(layer, other)
     mover.offload()
     assert list(map(id, layer.parameters())) == list(map(id, parameters))
@@ -155,7 +156,7 @@ def test_the_plain_mover_keeps_ties_and_objects() -> None:
 
 
 def test_the_header_is_padded(tmp_path: Path, model_dir: Path) -> None:
-    client.write_snapshot(tmp_path / "s", {"a": torch.ones(3)}, model_dir)
+    trainshed.write_snapshot(tmp_path / "s", {"a": torch.ones(3)}, model_dir)
     data = (tmp_path / "s" / "model.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
     assert (8 + length) % 64 == 0

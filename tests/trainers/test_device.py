@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainshed.device import Device, DeviceFull, DeviceKind, Pool, Resident, memfd_link, memfd_name, parse_device, room
 
-from trainers.device import Device, DeviceFull, DeviceKind, Pool, Resident, memfd_link, memfd_name, parse_device, room
+from trainers.protocol.child_env import OUR_PATH
 
 GPU = Device(DeviceKind.VIRTUAL, 7)
 
@@ -93,20 +94,20 @@ def test_an_unmapping_never_happens_under_a_live_tensor() -> None:
 
 def test_a_stray_touch_after_release_kills_the_process() -> None:
     code = (
-        "import torch; from trainers.device import Pool, parse_device\n"
+        "import torch; from trainshed.device import Pool, parse_device\n"
         "pool = Pool(parse_device('virtual:7'), 1); tensor = pool.take((4,), torch.float32); tensor.fill_(1)\n"
         "pool.release(); print('released', flush=True); tensor.sum()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], check=False, env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True, timeout=60
+        [sys.executable, "-c", code], check=False, env={**os.environ, "PYTHONPATH": OUR_PATH}, capture_output=True, timeout=60
     )
     assert done.stdout == b"released\n"
     assert done.returncode == -signal.SIGBUS
 
 
 def test_importing_the_module_does_not_import_torch() -> None:
-    code = "import sys, trainers.device as d; d.memfd_name(1); d.parse_device('virtual:1'); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.getcwd()}, check=True, timeout=60)
+    code = "import sys, trainshed.device as d; d.memfd_name(1); d.parse_device('virtual:1'); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": OUR_PATH}, check=True, timeout=60)
     assert memfd_name(12) == "trainshed-gpu-12"
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from trainers.rewards import Failure, Verifiers
 
-ODD = "tests.trainers.verifiers:odd"
+ODD = "tests.harness.verifiers:odd"
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -40,14 +40,14 @@ def test_hung_dead_and_wrong_verifiers_cost_only_their_sample() -> None:
     assert time.monotonic() - started < 15
 
 
-@pytest.mark.parametrize("entry", ["tests.trainers.verifiers:nothing", "no_such_module:f", "nonsense"])
+@pytest.mark.parametrize("entry", ["tests.harness.verifiers:nothing", "no_such_module:f", "nonsense"])
 def test_a_verifier_that_is_not_there(entry: str) -> None:
     with Verifiers(entry, workers=1) as pool:
         assert kinds(pool.score([("a",), ("b",)])) == ["start", "start"]
 
 
 def test_a_killed_worker_is_replaced() -> None:
-    with Verifiers("tests.trainers.verifiers:length", workers=1) as pool:
+    with Verifiers("tests.harness.verifiers:length", workers=1) as pool:
         assert pool.score([("abc",)]) == [3.0]
         (pid,) = pool.pids
         os.kill(pid, signal.SIGKILL)

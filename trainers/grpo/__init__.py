@@ -7,7 +7,8 @@ prewarmed pool preloads.
 
 def main() -> None:
     """One rank, from connect to the last step."""
-    from trainers.client import connect
+    from trainshed import connect
+
     from trainers.grpo.train import run
 
     run(connect())

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from trainshed import Pipeline, Refused, Sample
 from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -24,7 +25,6 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 from transformers.utils import logging
 
-from trainers.client import Pipeline, Refused, Sample
 from trainers.grpo import checkpoint, tasks
 from trainers.grpo.distributed import Ranks, ranks
 from trainers.grpo.loss import advantages, policy_loss, token_logprobs

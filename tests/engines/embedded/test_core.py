@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainshed.device import parse_device
 
 from engines.embedded.architecture import UnsupportedModel
 from engines.embedded.batching import Request, Sampling
 from engines.embedded.core import Answer, Core, Death, Pausing, Refusal
-from trainers.device import parse_device
 
 Result = tuple[tuple[int, ...], tuple[float, ...]]
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine_process import KEY, EngineProcess, engine_process, tokens_and_logprobs
+from tests.harness.engine_process import KEY, EngineProcess, engine_process, tokens_and_logprobs
+from trainers.protocol.child_env import OUR_PATH
 
 LONG = {"max_new_tokens": 60, "sampling_seed": 4, "ignore_eos": True}
 
@@ -359,7 +360,7 @@ def test_sigterm_ends_it_within_a_second_even_while_busy(doomed: EngineProcess) 
 def test_the_module_starts_by_itself_and_says_in_one_line_why_it_does_not(tiny: Path, engine: EngineProcess) -> None:
     port = engine.url.rpartition(":")[2]
     argv = [sys.executable, "-P", "-m", "engines.embedded", "--port", port]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": OUR_PATH, "OMP_NUM_THREADS": "1"}
     for options, message in ((["--model", str(tiny)], "cannot be served"), (["--model", "/nonexistent"], "config.json")):
         done = subprocess.run([*argv, *options], check=False, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tests.engines.gateway.box import CHARACTERS
+from tests.harness.gateway_box import CHARACTERS
 
 
 @pytest.fixture(scope="module")

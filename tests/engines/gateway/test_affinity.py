@@ -2,14 +2,15 @@
 
 from array import array
 
-from engines.gateway import affinity, messages
-from engines.gateway.affinity import BLOCK, MAX_BLOCKS, Affinity
-from engines.gateway.dispatch import Dispatch
-from engines.gateway.events import Broken, Leave, Tick
-from engines.gateway.fleet import Fleet
-from engines.gateway.records import Phase, Rollout, Sample
-from engines.gateway.samples import TOKENS, Request, SampleKey
+from engines.gateway.core.dispatch import Dispatch
+from engines.gateway.core.engines import Fleet
+from engines.gateway.core.events import Broken, Leave, Tick
+from engines.gateway.core.ordering import affinity
+from engines.gateway.core.ordering.affinity import BLOCK, MAX_BLOCKS, Affinity
+from engines.gateway.core.records import Phase, Rollout, Sample
+from engines.gateway.core.samples import TOKENS, Request, SampleKey
 from tests.engines.gateway.test_dispatch import ABORTED, Bench, request
+from trainers.protocol import gateway_messages
 
 
 def where(bench: Bench) -> dict[int, int]:
@@ -131,7 +132,7 @@ def test_a_session_that_waits_goes_with_its_client_and_its_rollout() -> None:
 
 def test_memory_of_sessions_and_prefixes_is_bounded() -> None:
     fleet = Fleet()
-    fleet.route(messages.Route(1, 0, 1, "u", "k", 4, 0))
+    fleet.route(gateway_messages.Route(1, 0, 1, "u", "k", 4, 0))
     engine = fleet.get(0)
     assert engine is not None
     places: affinity._Places[int] = affinity._Places(3)
@@ -148,7 +149,7 @@ def sample(tokens: list[int]) -> Sample:
 def test_the_engine_with_the_longest_same_beginning_is_preferred_unless_it_is_busier() -> None:
     fleet = Fleet()
     for rank in range(3):
-        fleet.route(messages.Route(1, rank, 1, "u", "k", 10, 0))
+        fleet.route(gateway_messages.Route(1, rank, 1, "u", "k", 10, 0))
     zero, one, two = (fleet.get(rank) for rank in range(3))
     assert zero is not None
     assert one is not None

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.gateway import messages
-from engines.gateway.dispatch import Dispatch
-from engines.gateway.events import Abort, Ask, Broken, Cut, Deliver, Ended, Event, Finished, Grew, Leave, Refused, Start, Tick, Tokens
-from engines.gateway.messages import Done
-from engines.gateway.records import LOSING_S, MAX_LOSSES
-from engines.gateway.samples import TOKENS, Answer, Failure, Mark, Outcome, Request, Span
-from engines.gateway.seeds import sample_seed
-from engines.gateway.versions import ON_PUBLISH, OnPublish, VersionRule
-from tests.scripted_engine import expected, next_token
+from engines.gateway.core.dispatch import Dispatch
+from engines.gateway.core.events import Abort, Ask, Broken, Cut, Deliver, Ended, Event, Finished, Grew, Leave, Refused, Start, Tick, Tokens
+from engines.gateway.core.publish_policy import ON_PUBLISH, OnPublish, VersionRule
+from engines.gateway.core.records import LOSING_S, MAX_LOSSES
+from engines.gateway.core.samples import TOKENS, Answer, Failure, Mark, Outcome, Request, Span
+from tests.harness.scripted_engine import expected, next_token
+from trainers.protocol import gateway_messages
+from trainers.protocol.gateway_messages import Done
+from trainers.protocol.seeds import sample_seed
 
 ABORTED = Finished({"type": "abort", "message": "Aborted"})
 
@@ -63,19 +63,19 @@ class Bench:
         return self.orders
 
     def route(self, engine: int = 0, incarnation: int = 1, slots: int = 2, version: int = 0) -> int:
-        return self.order(messages.Route, engine=engine, incarnation=incarnation, url="u", key="k", slots=slots, version=version)
+        return self.order(gateway_messages.Route, engine=engine, incarnation=incarnation, url="u", key="k", slots=slots, version=version)
 
     def drain(self, engine: int = 0, incarnation: int = 1) -> int:
-        return self.order(messages.Drain, engine=engine, incarnation=incarnation)
+        return self.order(gateway_messages.Drain, engine=engine, incarnation=incarnation)
 
     def lost(self, engine: int = 0, incarnation: int = 1) -> int:
-        return self.order(messages.Lost, engine=engine, incarnation=incarnation)
+        return self.order(gateway_messages.Lost, engine=engine, incarnation=incarnation)
 
     def open(self, rollout: int = 0, target: int = 8) -> int:
-        return self.order(messages.OpenRollout, rollout=rollout, target=target)
+        return self.order(gateway_messages.OpenRollout, rollout=rollout, target=target)
 
     def close(self, rollout: int = 0) -> int:
-        return self.order(messages.CloseRollout, rollout=rollout)
+        return self.order(gateway_messages.CloseRollout, rollout=rollout)
 
     def ask(self, rollout: int | None = None, token: str | None = None, *, wants: Request | None = None, streams: bool = False) -> int:
         self.askers += 1
@@ -198,7 +198,7 @@ def test_a_new_incarnation_in_a_route_is_the_loss_of_the_old(bench: Bench) -> No
     first = bench.only()
     bench.route(0, incarnation=2)
     assert bench.only() != first
-    assert bench.core.progress().engines == (messages.EngineLoad(0, 2, 1, 0, 0),)
+    assert bench.core.progress().engines == (gateway_messages.EngineLoad(0, 2, 1, 0, 0),)
 
 
 def test_no_request_goes_to_an_older_version_or_an_unrouted_engine(bench: Bench) -> None:
@@ -208,7 +208,7 @@ def test_no_request_goes_to_an_older_version_or_an_unrouted_engine(bench: Bench)
     for index in range(4):
         bench.ask(0, str(index))
     assert {start.engine for start in bench.running.values()} == {1}
-    bench.order(messages.Unroute, engine=1, incarnation=1)
+    bench.order(gateway_messages.Unroute, engine=1, incarnation=1)
     bench.end(bench.only() if len(bench.running) == 1 else next(iter(bench.running)))
     assert len(bench.running) == 1
     bench.route(0, version=2)
@@ -221,7 +221,7 @@ def test_weights_that_change_under_a_request_make_a_second_span(bench: Bench) ->
     asker = bench.ask(0, "0")
     attempt = bench.only()
     bench.tell(Tokens(attempt, [5, 6], [0.0, 0.0], (Mark("default", 0, 2),)))
-    bench.order(messages.Unroute, engine=0, incarnation=1)
+    bench.order(gateway_messages.Unroute, engine=0, incarnation=1)
     bench.tell(Tokens(attempt, [7, 8], [0.0, 0.0], (Mark("default", 0, 3), Mark("2", 3, 4))))
     bench.end(attempt)
     assert bench.answer(asker).spans == (Span(0, 1, 1, 0, 3), Span(0, 1, 2, 3, 4))
@@ -468,7 +468,7 @@ def test_forget_ends_everything_of_a_trainers_life(bench: Bench) -> None:
     bench.end(bench.only())
     runs = bench.ask(0, "1")
     old = bench.only()
-    bench.order(messages.Forget)
+    bench.order(gateway_messages.Forget)
     assert bench.failure(runs).code == "rollout_closed"
     assert bench.aborted == [old]
     bench.open(0)
@@ -483,10 +483,10 @@ def test_forget_ends_everything_of_a_trainers_life(bench: Bench) -> None:
 def test_hopeless_is_a_typed_503_until_it_is_taken_back(bench: Bench) -> None:
     bench.open()
     waits = bench.ask(0, "0")
-    bench.order(messages.Hopeless, reason="retired")
+    bench.order(gateway_messages.Hopeless, reason="retired")
     assert bench.failure(waits) == Failure(503, "no_engine", "retired")
     assert bench.failure(bench.ask(0, "1")).status == 503
-    bench.order(messages.Hopeless, reason="")
+    bench.order(gateway_messages.Hopeless, reason="")
     bench.ask(0, "0")
     bench.route()
     assert bench.running
@@ -515,7 +515,7 @@ def test_drain_of_an_unknown_or_idle_engine_is_done_at_once(bench: Bench) -> Non
     assert bench.drain(3) in bench.done
     bench.route(0, incarnation=2)
     assert bench.drain(0, incarnation=1) in bench.done
-    assert bench.core.progress().engines == (messages.EngineLoad(0, 2, 0, 0, 0),), "a drain of the dead does not touch the living"
+    assert bench.core.progress().engines == (gateway_messages.EngineLoad(0, 2, 0, 0, 0),), "a drain of the dead does not touch the living"
     assert bench.drain(0, incarnation=2) in bench.done
 
 
@@ -584,7 +584,7 @@ class Histories(Bench):
                 self.route(value, self.lives[value], 2, self.version)
             case "unroute" | "drain" | "lost":
                 self.routed.pop(value, None)
-                kind = {"unroute": messages.Unroute, "drain": messages.Drain, "lost": messages.Lost}[name]
+                kind = {"unroute": gateway_messages.Unroute, "drain": gateway_messages.Drain, "lost": gateway_messages.Lost}[name]
                 more = {"version": self.version} if name == "unroute" else {}
                 self.order(kind, engine=value, incarnation=self.lives[value], **more)
                 self.lives[value] += name == "lost"

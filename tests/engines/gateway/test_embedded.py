@@ -10,8 +10,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from engines.gateway import messages
-from tests.engines.gateway.box import ROOT, box, samples
+from tests.harness.gateway_box import box, samples
+from trainers.protocol import gateway_messages
+from trainers.protocol.child_env import OUR_PATH
 
 pytest.importorskip("torch")
 KEY = "secret"
@@ -42,7 +43,7 @@ async def engine(model: Path, log: Path) -> tuple[asyncio.subprocess.Process, st
         "--gpu",
         "virtual:0",
     ]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "TRAINSHED_API_KEY": KEY}
+    environment = {"PYTHONPATH": OUR_PATH, "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "TRAINSHED_API_KEY": KEY}
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(sys.executable, *command, env=environment, stdout=out, stderr=out)
     url = f"http://127.0.0.1:{port}"
@@ -59,7 +60,7 @@ async def engine(model: Path, log: Path) -> tuple[asyncio.subprocess.Process, st
 
 
 def test_interrupted_samples_equal_uninterrupted_ones(tmp_path: Path) -> None:
-    from tests.tiny_model import make_tiny_model
+    from tests.harness.tiny_model import make_tiny_model
 
     model = make_tiny_model(tmp_path / "model")
 
@@ -71,7 +72,7 @@ def test_interrupted_samples_equal_uninterrupted_ones(tmp_path: Path) -> None:
                     await gateway.route(url, rank)
                 await gateway.open(5)
                 calm = await samples(session, 5, asked(16))
-                await gateway.order(messages.Forget)
+                await gateway.order(gateway_messages.Forget)
                 await gateway.open(5)
                 work = asyncio.create_task(samples(session, 5, asked(16)))
                 for turn in range(6):

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from engines.gateway.expectations import expected_left
+from engines.gateway.core.ordering.expectations import expected_left
 
 
 def test_nothing_generated_yet_is_the_mean() -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import aiohttp
 
-from engines.gateway import messages
-from tests.engines.gateway.box import box, right, sample, samples
-from tests.scripted_engine import Script, ScriptedEngine
+from tests.harness.gateway_box import box, right, sample, samples
+from tests.harness.scripted_engine import Script, ScriptedEngine
+from trainers.protocol import gateway_messages
 
 
 async def generate(session: aiohttp.ClientSession, prompt: int, route: str = "/generate", limit: int = 3, **headers: str) -> Any:
@@ -107,7 +107,7 @@ async def published_in_the_middle(model: Path, tmp_path: Path, *arguments: str) 
         await gateway.route(engine, version=1)
         work = asyncio.create_task(samples(session, 0, [sample(index, 150) for index in range(4)]))
         await gateway.until(lambda progress: any(load.tokens >= 20 for load in progress.engines))
-        took = await gateway.order(messages.Unroute, engine=0, incarnation=1, version=2)
+        took = await gateway.order(gateway_messages.Unroute, engine=0, incarnation=1, version=2)
         assert took < 2.0
         if "finish" in arguments:
             await gateway.until(lambda progress: not any(load.in_flight for load in progress.engines))
@@ -126,7 +126,7 @@ def test_the_answer_to_an_unroute_comes_after_what_runs_there(model: Path, tmp_p
             work = asyncio.create_task(samples(session, 0, [sample(0, 60)]))
             await gateway.until(lambda progress: progress.rollouts and progress.rollouts[0].waiting == 1)
             await gateway.route(engine, version=1)
-            await gateway.order(messages.Unroute, engine=0, incarnation=1, version=2)
+            await gateway.order(gateway_messages.Unroute, engine=0, incarnation=1, version=2)
             assert [load.in_flight for load in gateway.progress.engines] == [1]
             await gateway.close(0)
             await work

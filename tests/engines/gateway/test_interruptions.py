@@ -11,9 +11,9 @@ import aiohttp
 import openai
 import pytest
 
-from engines.gateway.seeds import sample_seed
-from tests.engines.gateway.box import ROOT, box, right, sample, samples, text_of
-from tests.scripted_engine import Script, ScriptedEngine, expected
+from tests.harness.gateway_box import ROOT, box, right, sample, samples, text_of
+from tests.harness.scripted_engine import Script, ScriptedEngine, expected
+from trainers.protocol.seeds import sample_seed
 
 
 @pytest.mark.parametrize("incremental", [False, True])
@@ -89,7 +89,7 @@ def test_a_real_kill_9_of_an_engine_process(model: Path, tmp_path: Path) -> None
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "tests.scripted_engine",
+                "tests.harness.scripted_engine",
                 "--listen-fd",
                 str(listener.fileno()),
                 script,

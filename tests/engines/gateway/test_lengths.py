@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from engines.gateway.lengths import UNHEARD, Guess, Lengths
-from engines.gateway.samples import TOKENS, Request
+from engines.gateway.core.ordering.lengths import UNHEARD, Guess, Lengths
+from engines.gateway.core.samples import TOKENS, Request
 
 
 def request(limit: int | None = 1000, params: dict[str, Any] | None = None, **more: Any) -> Request:

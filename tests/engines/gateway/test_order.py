@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from engines.gateway.events import Finished
-from engines.gateway.messages import RolloutProgress
-from engines.gateway.queue import Queue
-from engines.gateway.records import Phase, Rollout, Sample
-from engines.gateway.samples import SampleKey, State
+from engines.gateway.core.events import Finished
+from engines.gateway.core.ordering.order import Queue
+from engines.gateway.core.records import Phase, Rollout, Sample
+from engines.gateway.core.samples import SampleKey, State
 from tests.engines.gateway.test_dispatch import ABORTED, Bench, request
+from trainers.protocol.gateway_messages import RolloutProgress
 
 STOP = Finished({"type": "stop"})
 

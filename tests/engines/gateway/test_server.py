@@ -10,10 +10,10 @@ import aiohttp
 import openai
 import pytest
 
-from engines.gateway import messages
-from engines.gateway.seeds import sample_seed
-from tests.engines.gateway.box import ROOT, box, right, sample, samples, text_of
-from tests.scripted_engine import Script, ScriptedEngine, expected
+from tests.harness.gateway_box import ROOT, box, right, sample, samples, text_of
+from tests.harness.scripted_engine import Script, ScriptedEngine, expected
+from trainers.protocol import gateway_messages
+from trainers.protocol.seeds import sample_seed
 
 
 def test_samples_arrive_as_they_finish_and_all_askers_get_all(model: Path, tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_samples_arrive_as_they_finish_and_all_askers_get_all(model: Path, tmp_p
             assert len(engine.bodies) == 10, "each sample is generated once"
             assert await samples(session, 3, asked) == lines, "stored answers"
             assert len(engine.bodies) == 10
-            await gateway.until(lambda progress: progress.rollouts[0] == messages.RolloutProgress(3, 0, 0, 10))
+            await gateway.until(lambda progress: progress.rollouts[0] == gateway_messages.RolloutProgress(3, 0, 0, 10))
 
     asyncio.run(play())
 
@@ -152,10 +152,10 @@ def test_bad_requests_get_typed_errors_and_do_no_harm(model: Path, tmp_path: Pat
                 assert response.status == 413
             async with session.post("/generate", json={"input_ids": [1]}, headers={"X-Trainshed-Rollout": "a"}) as response:
                 assert response.status == 400
-            await gateway.order(messages.Hopeless, reason="every engine is retired")
+            await gateway.order(gateway_messages.Hopeless, reason="every engine is retired")
             async with session.post("/generate", json={"input_ids": [1]}) as response:
                 assert (response.status, (await response.json())["error"]["code"]) == (503, "no_engine")
-            await gateway.order(messages.Hopeless, reason="")
+            await gateway.order(gateway_messages.Hopeless, reason="")
             await gateway.route(engine)
             async with session.post("/generate", json={"input_ids": [1]}) as response:
                 assert (response.status, await response.json()) == (
@@ -184,10 +184,10 @@ def test_implicit_rollouts_are_reported_and_close(model: Path, tmp_path: Path) -
     async def play() -> None:
         async with box(model, tmp_path) as (gateway, session), ScriptedEngine() as engine:
             work = asyncio.create_task(session.post("/generate", json={"input_ids": [4], "sampling_params": {"max_new_tokens": 2}}))
-            await gateway.until(lambda progress: progress.rollouts == (messages.RolloutProgress(-1, 1, 0, 0, True),))
+            await gateway.until(lambda progress: progress.rollouts == (gateway_messages.RolloutProgress(-1, 1, 0, 0, True),))
             await gateway.route(engine)
             assert (await work).status == 200
-            await gateway.until(lambda progress: progress.rollouts == (messages.RolloutProgress(-1, 0, 0, 1, True),))
+            await gateway.until(lambda progress: progress.rollouts == (gateway_messages.RolloutProgress(-1, 0, 0, 1, True),))
             await gateway.until(lambda progress: progress.rollouts == ())
 
     asyncio.run(play())
@@ -236,5 +236,5 @@ def test_it_imports_neither_torch_nor_transformers() -> None:
 
 
 def test_seeds_are_the_clients() -> None:
-    client = pytest.importorskip("trainers.client")
+    client = pytest.importorskip("trainshed")
     assert all(sample_seed(*key) == client.sample_seed(*key) for key in [(0, 0, 0), (7, 3, 12), (2**40, 10**6, 255)])

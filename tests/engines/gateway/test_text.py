@@ -10,13 +10,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engines.gateway import __main__ as program
-from engines.gateway import answering
-from engines.gateway.dispatch import Dispatch
-from engines.gateway.engine_client import EngineClient
-from engines.gateway.errors import RequestError
-from engines.gateway.exchange import Exchange
-from engines.gateway.server import Serving, application
-from engines.gateway.text import Text, TextStream
+from engines.gateway.core.dispatch import Dispatch
+from engines.gateway.routes import asking
+from engines.gateway.routes.errors import RequestError
+from engines.gateway.routes.server import Serving, application
+from engines.gateway.routes.text import Text, TextStream
+from engines.gateway.shell import Exchange
+from engines.gateway.upstream.engine_client import EngineClient
 
 
 def byte_level(directory: Path) -> Text:
@@ -64,7 +64,7 @@ def test_broken_model_files_are_one_line_and_exit_code_2(tmp_path: Path, capfd: 
 
 
 def test_streams_say_something_while_nothing_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "KEEP_ALIVE_S", 0.05)
+    monkeypatch.setattr(asking, "KEEP_ALIVE_S", 0.05)
 
     async def play() -> None:
         exchange = Exchange(Dispatch(), EngineClient(), lambda *_, **__: None)

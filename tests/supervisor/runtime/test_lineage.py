@@ -2,8 +2,8 @@
 
 import pytest
 
-from supervisor.runtime import proc
-from supervisor.runtime.proc import Identity, Lineage, Stat, lineage
+from supervisor.host.processes import proc
+from supervisor.host.processes.proc import Identity, Lineage, Stat, lineage
 
 
 def box(*stats: tuple[int, int, int, int], dead: tuple[int, ...] = ()) -> dict[int, Stat]:

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from supervisor.load import load
+from supervisor.config.load import load
 from supervisor.runtime import unmeasured
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"

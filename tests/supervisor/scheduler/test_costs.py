@@ -6,20 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.ids import EngineId, GpuId, PipelineId
-from engines.state import Turn
-from supervisor.scheduler.costs import ENOUGH, NEWEST, MoveCost, Pace
-from supervisor.scheduler.desk import Desk
-from supervisor.scheduler.fleet import Fleet
+from engines.lifecycle.state import Turn
+from supervisor.scheduler.context import Desk
+from supervisor.scheduler.groups.rollouts import Rollout
 from supervisor.scheduler.inflight import InFlight
 from supervisor.scheduler.leases import LeaseBook
-from supervisor.scheduler.planner import Bundle, Share, View, plan
-from supervisor.scheduler.rollouts import Rollout
+from supervisor.scheduler.planning.costs import ENOUGH, NEWEST, MoveCost, Pace
+from supervisor.scheduler.planning.planner import Bundle, Share, View, plan
+from supervisor.scheduler.planning.view import MOMENT, view
+from supervisor.scheduler.records import Fleet
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, Rules, TrainerSpec
-from supervisor.scheduler.view import MOMENT, view
-from supervisor.simulate.box import Box
-from supervisor.simulate.production import Production
-from supervisor.simulate.scenario import PipelineLoad, Scenario
+from supervisor.simulate.workloads.box import Box
+from supervisor.simulate.workloads.production import Production
+from supervisor.simulate.workloads.scenario import PipelineLoad, Scenario
+from trainers.protocol.ids import EngineId, GpuId, PipelineId
 
 GPUS = tuple(map(GpuId, range(8)))
 

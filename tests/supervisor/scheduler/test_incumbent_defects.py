@@ -1,17 +1,16 @@
 """RB-D1 to RB-D16 of reference/rlix.md: what the incumbent was seen to do wrong. Each test would fail on that behaviour."""
 
-from scripted import FIRST, Bench, spec
-from well import well
-
-from engines.gateway.messages import Progress, RolloutProgress
-from engines.ids import EngineId, GpuId, PipelineId
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
-from supervisor.scheduler.fleet import TrainerState
-from supervisor.scheduler.planner import Bundle, Share, View, plan
-from supervisor.scheduler.reservations import Request, reserve
+from supervisor.scheduler.planning.planner import Bundle, Share, View, plan
+from supervisor.scheduler.planning.reservations import Request, reserve
+from supervisor.scheduler.records import TrainerState
 from supervisor.scheduler.spec import Priority
-from trainers import messages as say
+from tests.harness.checked_scheduler import well
+from tests.harness.scheduler_bench import FIRST, Bench, spec
+from trainers.protocol import trainer_messages as say
+from trainers.protocol.gateway_messages import Progress, RolloutProgress
+from trainers.protocol.ids import EngineId, GpuId, PipelineId
 
 
 def test_d1_a_release_is_told_when_the_engines_have_left_not_before() -> None:

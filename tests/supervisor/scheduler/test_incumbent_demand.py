@@ -1,15 +1,15 @@
 """Demand bugs of reference/rlix.md, section 7.2: rollouts that the incumbent forgot, hid, counted twice or pinned to GPUs."""
 
 import pytest
-from scripted import FIRST, Bench, spec
 
-from engines.gateway.messages import Progress, RolloutProgress
-from engines.ids import GatewayId, GpuId, PipelineId, TrainerId
-from engines.state import EngineState
+from engines.lifecycle.state import EngineState
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
-from supervisor.scheduler.planner import Bundle, Share, View, plan
-from trainers import messages as say
+from supervisor.scheduler.planning.planner import Bundle, Share, View, plan
+from tests.harness.scheduler_bench import FIRST, Bench, spec
+from trainers.protocol import trainer_messages as say
+from trainers.protocol.gateway_messages import Progress, RolloutProgress
+from trainers.protocol.ids import GatewayId, GpuId, PipelineId, TrainerId
 
 
 def two() -> Bench:

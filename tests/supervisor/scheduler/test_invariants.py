@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.ids import EngineId, GpuId, Incarnation, PipelineId, TrainerId, Version
-from engines.state import HOLDS_MEMORY, EngineState
-from supervisor.scheduler.desk import Desk
-from supervisor.scheduler.fleet import Fleet, Grant, TrainerState
+from engines.lifecycle.state import HOLDS_MEMORY, EngineState
+from supervisor.scheduler.context import Desk
 from supervisor.scheduler.inflight import InFlight
 from supervisor.scheduler.invariants import check
 from supervisor.scheduler.leases import LeaseBook
+from supervisor.scheduler.records import Fleet, Grant, TrainerState
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, Priority, TrainerSpec
+from trainers.protocol.ids import EngineId, GpuId, Incarnation, PipelineId, TrainerId, Version
 
 GPUS = tuple(map(GpuId, range(4)))
 NAMES = ("a", "b")

@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from scripted import Bench, one, spec
-from well import well
 
-from engines.ids import EngineId, GatewayId, GpuId, PipelineId, TrainerId
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
-from supervisor.scheduler.fleet import TrainerState
-from trainers import messages as say
+from supervisor.scheduler.records import TrainerState
+from tests.harness.checked_scheduler import well
+from tests.harness.scheduler_bench import Bench, one, spec
+from trainers.protocol import trainer_messages as say
+from trainers.protocol.ids import EngineId, GatewayId, GpuId, PipelineId, TrainerId
 
 A = PipelineId("a")
 TRAINER, GATEWAY, ENGINE = TrainerId(A), GatewayId(A), EngineId(A, 0)

@@ -1,17 +1,17 @@
 """How trainers and gateways live, die and come back, and what operators may ask: one rule a test."""
 
 import pytest
-from scripted import FIRST, Bench, one, serving, spec
-from well import well
 
-from engines.gateway.messages import EngineLoad, Progress, RolloutProgress
-from engines.ids import EngineId, GatewayId, PipelineId, TrainerId
-from engines.state import EngineState
+from engines.lifecycle.state import EngineState
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
-from supervisor.scheduler.fleet import TrainerState
-from supervisor.scheduler.gateways import MAX_FAILURES
-from trainers import messages as say
+from supervisor.scheduler.groups.gateways import MAX_FAILURES
+from supervisor.scheduler.records import TrainerState
+from tests.harness.checked_scheduler import well
+from tests.harness.scheduler_bench import FIRST, Bench, one, serving, spec
+from trainers.protocol import trainer_messages as say
+from trainers.protocol.gateway_messages import EngineLoad, Progress, RolloutProgress
+from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
 A = PipelineId("a")
 TRAINER, GATEWAY, ENGINE = TrainerId(A), GatewayId(A), EngineId(A, 0)

@@ -3,15 +3,15 @@
 from dataclasses import replace
 
 import pytest
-from boxes import box, pipeline
 
-from engines.gateway.messages import EngineLoad, Progress, RolloutProgress
-from engines.ids import Version
-from engines.state import EngineState
+from engines.lifecycle.state import EngineState
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
-from tests.supervisor.scheduler.test_groups import LIFE, LIMITS, P1, Desk
-from trainers import messages as say
+from tests.harness.boxes import box, pipeline
+from tests.supervisor.scheduler.test_engines import LIFE, LIMITS, P1, Desk
+from trainers.protocol import trainer_messages as say
+from trainers.protocol.gateway_messages import EngineLoad, Progress, RolloutProgress
+from trainers.protocol.ids import Version
 
 
 def running(on_publish: str) -> Desk:

@@ -1,13 +1,13 @@
 """What an operator is answered: what a request will do, also where that is nothing."""
 
 import pytest
-from scripted import Bench, one, serving
 
-from engines.ids import EngineId, GatewayId, PipelineId, TrainerId
-from engines.state import EngineState
+from engines.lifecycle.state import EngineState
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.operators import foretold, refused
+from tests.harness.scheduler_bench import Bench, one, serving
+from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
 A = PipelineId("a")
 TRAINER, GATEWAY, ENGINE = TrainerId(A), GatewayId(A), EngineId(A, 0)

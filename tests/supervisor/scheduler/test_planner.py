@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.ids import EngineId, GpuId, PipelineId
-from supervisor.scheduler.packing import Claim, count_best, serve
-from supervisor.scheduler.planner import Bundle, Plan, Share, View, gaps, plan
+from supervisor.scheduler.planning.packing import Claim, count_best, serve
+from supervisor.scheduler.planning.planner import Bundle, Plan, Share, View, gaps, plan
+from trainers.protocol.ids import EngineId, GpuId, PipelineId
 
 
 def share(

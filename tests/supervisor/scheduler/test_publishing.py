@@ -1,11 +1,10 @@
 """What is published when, and which weights an engine has when it is routed: one rule a test."""
 
-from scripted import one, serving
-from well import well
-
-from engines.ids import EngineId, GatewayId, PipelineId, TrainerId
 from supervisor.scheduler import actions as do
-from trainers import messages as say
+from tests.harness.checked_scheduler import well
+from tests.harness.scheduler_bench import one, serving
+from trainers.protocol import trainer_messages as say
+from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
 A = PipelineId("a")
 TRAINER, GATEWAY, ENGINE = TrainerId(A), GatewayId(A), EngineId(A, 0)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from engines.gateway.messages import Progress, RolloutProgress
 from supervisor.scheduler import events as ev
-from supervisor.scheduler.rollouts import Rollout, work
-from supervisor.scheduler.view import view
-from tests.supervisor.scheduler.test_groups import LIFE, P1, Desk
+from supervisor.scheduler.groups.rollouts import Rollout, work
+from supervisor.scheduler.planning.view import view
+from tests.supervisor.scheduler.test_engines import LIFE, P1, Desk
+from trainers.protocol.gateway_messages import Progress, RolloutProgress
 
 QUIET = 60.0
 

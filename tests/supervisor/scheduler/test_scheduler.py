@@ -4,18 +4,18 @@ from typing import Any
 
 import msgspec
 import pytest
-from boxes import box, pipeline, seed_topology
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from well import well
 
-from engines.gateway.messages import EngineLoad, Progress, RolloutProgress
-from engines.ids import EngineId, GatewayId, GroupId, Incarnation, PipelineId, TrainerId, Version
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
-from supervisor.simulate.world import Faults, World
-from trainers import messages as say
+from supervisor.simulate.faults.world import Faults, World
+from tests.harness.boxes import box, pipeline, seed_topology
+from tests.harness.checked_scheduler import well
+from trainers.protocol import trainer_messages as say
+from trainers.protocol.gateway_messages import EngineLoad, Progress, RolloutProgress
+from trainers.protocol.ids import EngineId, GatewayId, GroupId, Incarnation, PipelineId, TrainerId, Version
 
 BOX = box(4, pipeline("p1", [0, 1], [0, 1, 2, 3], critic=[1, 2]), pipeline("p2", [2, 3], [0, 1, 2, 3], critic=[3]))
 PIPELINES = [spec.id for spec in BOX.pipelines]

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from supervisor.errors import UsageError
-from supervisor.simulate.cases import Case, CasePipeline, answer, answers
+from supervisor.simulate.planner_cases import Case, CasePipeline, answer, answers
 
 CASES = Path(__file__).parents[2] / "data" / "plans.jsonl"
 INCUMBENT_LOST = 520

@@ -8,10 +8,10 @@ import pytest
 
 from supervisor.errors import UsageError
 from supervisor.scheduler.spec import Rules
-from supervisor.simulate.box import Box, Outcome
-from supervisor.simulate.compare import POLICIES, figures, jain, run
-from supervisor.simulate.production import Production
-from supervisor.simulate.scenario import Scenario, read
+from supervisor.simulate.workloads.box import Box, Outcome
+from supervisor.simulate.workloads.compare import POLICIES, figures, jain, run
+from supervisor.simulate.workloads.production import Production
+from supervisor.simulate.workloads.scenario import Scenario, read
 
 FILE = Path(__file__).parents[2] / "data" / "scenarios.json"
 SCENARIOS = {scenario.name: scenario for scenario in read(FILE.read_bytes())}

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from supervisor.runtime.snapshot import EngineView, FailureView, GatewayView, GpuView, PipelineView, Snapshot, TrainerView
+from supervisor.observe.status import EngineView, FailureView, GatewayView, GpuView, PipelineView, Snapshot, TrainerView
 from supervisor.views import status
 from supervisor.views.status import ago, gib
 

@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-from supervisor.runtime.snapshot import EngineView, GatewayView, PipelineView, Snapshot, TrainerView
-from supervisor.runtime.summary import PipelineSummary, Summary
+from supervisor.attempt.summary import PipelineSummary, Summary
+from supervisor.observe.status import EngineView, GatewayView, PipelineView, Snapshot, TrainerView
 from supervisor.views import summary
 from supervisor.views.progress import Progress
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.sglang.models import dense, moe
-from tests.tiny_model import make_tiny_model
+from tests.harness.sglang.models import dense, moe
+from tests.harness.tiny_model import make_tiny_model
 from trainers import weights
 from trainers.grpo.train import as_in_files
 

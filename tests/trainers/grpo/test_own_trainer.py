@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.trainers.fake_supervisor import FakeSupervisor, environment
-from tests.trainers.grpo.sampler import Sampler
+from tests.harness.fake_supervisor import FakeSupervisor, environment
+from tests.harness.sampler import Sampler
 from trainers.grpo import tiny
 from trainers.launch import environment as torchrun
 

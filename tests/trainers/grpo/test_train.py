@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from trainshed import RolloutRefused, Sample
 
-from tests.trainers.fake_supervisor import FakeSupervisor
-from tests.trainers.grpo.sampler import Sampler
+from tests.harness.fake_supervisor import FakeSupervisor
+from tests.harness.sampler import Sampler
 from trainers import launch
-from trainers.client import RolloutRefused, Sample
 from trainers.grpo import checkpoint, tiny, train
 
 SMALL = {"prompts": 4, "group": 4, "minibatch": 8, "epochs": 2}

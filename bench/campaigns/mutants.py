@@ -1,0 +1,137 @@
+# ruff: noqa: E501 - a mutant is a line of a table
+"""Each defence taken out in turn, in a copy of the checkout: the tests named beside it must then fail.
+
+    bin/check --long mutants [groups | scheduler | NAME …]      all that this commit has not done yet, or these
+
+Of engine groups the list is here, of the scheduler in tests/harness/scheduler_mutants.py. A mutant that survives is a promise without a test.
+"""
+
+import sys
+
+from bench.campaigns.harness.campaign import run
+from tests.harness import scheduler_mutants
+from tests.harness.mutation import Mutant, Survived, killer
+
+HEALTH, PROBES, GROUPS = "engines/lifecycle/health.py", "supervisor/runtime/probes.py", "supervisor/scheduler/groups/engines.py"
+LIFE, ENGINES, SCHEDULER = "supervisor/runtime/group_lifecycle.py", "supervisor/runtime/engines.py", "supervisor/scheduler/scheduler.py"
+FLEET = "engines/gateway/core/engines.py"
+PURE, RULES, HOST = "tests/engines/lifecycle/test_health.py", "tests/supervisor/scheduler/test_engines.py", "tests/runs/test_groups.py"
+ENDINGS, ENDS = "supervisor/scheduler/groups/engine_teardown.py", "tests/supervisor/scheduler/test_engine_teardown.py"
+PORTS, WINDOWS = "supervisor/host/ports.py", "tests/supervisor/host/test_ports.py"
+STRANGERS, METRICS, RECOVERIES = "supervisor/host/foreign.py", "supervisor/views/metrics.py", "supervisor/scheduler/groups/recoveries.py"
+
+
+MUTANTS = {
+    "f1 the threshold": Mutant(HEALTH, "if streak < self.rates.limit(probe.kind):", "if streak < 1:", PURE, "f1"),
+    "f1 the threshold, host": Mutant(HEALTH, "if streak < self.rates.limit(probe.kind):", "if streak < 1:", HOST, "f1_r11"),
+    "f2 the streak of requests": Mutant(HEALTH, "doubted = look.failures >= self.rates.request_failures and", "doubted = False and", HOST, "every_request_fails"),
+    "f2 the silence of requests": Mutant(HEALTH, "return bool(pulse.look.in_flight) and now", "return False and now", HOST, "generations_hang"),
+    "f2 a full engine is no healthy one": Mutant(HEALTH, "        if problem is None and not self._silent(pulse, now):\n            return None", "        if problem is None:\n            return self._good(pulse, probe, now)", PURE, "f2_a_canary"),
+    "f2 the canary at the start": Mutant(ENGINES, "await control.canary(limit)", "pass", HOST, "green_light"),
+    "f3 one probe at a time": Mutant(HEALTH, "if pulse.asked is not None or pulse.condemned:", "if pulse.condemned:", PURE, "f3"),
+    "f4 the default limits": Mutant(HEALTH, "progress_within: float = 25.0", "progress_within: float = 0.5", PURE, "f4"),
+    "f5 descendants": Mutant("supervisor/host/processes/proc.py", "if stat.pid not in known and stat.start >= born", "if False and stat.start >= born", HOST, "f5_r15"),
+    "f6 ports before confirmed": Mutant(LIFE, "if isinstance(group, EngineId) and (held :=", "if False and (held :=", HOST, "f6_r16"),
+    "f6 unconfirmed is stuck": Mutant(GROUPS, "case GroupGone(confirmed=True):", "case GroupGone(confirmed=_):", RULES, "f6_not"),
+    "f6 stuck keeps its lease": Mutant(ENDINGS, "engine.turn(Turn.UNCONFIRMED, desk.now)", "engine.turn(Turn.UNCONFIRMED, desk.now); desk.leases.release(engine.id)", RULES, "f6"),
+    "f6 stuck withholds what it had no lease of": Mutant(ENDINGS, "    desk.leases.withhold(engine.gpus, engine.id, f\"{engine.id} is stuck: {note}\")\n", "", ENDS, "f6_one_that_died_asleep"),
+    "f5 nobody has it while it is measured": Mutant("supervisor/scheduler/leases.py", "and gpu not in self._fences and gpu not in self._withheld", "and gpu not in self._fences", ENDS, "f5_nobody"),
+    "f6 the deadline of an end": Mutant(ENDINGS, "limit = limits.end + limits.release  #", "limit = 1e9  #", ENDS, "f6_an_end"),
+    "f6 the deadline of its measurement": Mutant(ENDINGS, "within=limits.release), limits.release + limits.order)", "within=limits.release), 1e9)", ENDS, "f6_an_end"),
+    "f6 an end that fails is stuck": Mutant(GROUPS, "        engine_teardown.unconfirmed(desk, engine, Cause.ACTION, reason)\n", "        pass\n", ENDS, "f6_an_end"),
+    "f6 a port of a stranger": Mutant(LIFE, "                if port is None:\n", "                if False:\n", HOST, "f6_a_strangers"),
+    "f6 who has left home is no stranger": Mutant(STRANGERS, "    return False  # it is below us", "    return True  # it is below us", "tests/supervisor/host/test_foreign.py"),
+    "f6 who was seen in the group is no stranger": Mutant(STRANGERS, "return pid not in own and (", "return (", "tests/supervisor/host/test_foreign.py"),
+    "f5 memory before the next life": Mutant(ENDINGS, "    if not engine.gone:\n        limit = limits.end", "    if engine.gone:\n        gone(desk, engine)\n    elif not engine.gone:\n        limit = limits.end", RULES, "f5_memory"),
+    "f5 memory of one that died asleep": Mutant(ENDINGS, "    elif not desk.leases.held_by(engine.id):  #", "    elif False:  #", ENDS, "f5"),
+    "f5 memory of others on a lent GPU": Mutant(ENDINGS, "if leases.lease(gpu) is None and gpu not in fences)", "if gpu not in fences)", ENDS, "f5_what"),
+    "f7 a port that is passed over is told once": Mutant(PORTS, "        if port not in self._told:", "        if True:", WINDOWS, "told_once"),
+    "f7 another supervisor's ports": Mutant(PORTS, "elsewhere = marks if not self._ours(marks) else elsewhere", "pass", WINDOWS, "another_supervisor"),
+    "f7 ports that can be bound": Mutant(PORTS, "blocked = next((port for port in window if not can_bind(port)), None)", "blocked = None", "tests/supervisor/host/test_ports.py", "passed_over_and_its_holder"),
+    "f8 identity of the listener": Mutant("engines/control.py", "if status not in (401, 403):", "if False:", HOST, "f8"),
+    "f9 an exit of any member": Mutant(SCHEDULER, "if engine.incarnation == incarnation:\n                engines.fail(self.desk, engine, Cause.EXIT", "if event.member == 0 and engine.incarnation == incarnation:\n                engines.fail(self.desk, engine, Cause.EXIT", HOST, "f9_r4 and per-gpu-2"),
+    "f9 an exit in the tree": Mutant(LIFE, "if exit_.index is None and not living.stopping:", "if False:", HOST, "f9_a_process"),
+    "f9 collateral before it is ready": Mutant(RECOVERIES, "for index in range(members) if", "for index in range(len(engine.pids)) if", ENDS, "collateral"),
+    "f9 unrouted first": Mutant(ENDINGS, "if not engine.told_lost and pipeline.gateway.up:", "if False:", RULES, "f9"),
+    "f10 the state after the probe": Mutant(HEALTH, "(look.incarnation, look.epoch) != (probe.incarnation, probe.epoch)", "False", PURE, "f10"),
+    "f10 nothing asked in a control call": Mutant(HEALTH, "if look.mode is Mode.QUIET:\n            return None", "if False:\n            return None", PURE, "f10"),
+    "f11 the version that is said": Mutant(GROUPS, "version != action.version:", "False:", HOST, "f11_r7 and wrong"),
+    "f11 the published version": Mutant(GROUPS, "    elif engine.version != pipeline.published:\n        engine.turn(Turn.STALE", "    elif False:\n        engine.turn(Turn.STALE", "tests/supervisor/simulate", "seed"),
+    "f12 memory after a release": Mutant("supervisor/runtime/gpu_memory.py", "held = [verdict for verdict in verdicts if not verdict.empty]", "held = [verdict for verdict in verdicts if False]", HOST, "releases_nothing"),
+    "f12 the deadline of a pause's measurement": Mutant(GROUPS, "    if isinstance(action, StopGroup | Measure) and engine.state is not EngineState.PAUSING:", "    if isinstance(action, Measure) and engine.state is EngineState.PAUSING:\n        pass\n    elif isinstance(action, StopGroup | Measure):", ENDS, "f12"),
+    "f13 the first wait": Mutant(HEALTH, "            pulse.quiet_since = now\n        pulse.forgiven", "            pulse.quiet_since = now\n        if look.epoch != before.epoch:\n            pulse.next = {kind: now + self.rates.every(kind) for kind in pulse.next}\n        pulse.forgiven", PURE, "f13"),
+    "f14 nobody has to undo a pause": Mutant(HEALTH, "if look.mode is Mode.QUIET:\n            return None", "if look.mode is Mode.QUIET:\n            pulse.condemned = True\n            return None", PURE, "f14"),
+    "f14 a dropped probe is over": Mutant(HEALTH, "        pulse.asked = None\n        pulse.next[probe.kind] =", "        if look is not None and look.epoch == probe.epoch:\n            pulse.asked = None\n        pulse.next[probe.kind] =", PURE, "f14"),
+    "f15 probes beside each other": Mutant(PROBES, "tasks.start_soon(self._ask, probe, name=f\"probe {probe.engine}\")", "await self._ask(probe)", HOST, "f15"),
+    "f16 routes belong to a life": Mutant(FLEET, "if known and known.incarnation > order.incarnation:", "if known:", HOST, "f16_a_restarted"),
+    "f16 no room is no failure": Mutant(FLEET, "self.failures += not busy", "self.failures += 1", "tests/engines/gateway/test_dispatch.py", "f16_no_room"),
+    "f17 the deadline of a start": Mutant(GROUPS, "limit = min(limits.start, limits.attempt)", "limit = 1e6", RULES, "f17"),
+    "f18 the budget": Mutant("supervisor/scheduler/groups/restarts.py", "if count > self.limit:", "if False:", RULES, "f18"),
+    "f19 code 0": Mutant(LIFE, "        self._site.feed(MemberExited(group=group, incarnation=incarnation, member=member.index, code=code, note=note))", "        if code:\n            self._site.feed(MemberExited(group=group, incarnation=incarnation, member=member.index, code=code, note=note))", HOST, "f19"),
+    "f20 two starts at a time": Mutant(GROUPS, "if starting >= desk.box.rules.max_starting or", "if", RULES, "f20"),
+    "f21 streaks die with a life": Mutant(HEALTH, "if pulse is None or pulse.look.incarnation != look.incarnation:", "if pulse is None:", PURE, "f21"),
+    "f21 verdicts about the dead": Mutant(SCHEDULER, "if engine.incarnation == incarnation:\n                engines.fail(self.desk, engine, cause", "if True:\n                engines.fail(self.desk, engine, cause", RULES, "f21"),
+    "f22 the guardian ends everything": Mutant("supervisor/host/processes/guardian.py", "        for pid in left:\n            kill(pid)", "        for pid in ():\n            kill(pid)", HOST, "f22"),
+    "f22 the next start sweeps": Mutant("supervisor/attempt/sweep.py", "killed = [stat.pid for stat in found if _kill(stat.identity)]", "killed: list[int] = []", "tests/supervisor/attempt/test_journal.py", "swept or double_kill"),
+    "f23 tokens of the dead": Mutant("engines/gateway/core/continuation.py", "\"input_ids\": [*request.prompt, *ids],", "\"input_ids\": [*request.prompt],", HOST, "f23"),
+    "f24 our own lateness": Mutant(PROBES, "self.health.lagged(time.monotonic())", "pass", HOST, "f24"),
+    "f24 our own lateness, pure": Mutant(HEALTH, "if self._late is not None and self._late >= probe.began:", "if False:", PURE, "f24"),
+    "f25 killed before anything starts": Mutant(LIFE, "            living.group.kill(health.release_deadline_s) if action.kill else", "            _nobody() if action.kill else", HOST, "f25 and one-1"),
+    "r1 a program that cannot be executed": Mutant("supervisor/host/processes/child.py", "    if said:\n", "    if False:\n", "tests/supervisor/host/test_processes.py", "failures_to_start"),
+    "r10 liveness": Mutant(HEALTH, "return Kind.LIVENESS if pulse.next[Kind.LIVENESS] <= now else None", "return None", PURE, "hung_process"),
+    "r15 KILL after the grace": Mutant("supervisor/host/processes/group.py", "        return await self.kill(kill_s)", "        return frozenset()", "tests/supervisor/host/test_processes.py", "stubborn"),
+    "r18 memory of strangers": Mutant("supervisor/host/gpus/emptiness.py", "used = usage.total[gpu]", "used = sum(groups.values())", "tests/supervisor/host/test_emptiness.py", "within_residuals"),
+    "the mass guard": Mutant(HEALTH, "if not pulse.rechecked and self._many():", "if False:", PURE, "all_probes_fail_once"),
+    "tokens outweigh a probe": Mutant(HEALTH, "if problem == \"\" or pulse.sign > probe.began:", "if problem == \"\":", PURE, "tokens_outweigh or whoever"),
+    "tokens instead of a probe": Mutant(HEALTH, "            pulse.next[kind] = now + self.rates.every(kind)\n\n    def _due", "            pass\n\n    def _due", PURE, "better_probe"),
+    "a verdict is told once": Mutant(HEALTH, "        pulse.condemned = True\n", "", PURE, "told_once"),
+    "a sleeping one is not asked for tokens": Mutant(HEALTH, "return Kind.ASLEEP if pulse.next[Kind.ASLEEP] <= now else None", "pass", PURE, "sleeping"),
+    "sleeping ones are watched": Mutant(PROBES, ", EngineState.PAUSED: Mode.ASLEEP", "", HOST, "sleeping_engine_that_hangs"),
+    "the attempt's deadline": Mutant(GROUPS, "max(0.0, min(limit, engine.attempt_until - desk.now))", "limit", RULES, "one_attempt"),
+    "a stop ends a failure that waits": Mutant(GROUPS, "        recoveries.close(desk, engine, \"stopped\")\n", "        pass\n", ENDS, "a_stop_while"),
+    "an end of the run is no restart": Mutant(ENDINGS, "    if not failed or ending(desk, desk.fleet.pipelines[engine.id.pipeline]):", "    if not failed:", ENDS, "a_stop_while"),
+    "stuck at the end is told": Mutant(GROUPS, "        recoveries.close(desk, engine, \"stuck\")\n", "        pass\n", ENDS, "stuck_at_the_end"),
+    "asleep is well": Mutant(GROUPS, "        recoveries.close(desk, engine, \"asleep\")\n", "", ENDS, "nobody_wants"),
+    "a gentle end that fails is a failure": Mutant(ENDINGS, "        recoveries.begin(desk, engine, cause,", "        (lambda *_: None)(desk, engine, cause,", ENDS, "gentle"),
+    "a failure is counted at once": Mutant(METRICS, "                self._failed(fault)\n", "                pass\n", ENDS, "counted"),
+    "nothing runs on a failed one": Mutant(GROUPS, "    engine.in_flight = 0  #", "    pass  #", ENDS, "pids_are_shown"),
+    "a late report about a failed one": Mutant("supervisor/scheduler/groups/gateways.py", " and engine.can(Turn.STOP):  # else", ":  # else", ENDS, "pids_are_shown"),
+    "r18 a stranger's memory, at the end of a lease": Mutant("supervisor/scheduler/groups/trainers.py", "if fence_strangers(desk, trainer.id, answer):", "if False:", ENDS, "r18_a_strangers_memory_is_no_fault_of_the_trainer"),
+    "r18 a stranger's memory is nobody's fault": Mutant(GROUPS, "    if fence_strangers(desk, engine.id, held):", "    if False:", ENDS, "r18"),
+    "r18 a stranger's GPU is fenced": Mutant("supervisor/scheduler/groups/lease_violations.py", "        desk.leases.fence(gpu, f\"held by something that is not ours: {held.note}\")\n", "        pass\n", ENDS, "r18"),
+    "r18 only who is certainly a stranger": Mutant("supervisor/runtime/gpu_memory.py", "if not self._names_ours or all(", "if all(", "tests/supervisor/host/test_gpus.py", "too_much"),
+    "an operator's restart is free": Mutant(ENDINGS, "if engine.fault is not None and engine.fault.cause is Cause.OPERATOR:\n        return", "", RULES, "operators_restart"),
+    "drain ends the processes": Mutant(GROUPS, "case EngineState.PAUSED if engine.drained:", "case EngineState.PAUSED if False:", RULES, "drain"),
+    "an error of an engine is not ours": Mutant(ENGINES, "        except EngineError as error:  # not out of the task group, which would wrap it\n            failure.append(error)", "        except ZeroDivisionError:\n            pass", HOST, "f8"),
+    "a lent GPU starts nothing": Mutant(GROUPS, "if wanted and not leave and desk.leases.all_free(engine.gpus):", "if wanted and not leave:", "tests/supervisor/simulate", "seed"),
+}  # fmt: skip
+
+
+LISTS = {"groups": MUTANTS, "scheduler": scheduler_mutants.MUTANTS}
+EVERY = {**MUTANTS, **scheduler_mutants.MUTANTS}
+
+
+def kill(name: str) -> dict[str, object]:
+    """Says which test did it, or that none did."""
+    try:
+        return {"killed_by": killer(EVERY[name])}
+    except Survived as error:
+        return {"killed_by": None, "survived": str(error)}
+
+
+def main(words: list[str]) -> int:
+    if unknown := [word for word in words if word not in LISTS and word not in EVERY]:
+        raise SystemExit(f"no mutant {unknown[0]!r}, and no list of that name ({', '.join(LISTS)})")
+    found: list[dict[str, object]] = []
+    for name in (word for word in words if word in EVERY):  # by name: again, whatever was written down
+        found.append({"case": name, **kill(name)})
+        print(f"{name}: {found[-1]['killed_by'] or found[-1]['survived']}", flush=True)
+    for part in [word for word in words if word in LISTS] or ([] if words else list(LISTS)):
+        found += run(f"mutants_{part}", LISTS[part], kill)
+    alive = [str(record["case"]) for record in found if record["killed_by"] is None]
+    print(f"{len(found) - len(alive)} of {len(found)} mutants are caught{'; these survive: ' + ', '.join(alive) if alive else ''}")
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

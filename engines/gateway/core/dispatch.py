@@ -1,0 +1,351 @@
+"""Samples in, assignments out: which request goes to which engine, and what becomes of it when the engine goes. PURE.
+
+`handle(event, now) -> list[events.Effect]`: nothing else decides anything in the gateway. What holds after every call:
+an engine never has more than `slots` attempts of ours; an attempt starts only on a routed engine with the newest version;
+each asker gets exactly one outcome; tokens that have reached us are never generated again (but for `whole` requests, see `seams`,
+and for what `versions` wants begun anew).
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from engines.gateway.core import continuation, events, hearing
+from engines.gateway.core.attempts import PATIENCE, Attempts
+from engines.gateway.core.engines import Engine, Fleet
+from engines.gateway.core.ordering.affinity import Affinity
+from engines.gateway.core.ordering.forecast import Outlook
+from engines.gateway.core.ordering.waiting import MAX_WAITING, Waiting
+from engines.gateway.core.publish_policy import VersionRule
+from engines.gateway.core.records import Attempt, Phase, Rollout, Sample
+from engines.gateway.core.rollouts import Rollouts
+from engines.gateway.core.samples import Failure, Outcome, SampleKey, State
+from trainers.protocol import gateway_messages
+
+_CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
+
+
+class Dispatch:
+    """`seed`: the pipeline's. `eos`: token ids at which the model ends. `decode`: tokens to text, for stop strings at a seam (None: no tokenizer).
+
+    `rule`: what becomes of samples in flight when weights are published. `prefix_slack`: see `Affinity`. `abort_patience`: see `attempts.PATIENCE`.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        eos: frozenset[int] = frozenset(),
+        decode: continuation.Decode | None = None,
+        max_waiting: int = MAX_WAITING,
+        rule: VersionRule | None = None,
+        prefix_slack: float | None = None,
+        abort_patience: float = PATIENCE,
+    ) -> None:
+        self.fleet = Fleet()
+        self.rollouts = Rollouts()
+        self._seed, self._eos, self._decode = seed, eos, decode
+        self._rule = rule or VersionRule()
+        self._attempts = Attempts(abort_patience)
+        self._askers: dict[int, Sample] = {}
+        self._outlook = Outlook()
+        self._waiting = Waiting(self._outlook, Affinity(prefix_slack), max_waiting)
+        self._hopeless = ""
+        self._counter = 0
+        self._effects: list[events.Effect] = []
+        self._now = 0.0
+
+    @property
+    def deadline(self) -> float | None:
+        """When it next wants a `Tick`, on the clock of `now`; None: only when something happens."""
+        rested = self.fleet.next_rested() if self._waiting else None
+        dues = [due for due in (self._attempts.deadline, self.rollouts.deadline(), rested) if due is not None]
+        return min(dues, default=None)
+
+    def progress(self) -> gateway_messages.Progress:
+        return gateway_messages.Progress(self.rollouts.progress(lambda rollout: self._outlook.work(rollout, self._now)), self.fleet.loads())
+
+    def handle(self, event: events.Event, now: float) -> list[events.Effect]:
+        """Take one event at `now` (seconds of a clock that never goes back); returns what is to be done, in order."""
+        self._now, self._effects = now, []
+        match event:
+            case events.Tokens():
+                self._tokens(event)
+                return self._effects
+            case events.Ended():
+                self._ended(event)
+            case events.Ask():
+                self._ask(event)
+            case events.Leave():
+                self._leave(event.asker)
+            case events.Tick():
+                pass
+            case _:
+                self._order(event)
+        self._overdue()
+        self._dispatch()
+        return self._effects
+
+    # ---- orders of the supervisor
+
+    def _order(self, order: gateway_messages.Order) -> None:
+        attempts: list[Attempt] = []
+        newest = self.fleet.newest
+        match order:
+            case gateway_messages.Route():
+                if (replaced := self.fleet.route(order)) is not None:
+                    self._lose(replaced)
+            case gateway_messages.Unroute():
+                self.fleet.unroute(order.engine, order.incarnation)
+                self.fleet.published(order.version)
+            case gateway_messages.Drain():
+                if (engine := self.fleet.unroute(order.engine, order.incarnation)) is not None:
+                    attempts = self._attempts.on(engine)
+            case gateway_messages.Lost():
+                if (engine := self.fleet.unroute(order.engine, order.incarnation)) is not None:
+                    self._lose(engine)
+            case gateway_messages.OpenRollout():
+                self._open(order)
+            case gateway_messages.CloseRollout():
+                attempts = self._close(order.rollout)
+            case gateway_messages.Forget():
+                self._forget()
+            case gateway_messages.Hopeless():
+                self._set_hopeless(order.reason)
+        if self.fleet.newest > newest:
+            attempts += [one for one in self._attempts if one.sample and self._rule.must_stop(one.sample, self.fleet.newest)]
+        for attempt in attempts:
+            self._abort(attempt)
+        self._effects += self._attempts.promise(order.order, attempts)
+
+    def _open(self, order: gateway_messages.OpenRollout) -> None:
+        self._outlook.lengths.settle()
+        rollout = self.rollouts.open(order.rollout, order.target, self._now)
+        for sample in rollout.samples.values():
+            if sample.state is State.WAITING:
+                self._waiting.push(sample)
+
+    def _close(self, number: int) -> list[Attempt]:
+        rollout = self.rollouts.get(number)
+        if rollout is None or rollout.phase is Phase.CLOSED:
+            return []
+        if rollout.phase is Phase.EXPECTED:
+            self._end_expected(rollout, Failure(404, "rollout_closed", f"rollout {number} is closed"))
+            return []
+        self.rollouts.close(rollout)
+        attempts = []
+        for sample in list(rollout.samples.values()):
+            sample.closing = True
+            if sample.state is State.WAITING:
+                self._complete(sample, _CLOSED)
+            elif sample.attempt is not None:
+                attempts.append(sample.attempt)
+        return attempts
+
+    def _forget(self) -> None:
+        gone = Failure(404, "rollout_closed", "the trainer has ended, and its rollouts with it")
+        for rollout in self.rollouts.forget():
+            for sample in list(rollout.samples.values()):
+                if sample.state is not State.DONE:
+                    self._discard(sample, gone)
+
+    def _set_hopeless(self, reason: str) -> None:
+        self._hopeless = reason
+        if reason:
+            failure = Failure(503, "no_engine", reason)
+            for rollout in list(self.rollouts):
+                for sample in [sample for sample in rollout.samples.values() if sample.state is State.WAITING]:
+                    self._discard(sample, failure)
+
+    # ---- those who ask
+
+    def _ask(self, ask: events.Ask) -> None:
+        rollout = self.rollouts.place(ask.rollout, self._now)
+        if rollout is None:
+            self._effects.append(events.Deliver(ask.asker, Failure(404, "rollout_closed", f"rollout {ask.rollout} is closed")))
+            return
+        key = SampleKey(rollout.number, ask.token) if ask.token is not None else SampleKey(rollout.number, "", self._next())
+        sample = rollout.samples.get(key)
+        if sample is None:
+            if (refusal := self._no_room(rollout)) is not None:
+                self._effects.append(events.Deliver(ask.asker, refusal))
+                return
+            prompt = hash(ask.request.prompt.tobytes())
+            sample = rollout.samples[key] = Sample(key, ask.request, rollout, self._next(), key.seed(self._seed), prompt)
+            rollout.move(None, State.WAITING, self._now)
+            self._waiting.count += 1
+            self._outlook.joined(sample)
+            if rollout.phase is Phase.OPEN:
+                self._waiting.push(sample)
+        elif sample.request.fingerprint != ask.request.fingerprint:
+            text = f"sample {ask.token!r} of rollout {rollout.number} was first asked with another prompt or other parameters"
+            self._effects.append(events.Deliver(ask.asker, Failure(409, "sample_mismatch", text)))
+            return
+        if ask.streams and sample.ids and not sample.request.whole:
+            sample.streamed = True
+            self._effects.append(events.Grew(ask.asker, sample.ids.tolist(), sample.logprobs.tolist()))
+        if sample.outcome is not None:
+            self._effects.append(events.Deliver(ask.asker, sample.outcome))
+        else:
+            sample.askers[ask.asker] = ask.streams
+            self._askers[ask.asker] = sample
+
+    def _no_room(self, rollout: Rollout) -> Failure | None:
+        if rollout.phase is Phase.CLOSED:
+            return Failure(404, "rollout_closed", f"rollout {rollout.number} is closed")
+        if self._hopeless:
+            return Failure(503, "no_engine", self._hopeless)
+        return self._waiting.full(rollout)
+
+    def _leave(self, asker: int) -> None:
+        sample = self._askers.pop(asker, None)
+        if sample is None:
+            return
+        del sample.askers[asker]
+        if not sample.askers:
+            self._discard(sample, None)
+
+    # ---- what engines say
+
+    def _tokens(self, event: events.Tokens) -> None:
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None or (sample := attempt.sample) is None:
+            return
+        grown, cut = hearing.take(attempt, sample, event, self._decode)
+        self._effects.extend(grown)
+        if cut is not None:
+            self._stop_at(attempt, sample, *cut)
+
+    def _stop_at(self, attempt: Attempt, sample: Sample, count: int, matched: str) -> None:
+        """The sample is complete although its engine does not see it."""
+        sample.spans += attempt.spans(len(sample.ids))
+        sample.keep(count)
+        attempt.sample = sample.attempt = None
+        self._abort(attempt)
+        self._complete(sample, {"type": "stop", "matched": matched})
+
+    def _ended(self, event: events.Ended) -> None:
+        attempt = self._attempts.get(event.attempt)
+        if attempt is None:
+            return  # cut before this came: an answer of the dead
+        self._effects += self._attempts.release(attempt)
+        sample, end = attempt.sample, event.end
+        hearing.judge(attempt, end, self._now)
+        if sample is None:
+            return
+        if isinstance(end, events.Finished) and not hearing.aborted(end):
+            self._complete(sample, end.reason, end.meta)
+        elif (failure := hearing.refusal(attempt, sample, end, self._now)) is not None:
+            self._settle(sample, failure)
+        else:
+            self._again(sample)
+
+    def _again(self, sample: Sample) -> None:
+        """Its engine is gone; the rest is to be made elsewhere, if there is a rest."""
+        if sample.request.whole:
+            if sample.closing:
+                self._complete(sample, _CLOSED)
+                return
+            sample.restart()
+        elif reason := continuation.ended(sample.request, sample.ids, self._eos, self._decode):
+            self._complete(sample, reason)
+            return
+        if sample.closing:
+            self._complete(sample, _CLOSED)
+            return
+        self._renew(sample)
+        self._move(sample, State.WAITING)
+        if self._hopeless:
+            self._discard(sample, Failure(503, "no_engine", self._hopeless))
+        else:
+            self._waiting.push(sample)
+
+    def _renew(self, sample: Sample) -> None:
+        """Forget its tokens, if they may not go on under the newest weights."""
+        if self._rule.must_restart(sample, self.fleet.newest):
+            sample.restart()
+
+    def _move(self, sample: Sample, state: State) -> None:
+        if sample.state is not state:
+            self._waiting.count += (state is State.WAITING) - (sample.state is State.WAITING)
+            sample.rollout.move(sample.state, state, self._now)
+            sample.state = state
+
+    def _complete(self, sample: Sample, reason: Mapping[str, Any], meta: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self._settle(sample, sample.answer(reason, meta))
+
+    def _settle(self, sample: Sample, outcome: Outcome) -> None:
+        """The sample is done: everybody who asked gets the outcome, and whoever asks later, if it has a name."""
+        self._move(sample, State.DONE)
+        sample.outcome = outcome
+        for mate in self._outlook.ended(sample, outcome):
+            self._waiting.moved(mate)
+        self._deliver(sample, outcome)
+        if sample.key.anonymous:
+            sample.rollout.samples.pop(sample.key, None)
+
+    def _discard(self, sample: Sample, failure: Failure | None) -> None:
+        """The sample never was: nobody wants it (no failure), or nobody can make it."""
+        self._waiting.count -= sample.state is State.WAITING
+        sample.rollout.move(sample.state, None, self._now)
+        sample.state = State.DONE
+        self._outlook.ended(sample, None)
+        sample.rollout.samples.pop(sample.key, None)
+        if failure is not None:
+            self._deliver(sample, failure)
+        if (attempt := sample.attempt) is not None:
+            attempt.sample = sample.attempt = None
+            self._abort(attempt)
+
+    def _deliver(self, sample: Sample, outcome: Outcome) -> None:
+        for asker in sample.askers:
+            del self._askers[asker]
+            self._effects.append(events.Deliver(asker, outcome))
+        sample.askers.clear()
+
+    # ---- attempts
+
+    def _dispatch(self) -> None:
+        self.fleet.wake(self._now)
+        while (pair := self._waiting.next(self.fleet, self._now)) is not None:
+            sample, engine = pair
+            self._renew(sample)
+            self._move(sample, State.IN_FLIGHT)
+            self._effects.append(self._attempts.begin(self._next(), sample, engine))
+
+    def _lose(self, engine: Engine) -> None:
+        """Everything on it goes on elsewhere, at once."""
+        engine.routed = False
+        for attempt in self._attempts.on(engine):
+            self._cut(attempt)
+
+    def _abort(self, attempt: Attempt) -> None:
+        self._effects += self._attempts.abort(attempt, self._now)
+
+    def _cut(self, attempt: Attempt) -> None:
+        self._effects.append(events.Cut(attempt.number))
+        self._effects += self._attempts.release(attempt)
+        if attempt.sample is not None:
+            self._again(attempt.sample)
+
+    # ---- time
+
+    def _overdue(self) -> None:
+        for attempt in self._attempts.impatient(self._now):
+            attempt.engine.failures += 1
+            attempt.engine.rest(self._now)
+            self._cut(attempt)
+        for rollout in self.rollouts.overdue(self._now):
+            if rollout.phase is Phase.EXPECTED:
+                self._end_expected(rollout, Failure(404, "rollout_unknown", f"rollout {rollout.number} has not been opened"))
+            else:
+                self.rollouts.close(rollout)
+
+    def _end_expected(self, rollout: Rollout, failure: Failure) -> None:
+        self.rollouts.drop(rollout)
+        for sample in list(rollout.samples.values()):
+            self._discard(sample, failure)
+
+    def _next(self) -> int:
+        self._counter += 1
+        return self._counter

@@ -1,0 +1,112 @@
+"""The rollouts of one pipeline in the gateway: which are open, whose answers are kept, which one a request belongs to. PURE."""
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from engines.gateway.core.records import Phase, Rollout
+from trainers.protocol.gateway_messages import RolloutProgress
+
+QUIET: Final = 5.0
+"""Seconds with nothing waiting or running after which an implicit rollout closes."""
+GRACE: Final = 8.0
+"""Seconds for which a request may name a rollout that is not open yet (the gateway has just restarted, or the order is on its way)."""
+KEPT_OPENS: Final = 2
+"""Answers of a closed rollout are kept until this many others have opened after it."""
+
+
+class Rollouts:
+    """All rollouts that are known. Those that fall out of it (forgotten, replaced, kept long enough) are returned to the caller."""
+
+    def __init__(self) -> None:
+        self._rollouts: dict[int, Rollout] = {}
+        self._serial = 0
+        self._implicit = 0
+        self._last_closed = -1
+
+    def __iter__(self) -> Iterator[Rollout]:
+        return iter(self._rollouts.values())
+
+    def get(self, number: int) -> Rollout | None:
+        return self._rollouts.get(number)
+
+    def open(self, number: int, target: int, now: float) -> Rollout:
+        """Open it, or raise the target of an open one. A closed one of that number begins anew."""
+        rollout = self._rollouts.get(number)
+        if rollout is None or rollout.phase is Phase.CLOSED:
+            rollout = self._new(number, Phase.OPEN, now)
+            self._expire_answers(rollout)
+        elif rollout.phase is Phase.EXPECTED:
+            rollout.phase, rollout.since = Phase.OPEN, now
+            self._expire_answers(rollout)
+        rollout.target = target
+        return rollout
+
+    def open_implicit(self, now: float) -> Rollout:
+        self._implicit -= 1
+        rollout = self._new(self._implicit, Phase.OPEN, now)
+        self._expire_answers(rollout)
+        return rollout
+
+    def expect(self, number: int, now: float) -> Rollout | None:
+        """A place to wait for a rollout that may be about to open; None if it has been and gone."""
+        if number <= self._last_closed:
+            return None
+        return self._new(number, Phase.EXPECTED, now)
+
+    def place(self, number: int | None, now: float) -> Rollout | None:
+        """Where a request belongs that names rollout `number`, or none; None if that has been and gone."""
+        if number is not None:
+            return self.get(number) or self.expect(number, now)
+        return self.oldest_open() or self.open_implicit(now)
+
+    def oldest_open(self) -> Rollout | None:
+        """Where a request without a rollout belongs: a trainer's own rollout before an implicit one."""
+        candidates = (rollout for rollout in self if rollout.phase is Phase.OPEN)
+        return min(candidates, key=lambda rollout: (rollout.implicit, rollout.serial), default=None)
+
+    def close(self, rollout: Rollout) -> None:
+        rollout.phase = Phase.CLOSED
+        self._last_closed = max(self._last_closed, rollout.number)
+
+    def drop(self, rollout: Rollout) -> None:
+        self._rollouts.pop(rollout.number, None)
+
+    def forget(self) -> list[Rollout]:
+        """Everything goes; numbers may come again."""
+        gone = list(self)
+        self._rollouts.clear()
+        self._last_closed = -1
+        return gone
+
+    def overdue(self, now: float) -> list[Rollout]:
+        """Implicit rollouts that have been quiet and expected ones that did not open."""
+        return [rollout for rollout in self if (due := self._due(rollout)) is not None and due <= now]
+
+    def deadline(self) -> float | None:
+        return min((due for rollout in self if (due := self._due(rollout)) is not None), default=None)
+
+    def progress(self, work: Callable[[Rollout], tuple[float, float]]) -> tuple[RolloutProgress, ...]:
+        """Of the open ones; `work` says what is expected of one."""
+        return tuple(rollout.progress(work(rollout)) for rollout in self if rollout.phase is Phase.OPEN)
+
+    @staticmethod
+    def _due(rollout: Rollout) -> float | None:
+        if rollout.phase is Phase.EXPECTED:
+            return rollout.since + GRACE
+        if rollout.phase is Phase.OPEN and rollout.implicit and rollout.idle:
+            return rollout.since + QUIET
+        return None
+
+    def _new(self, number: int, phase: Phase, now: float) -> Rollout:
+        self._serial += 1
+        rollout = self._rollouts[number] = Rollout(number, self._serial, phase, now)
+        return rollout
+
+    def _expire_answers(self, opened: Rollout) -> None:
+        """Count the opening for those before it. An implicit rollout does not push out a trainer's answers."""
+        for rollout in list(self):
+            if rollout is opened or (opened.implicit and not rollout.implicit):
+                continue
+            rollout.opened_after += 1
+            if rollout.phase is Phase.CLOSED and rollout.opened_after >= KEPT_OPENS:
+                self.drop(rollout)

@@ -1,0 +1,173 @@
+"""SGLang's own `POST /generate`, and our clients' `POST /rollouts/{rollout}/samples`."""
+
+from typing import Any, Final
+from uuid import uuid4
+
+import msgspec
+from aiohttp import web
+
+from engines.gateway.core.events import Deliver, Grew
+from engines.gateway.core.samples import Answer, Failure, Request
+from engines.gateway.routes import request_bodies
+from engines.gateway.routes.asking import Asking, hinted, identity, names, number, open_stream
+from engines.gateway.routes.errors import RequestError
+from engines.gateway.routes.text import Text, TextStream
+from engines.gateway.shell import Exchange
+
+DONE: Final = b"data: [DONE]\n\n"
+_NOT_THE_SAMPLES: Final = frozenset({"rollout_closed", "rollout_unknown", "no_engine", "full"})
+"""Failures that say nothing of the samples themselves: asking again later may help, so they are the whole answer's."""
+SSE_ALIVE: Final = b": keep-alive\n\n"
+
+
+class Native:
+    """The two routes, over one exchange."""
+
+    def __init__(self, exchange: Exchange, text: Text) -> None:
+        self._exchange, self._text = exchange, text
+
+    async def samples(self, request: web.Request) -> web.StreamResponse:
+        """One line of JSON a sample, as it finishes; a blank line is a keep-alive."""
+        rollout = number(request.match_info["rollout"], "the rollout")
+        asked = request_bodies.our_samples(await request.read(), self._text)
+        tokens = [str(sample) for sample, _ in asked]
+        async with Asking(self._exchange, hinted(request, [one for _, one in asked]), rollout, tokens) as asking:
+            first = await asking.begin(_NOT_THE_SAMPLES)
+            response = await open_stream(request, "application/x-ndjson")
+            for item in first:
+                await response.write(self._line(asked, item))
+            async for arrival in asking.arrivals():
+                await response.write(b"\n" if arrival is None else self._line(asked, arrival))
+            await response.write_eof()
+        return response
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """One answer or a list of them; streamed, each event holds all tokens of its sample so far, as SGLang's do."""
+        rollout, token = identity(request)
+        known, requests, batch = request_bodies.generate(await request.read(), self._text)
+        requests = hinted(request, requests)
+        rids = self._rids(known.rid, len(requests))
+        tokens = names(token, len(requests))
+        if known.stream:
+            return await self._streamed(request, known, requests, rids, Asking(self._exchange, requests, rollout, tokens, streams=True))
+        async with Asking(self._exchange, requests, rollout, tokens) as asking:
+            answers = await asking.all()
+        made = [self._whole(known, one, answer, rid) for one, answer, rid in zip(requests, answers, rids, strict=True)]
+        return json_response(made if batch else made[0])
+
+    async def _streamed(
+        self, request: web.Request, known: request_bodies.Generate, requests: list[Request], rids: list[str], asking: Asking
+    ) -> web.StreamResponse:
+        growing = [_Growing(one, TextStream(self._text, one.params, one.stops)) for one in requests]
+
+        def event(item: tuple[int, Grew | Deliver]) -> bytes:
+            index, effect = item
+            extra = {"index": index} if len(requests) > 1 else {}
+            if isinstance(effect, Grew):
+                return sse({**growing[index].grow(effect, known, rids[index]), **extra})
+            if isinstance(effect.outcome, Failure):
+                return sse({**RequestError.of(effect.outcome).body(), **extra})
+            return sse({**self._whole(known, requests[index], effect.outcome, rids[index]), **extra})
+
+        async with asking:
+            first = await asking.begin()
+            response = await open_stream(request, "text/event-stream")
+            for item in first:
+                await response.write(event(item))
+            async for arrival in asking.arrivals():
+                await response.write(SSE_ALIVE if arrival is None else event(arrival))
+            await response.write(DONE)
+            await response.write_eof()
+        return response
+
+    def _line(self, asked: list[tuple[int, Request]], item: tuple[int, Grew | Deliver]) -> bytes:
+        index, effect = item
+        sample, request = asked[index]
+        assert isinstance(effect, Deliver), "samples are not asked as streams"
+        outcome = effect.outcome
+        line: dict[str, Any] = {"sample": sample}
+        if isinstance(outcome, Failure):
+            line["error"] = {"code": outcome.code, "message": outcome.message}
+        else:
+            line["output_ids"] = outcome.ids.tolist()
+            line["logprobs"] = outcome.logprobs.tolist()
+            line["finish_reason"] = outcome.finish_reason
+            line["spans"] = outcome.spans
+            line["text"] = self._text.answer(outcome.ids, outcome.finish_reason, request.params)
+        return msgspec.json.encode(line) + b"\n"
+
+    def _whole(self, known: request_bodies.Generate, request: Request, answer: Answer, rid: str) -> dict[str, Any]:
+        text = self._text.answer(answer.ids, answer.finish_reason, request.params)
+        return {"text": text, "output_ids": answer.ids.tolist(), "meta_info": meta_info(answer, rid, logprobs=bool(known.return_logprob))}
+
+    @staticmethod
+    def _rids(given: str | list[str] | None, count: int) -> list[str]:
+        if given is None:
+            return [uuid4().hex for _ in range(count)]
+        rids = [given] if isinstance(given, str) else given
+        if len(rids) == count:
+            return rids
+        return [f"{rids[0] if rids else uuid4().hex}_{index}" for index in range(count)]
+
+
+class _Growing:
+    """One sample of a stream: everything so far, each time."""
+
+    def __init__(self, request: Request, text: TextStream) -> None:
+        self._request, self._text = request, text
+        self._ids: list[int] = []
+        self._logprobs: list[float] = []
+
+    def grow(self, effect: Grew, known: request_bodies.Generate, rid: str) -> dict[str, Any]:
+        self._ids += effect.ids
+        self._logprobs += effect.logprobs
+        self._text.push(effect.ids)
+        meta: dict[str, Any] = {
+            "id": rid,
+            "finish_reason": None,
+            "prompt_tokens": len(self._request.prompt),
+            "completion_tokens": len(self._ids),
+        }
+        if known.return_logprob:
+            meta["output_token_logprobs"] = pairs(self._ids, self._logprobs)
+        return {"text": self._text.sent, "output_ids": self._ids, "meta_info": meta}
+
+
+def meta_info(answer: Answer, rid: str, *, logprobs: bool) -> dict[str, Any]:
+    """SGLang's meta_info, with `spans` beside `weight_versions`: which life of which engine made which tokens."""
+    versions: list[dict[str, Any]] = []
+    for span in answer.spans:
+        label = str(span.version)
+        if versions and versions[-1]["version"] == label:
+            versions[-1]["end"] = span.end
+        else:
+            versions.append({"version": label, "start": span.start, "end": span.end})
+    meta = {
+        **(answer.meta or {}),
+        "id": rid,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": len(answer.ids),
+        "cached_tokens": answer.cached_tokens,
+        "weight_version": versions[-1]["version"] if versions else None,
+        "weight_versions": versions,
+        "spans": answer.spans,
+    }
+    if not logprobs:
+        meta.pop("output_token_logprobs", None)
+    elif "output_token_logprobs" not in meta:
+        meta["output_token_logprobs"] = pairs(answer.ids.tolist(), answer.logprobs.tolist())
+    return meta
+
+
+def pairs(ids: list[int], logprobs: list[float]) -> list[tuple[float, int, None]]:
+    """SGLang's `output_token_logprobs`."""
+    return [(logprob, token, None) for token, logprob in zip(ids, logprobs, strict=True)]
+
+
+def sse(event: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(event) + b"\n\n"
+
+
+def json_response(body: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")

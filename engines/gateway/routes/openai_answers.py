@@ -1,0 +1,122 @@
+"""Answers in OpenAI's shapes: choices, log-probs, usage, the pieces of a stream."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import uuid4
+
+from engines.gateway.core.samples import Answer, Request
+from engines.gateway.routes.text import Text, TextStream
+
+_REASONS: Final = {"stop": "stop", "length": "length", "abort": "abort"}
+
+
+class Shape:
+    """One answer of `/v1/completions`, or (`chat`) of `/v1/chat/completions`. `top`: log-probs wanted, and of how many others (None: no)."""
+
+    def __init__(self, text: Text, model: str, *, chat: bool, top: int | None) -> None:
+        self._text, self._chat, self._top = text, chat, top
+        kind = "chat.completion" if chat else "text_completion"
+        self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid4().hex}", "created": int(time.time()), "model": model}
+        self._object = kind
+
+    def whole(self, requests: Sequence[Request], answers: Sequence[Answer]) -> dict[str, Any]:
+        choices = [self._choice(index, pair) for index, pair in enumerate(zip(requests, answers, strict=True))]
+        return {**self._head, "object": self._object, "choices": choices, "usage": usage(answers)}
+
+    def piece(self, index: int, text: str, *, ids: Sequence[int], logprobs: Sequence[float], answer: Answer | None) -> dict[str, Any]:
+        """One event of a stream; with `answer`, the last of its choice."""
+        choice: dict[str, Any] = {"index": index, "finish_reason": None if answer is None else reason(answer)}
+        if self._chat:
+            choice["delta"] = {"content": text}
+        else:
+            choice["text"] = text
+        choice["logprobs"] = self._logprobs(ids, logprobs, None)
+        if answer is not None:
+            choice["spans"] = answer.spans
+        return {**self._head, "object": self._streamed, "choices": [choice]}
+
+    def first(self, index: int) -> dict[str, Any] | None:
+        """A chat's stream begins with who speaks."""
+        if not self._chat:
+            return None
+        choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
+        return {**self._head, "object": self._streamed, "choices": [choice]}
+
+    def last(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        return {**self._head, "object": self._streamed, "choices": [], "usage": usage(answers)}
+
+    @property
+    def _streamed(self) -> str:
+        return "chat.completion.chunk" if self._chat else "text_completion"
+
+    def _choice(self, index: int, pair: tuple[Request, Answer]) -> dict[str, Any]:
+        request, answer = pair
+        text = self._text.answer(answer.ids, answer.finish_reason, request.params)
+        logprobs = self._logprobs(answer.ids.tolist(), answer.logprobs.tolist(), answer)
+        choice: dict[str, Any] = {"index": index, "finish_reason": reason(answer), "logprobs": logprobs}
+        choice.update({"message": {"role": "assistant", "content": text}} if self._chat else {"text": text})
+        choice["spans"] = answer.spans
+        return choice
+
+    def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float], answer: Answer | None) -> dict[str, Any] | None:
+        if self._top is None or (not ids and answer is None):
+            return None
+        tokens = [self._text.token(token) for token in ids]
+        tops = self._tops(len(ids), answer)
+        if self._chat:
+            content = [
+                {
+                    "token": token,
+                    "logprob": logprob,
+                    "bytes": list(token.encode()),
+                    "top_logprobs": [{"token": name, "logprob": value, "bytes": list(name.encode())} for value, name in top],
+                }
+                for token, logprob, top in zip(tokens, logprobs, tops, strict=True)
+            ]
+            return {"content": content, "refusal": None}
+        offsets = [0]
+        for token in tokens:
+            offsets.append(offsets[-1] + len(token))
+        return {
+            "tokens": tokens,
+            "token_logprobs": list(logprobs),
+            "top_logprobs": [{name: value for value, name in top} for top in tops] if self._top else None,
+            "text_offset": offsets[:-1],
+        }
+
+    def _tops(self, count: int, answer: Answer | None) -> list[list[tuple[float, str]]]:
+        """The engine's `output_top_logprobs`, where it was asked for them: per token (log-prob, token) from the best."""
+        given = (answer.meta or {}).get("output_top_logprobs") if answer is not None else None
+        tops: list[list[tuple[float, str]]] = []
+        for entry in given if isinstance(given, list) else []:
+            row = [item for item in entry if isinstance(item, list) and len(item) >= 2] if isinstance(entry, list) else []
+            tops.append([(float(item[0]), self._text.token(int(item[1]))) for item in row])
+        return (tops + [[]] * count)[:count]
+
+
+class Piecewise:
+    """The pieces of one choice of a stream."""
+
+    def __init__(self, shape: Shape, text: Text, request: Request, index: int) -> None:
+        self._shape, self._text, self._request, self._index = shape, text, request, index
+        self._stream = TextStream(text, request.params, request.stops)
+        self._seen = 0
+
+    def grow(self, ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, Any]:
+        self._seen += len(ids)
+        return self._shape.piece(self._index, self._stream.push(ids), ids=ids, logprobs=logprobs, answer=None)
+
+    def end(self, answer: Answer) -> dict[str, Any]:
+        text = self._stream.finish(self._text.answer(answer.ids, answer.finish_reason, self._request.params))
+        ids, logprobs = answer.ids[self._seen :].tolist(), answer.logprobs[self._seen :].tolist()
+        return self._shape.piece(self._index, text, ids=ids, logprobs=logprobs, answer=answer)
+
+
+def reason(answer: Answer) -> str:
+    return _REASONS.get(str(answer.finish_reason.get("type")), "stop")
+
+
+def usage(answers: Sequence[Answer]) -> dict[str, int]:
+    prompt, made = sum(answer.prompt_tokens for answer in answers), sum(len(answer.ids) for answer in answers)
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}

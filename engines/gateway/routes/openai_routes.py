@@ -1,0 +1,88 @@
+"""OpenAI's routes over the same exchange: text becomes tokens here, so that a drained request goes on elsewhere token by token."""
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from engines.gateway.core.events import Deliver, Grew
+from engines.gateway.core.samples import Answer, Failure, Request
+from engines.gateway.routes import openai_bodies
+from engines.gateway.routes.asking import Asking, hinted, identity, names, open_stream
+from engines.gateway.routes.errors import RequestError
+from engines.gateway.routes.generate import DONE, SSE_ALIVE, json_response, sse
+from engines.gateway.routes.openai_answers import Piecewise, Shape
+from engines.gateway.routes.request_bodies import decode
+from engines.gateway.routes.text import Text
+from engines.gateway.shell import Exchange
+
+_CREATED: Final = 0
+
+
+class OpenAI:
+    """`model`: the name under which the pipeline's model is listed; any name is accepted."""
+
+    def __init__(self, exchange: Exchange, text: Text, model: str) -> None:
+        self._exchange, self._text, self._model = exchange, text, model
+
+    async def models(self, request: web.Request) -> web.Response:
+        return json_response(
+            {"object": "list", "data": [{"id": self._model, "object": "model", "created": _CREATED, "owned_by": "trainshed"}]}
+        )
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        body = decode(await request.read(), openai_bodies.Completion)
+        requests = openai_bodies.completion_requests(body, self._text)
+        shape = Shape(self._text, body.model or self._model, chat=False, top=body.logprobs)
+        return await self._answer(request, requests, shape, stream=bool(body.stream), usage=_wants_usage(body.stream_options))
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = decode(await request.read(), openai_bodies.Chat)
+        requests = openai_bodies.chat_requests(body, self._text)
+        shape = Shape(self._text, body.model or self._model, chat=True, top=(body.top_logprobs or 0) if body.logprobs else None)
+        return await self._answer(request, requests, shape, stream=bool(body.stream), usage=_wants_usage(body.stream_options))
+
+    async def _answer(
+        self, request: web.Request, requests: list[Request], shape: Shape, *, stream: bool, usage: bool
+    ) -> web.StreamResponse:
+        if not self._text.known:
+            raise RequestError(400, "no_tokenizer", "this model has no tokenizer.json: ask /generate with token ids (input_ids)")
+        rollout, token = identity(request)
+        requests = hinted(request, requests)
+        async with Asking(self._exchange, requests, rollout, names(token, len(requests)), streams=stream) as asking:
+            if not stream:
+                return json_response(shape.whole(requests, await asking.all()))
+            return await self._streamed(request, asking, requests, shape, usage=usage)
+
+    async def _streamed(
+        self, request: web.Request, asking: Asking, requests: list[Request], shape: Shape, *, usage: bool
+    ) -> web.StreamResponse:
+        choices = [Piecewise(shape, self._text, one, index) for index, one in enumerate(requests)]
+        answers: list[Answer] = []
+
+        def event(item: tuple[int, Grew | Deliver]) -> dict[str, Any]:
+            index, effect = item
+            if isinstance(effect, Grew):
+                return choices[index].grow(effect.ids, effect.logprobs)
+            if isinstance(effect.outcome, Failure):
+                return RequestError.of(effect.outcome).body()
+            answers.append(effect.outcome)
+            return choices[index].end(effect.outcome)
+
+        first = await asking.begin()
+        response = await open_stream(request, "text/event-stream")
+        for index in range(len(requests)):
+            if (role := shape.first(index)) is not None:
+                await response.write(sse(role))
+        for item in first:
+            await response.write(sse(event(item)))
+        async for arrival in asking.arrivals():
+            await response.write(SSE_ALIVE if arrival is None else sse(event(arrival)))
+        if usage:
+            await response.write(sse(shape.last(answers)))
+        await response.write(DONE)
+        await response.write_eof()
+        return response
+
+
+def _wants_usage(options: openai_bodies.StreamOptions | None) -> bool:
+    return options is not None and options.include_usage

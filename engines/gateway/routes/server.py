@@ -1,0 +1,83 @@
+"""The gateway's HTTP face: routes, typed errors, limits. It serves on a listening socket that it was given."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, Final, Self
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from engines.gateway.routes.acceptor import Acceptor
+from engines.gateway.routes.errors import RequestError
+from engines.gateway.routes.generate import Native, json_response
+from engines.gateway.routes.openai_routes import OpenAI
+from engines.gateway.routes.text import Text
+from engines.gateway.shell import Exchange
+
+MAX_BODY: Final = 64 << 20
+_SHUTDOWN_S: Final = 0.2
+_BACKLOG: Final = 1024
+
+
+def application(exchange: Exchange, text: Text, *, pipeline: str, model: str, log: Callable[..., Any]) -> web.Application:
+    """The whole of it, over one exchange. `model` is the model path, which SGLang's `/model_info` tells."""
+    native, openai = Native(exchange, text), OpenAI(exchange, text, pipeline)
+
+    async def health(request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def model_info(request: web.Request) -> web.Response:
+        version = str(exchange.version)
+        return json_response({"model_path": model, "served_model_name": pipeline, "is_generation": True, "weight_version": version})
+
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors(log)])
+    app.router.add_get("/health", health)
+    app.router.add_get("/model_info", model_info)
+    app.router.add_get("/v1/models", openai.models)
+    app.router.add_post("/generate", native.generate)
+    app.router.add_post("/rollouts/{rollout}/samples", native.samples)
+    app.router.add_post("/v1/completions", openai.completions)
+    app.router.add_post("/v1/chat/completions", openai.chat)
+    return app
+
+
+class Serving:
+    """The application at work on `listener` (bound already), from `start` to `end`. A client that hangs up cancels its handler."""
+
+    def __init__(self, app: web.Application, listener: socket.socket, log: Callable[..., Any]) -> None:
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
+        self._listener, self._log = listener, log
+
+    async def start(self) -> Self:
+        await self._runner.setup()
+        assert self._runner.server is not None
+        self._listener.listen(_BACKLOG)
+        self._listener.setblocking(False)
+        self._acceptor = Acceptor(self._listener, self._runner.server, self._log)
+        self._acceptor.start()
+        return self
+
+    async def end(self) -> None:
+        """Requests that run are cancelled, connections closed."""
+        self._acceptor.stop()
+        await self._runner.cleanup()
+
+
+def _errors(log: Callable[..., Any]) -> Middleware:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except RequestError as error:
+            return json_response(error.body(), error.status)
+        except web.HTTPException as error:
+            code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status, "bad_request")
+            return json_response(RequestError(error.status, code, error.reason).body(), error.status)
+        except (ConnectionResetError, asyncio.CancelledError):
+            raise  # the client has gone
+        except Exception as error:
+            log("handler failed", path=request.path, error=f"{type(error).__name__}: {error}", exc_info=True)
+            return json_response(RequestError(500, "internal", f"{type(error).__name__}: {error}").body(), 500)
+
+    return middleware

@@ -1,0 +1,152 @@
+"""Text to tokens and back with the model's own tokenizer.json and chat template; no torch, no transformers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from jinja2 import Template, TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from engines.gateway.routes.errors import RequestError
+
+_UNFINISHED: Final = "\ufffd"
+"""What a decoder makes of a character whose bytes have not all come."""
+
+
+class Text:
+    """The text side of one model directory. Where it has no tokenizer.json, only token ids can be asked and answered."""
+
+    def __init__(self, model: Path) -> None:
+        """Raises OSError or ValueError for files that are there and cannot be read."""
+        path = model / "tokenizer.json"
+        self._tokenizer: Any = Tokenizer.from_file(str(path)) if path.is_file() else None
+        config = _json(model / "tokenizer_config.json")
+        self._special = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        self._template = _template(model, config)
+        self.eos = self._eos(model)
+
+    @property
+    def known(self) -> bool:
+        return self._tokenizer is not None
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of `text`. Raises RequestError where there is no tokenizer."""
+        if self._tokenizer is None:
+            raise RequestError(400, "no_tokenizer", "this model has no tokenizer.json: ask with token ids (input_ids)")
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of token ids; empty where there is no tokenizer. Ids beyond the vocabulary are passed over."""
+        if self._tokenizer is None:
+            return ""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """Text with everything in it, as stop strings are looked for."""
+        return self.decode(ids, skip_special=False)
+
+    def token(self, token: int) -> str:
+        """One token as text, for log-prob tables."""
+        return self.decode([token], skip_special=False)
+
+    def answer(self, ids: Sequence[int], reason: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+        """The text of an answer as SGLang gives it: without the stop string that ended it, and without special tokens."""
+        text = self.decode(ids, skip_special=params.get("skip_special_tokens", True) is not False)
+        matched = reason.get("matched")
+        if isinstance(matched, str) and not params.get("no_stop_trim"):
+            return text.partition(matched)[0]
+        return text
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's turn: by the model's template, else `role: content` lines."""
+        if self._template is None:
+            lines = [f"{message['role']}: {message['content']}" for message in messages]
+            return self.encode("\n".join([*lines, "assistant:"]))
+        try:
+            text = self._template.render(messages=messages, add_generation_prompt=True, tools=None, **self._special, **options)
+        except Exception as error:  # whatever a template of somebody else's raises, in its sandbox
+            raise RequestError(400, "bad_request", f"the model's chat template refuses these messages: {error}") from error
+        return self.encode(text, special=False)
+
+    def _eos(self, model: Path) -> frozenset[int]:
+        """Where the model ends: what its generation or model config says, and the tokenizer's own end token."""
+        named = [_json(model / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
+        ids = {item for value in named for item in (value if isinstance(value, list) else [value]) if isinstance(item, int)}
+        token = self._tokenizer.token_to_id(self._special["eos_token"]) if self._tokenizer and self._special["eos_token"] else None
+        return frozenset(ids if token is None else ids | {token})
+
+
+class TextStream:
+    """Text of one answer as its tokens come: only whole characters, and nothing that may be the beginning of a stop string."""
+
+    def __init__(self, text: Text, params: Mapping[str, Any], stops: Sequence[str]) -> None:
+        self._text, self._params = text, params
+        self._stops = () if params.get("no_stop_trim") else tuple(stops)
+        self._held = max((len(stop) for stop in self._stops), default=1) - 1
+        self._ids: list[int] = []
+        self._from, self._read = 0, 0
+        self._said = ""
+        self._sent = 0
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that these tokens add for certain."""
+        self._ids.extend(ids)
+        skip = self._params.get("skip_special_tokens", True) is not False
+        before = self._text.decode(self._ids[self._from : self._read], skip_special=skip)
+        now = self._text.decode(self._ids[self._from :], skip_special=skip)
+        if len(now) > len(before) and not now.endswith(_UNFINISHED):
+            self._said += now[len(before) :]
+            self._from, self._read = self._read, len(self._ids)
+        found = [at for stop in self._stops if (at := self._said.find(stop, self._sent)) >= 0]
+        return self._send(min([len(self._said) - self._held, *found]))
+
+    def finish(self, whole: str) -> str:
+        """What is left to send of the `whole` text of the answer."""
+        self._said = whole
+        return self._send(len(whole))
+
+    @property
+    def sent(self) -> str:
+        return self._said[: self._sent]
+
+    def _send(self, end: int) -> str:
+        piece = self._said[self._sent : max(end, self._sent)]
+        self._sent += len(piece)
+        return piece
+
+
+def _template(model: Path, config: Mapping[str, Any]) -> Template | None:
+    path = model / "chat_template.jinja"
+    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+    if isinstance(source, list):  # several, by name
+        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
+        source = named.get("default")
+    if not isinstance(source, str):
+        return None
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(source)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _content(token: object) -> str | None:
+    value = token.get("content") if isinstance(token, dict) else token
+    return value if isinstance(value, str) else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return value if isinstance(value, dict) else {}

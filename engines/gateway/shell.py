@@ -1,0 +1,193 @@
+"""The shell around the dispatch core: gives it events and the time, carries out its effects. It decides nothing."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, assert_never
+
+from engines.gateway.core.dispatch import Dispatch
+from engines.gateway.core.events import Abort, Ask, Broken, Cut, Deliver, Effect, Ended, Event, Grew, Leave, Start, Tick, Tokens
+from engines.gateway.core.samples import Failure, Request
+from engines.gateway.upstream.engine_client import EngineClient, new_rid
+from trainers.protocol.gateway_messages import Done, Order, Progress
+
+TOKENS_EVERY_S: Final = 0.5
+"""While only tokens come the supervisor is told of them this often: that an engine makes some is the best news of its health."""
+_ABORT_AGAIN: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+
+
+@dataclass(slots=True, eq=False)
+class Inbox:
+    """Where the tokens and outcomes of some askers arrive, in order. `open`: those whose outcome has not come."""
+
+    open: set[int] = field(default_factory=set)
+    _arrived: "asyncio.Queue[Grew | Deliver]" = field(default_factory=asyncio.Queue)
+
+    def put(self, effect: Grew | Deliver) -> None:
+        if isinstance(effect, Deliver):
+            self.open.discard(effect.asker)
+        self._arrived.put_nowait(effect)
+
+    def arrived(self) -> Iterator[Grew | Deliver]:
+        """Everything that is there already."""
+        while not self._arrived.empty():
+            yield self._arrived.get_nowait()
+
+    async def get(self, patience: float) -> Grew | Deliver | None:
+        """The next arrival; None after `patience` seconds without one."""
+        if not self._arrived.empty():
+            return self._arrived.get_nowait()
+        try:
+            async with asyncio.timeout(patience):
+                return await self._arrived.get()
+        except TimeoutError:
+            return None
+
+
+@dataclass(slots=True)
+class _Running:
+    start: Start
+    rid: str
+    task: "asyncio.Task[None]"
+
+
+class Exchange:
+    """`failed` resolves with the exception of a bug of ours: the gateway must end then, its supervisor starts another.
+
+    `log(event, **fields)`: what an operator may want to know. `on_done`, `on_change`: for the channel to the supervisor.
+    """
+
+    def __init__(self, dispatch: Dispatch, client: EngineClient, log: Callable[..., Any]) -> None:
+        self._dispatch, self._client, self._log = dispatch, client, log
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[int, _Running] = {}
+        self._inboxes: dict[int, Inbox] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._askers = 0
+        self._tokens_told = 0.0
+        self.failed: asyncio.Future[None] = self._loop.create_future()
+        self.on_done: Callable[[Done], None] = lambda done: None
+        self.on_change: Callable[[], None] = lambda: None
+
+    # ---- the routes' side
+
+    def ask(self, inbox: Inbox, request: Request, *, rollout: int | None, token: str | None, streams: bool = False) -> int:
+        """Ask for one sample; returns the asker's number, under which things arrive in the inbox."""
+        self._askers += 1
+        asker = self._askers
+        inbox.open.add(asker)
+        self._inboxes[asker] = inbox
+        self._handle(Ask(asker, rollout, token, request, streams))
+        return asker
+
+    def leave(self, askers: Iterable[int]) -> None:
+        """These want nothing any more; what nobody wants is aborted."""
+        for asker in list(askers):
+            if self._inboxes.pop(asker, None) is not None:
+                self._handle(Leave(asker))
+
+    # ---- the supervisor's side
+
+    def order(self, order: Order) -> None:
+        self._log(
+            "order",
+            order=type(order).__name__,
+            **{name: getattr(order, name) for name in order.__struct_fields__ if name not in ("order", "key")},
+        )
+        self._handle(order)
+
+    @property
+    def version(self) -> int:
+        """The newest weight version that was routed."""
+        return self._dispatch.fleet.newest
+
+    def progress(self) -> Progress:
+        return self._dispatch.progress()
+
+    async def close(self) -> None:
+        """Cut every connection to an engine."""
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = [*self._tasks, *(running.task for running in self._running.values())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._client.close()
+
+    # ---- between
+
+    def _handle(self, event: Event) -> None:
+        effects = self._dispatch.handle(event, self._loop.time())
+        for effect in effects:
+            self._perform(effect)
+        if effects or not isinstance(event, Tokens):
+            self._set_timer()
+            self.on_change()
+        elif (now := self._loop.time()) >= self._tokens_told + TOKENS_EVERY_S:
+            self._tokens_told = now
+            self.on_change()
+
+    def _set_timer(self) -> None:
+        deadline = self._dispatch.deadline
+        if self._timer is not None:
+            if deadline is not None and self._timer.when() == deadline and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer = None if deadline is None else self._loop.call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._handle(Tick())
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case Start():
+                rid = new_rid()
+                task = self._loop.create_task(self._attempt(effect, rid))
+                task.add_done_callback(self._reap)
+                self._running[effect.attempt] = _Running(effect, rid, task)
+            case Abort(number):
+                if (running := self._running.get(number)) is not None:
+                    self._spawn(self._abort(running))
+            case Cut(number):
+                if (running := self._running.pop(number, None)) is not None:
+                    self._log("attempt cut", engine=running.start.engine, incarnation=running.start.incarnation, rid=running.rid)
+                    running.task.cancel()
+            case Grew(asker, _, _):
+                self._inboxes[asker].put(effect)
+            case Deliver(asker, outcome):
+                if isinstance(outcome, Failure):
+                    self._log("sample failed", code=outcome.code, message=outcome.message)
+                self._inboxes.pop(asker).put(effect)
+            case Done():
+                self.on_done(effect)
+            case _:
+                assert_never(effect)
+
+    async def _attempt(self, start: Start, rid: str) -> None:
+        end = await self._client.run(start, rid, self._handle)
+        if isinstance(end, Broken):
+            self._log("attempt broken", engine=start.engine, incarnation=start.incarnation, rid=rid, cause=end.cause)
+        self._running.pop(start.attempt, None)
+        self._handle(Ended(start.attempt, end))
+
+    async def _abort(self, running: _Running) -> None:
+        """Ask until it has ended: an engine ignores the abort of a request that has not reached it yet. The core's patience ends it."""
+        start = running.start
+        for patience in _ABORT_AGAIN:
+            if trouble := await self._client.abort(start, running.rid):
+                self._log("abort failed", engine=start.engine, incarnation=start.incarnation, rid=running.rid, cause=trouble)
+            await asyncio.wait({running.task}, timeout=patience)
+            if running.task.done():
+                return
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
+            self.failed.set_exception(error)

@@ -1,0 +1,149 @@
+"""SGLang's answer to one streaming request, read as it comes: bytes in, new tokens and at last the end out. PURE.
+
+Each event is one JSON object with `output_ids` and `meta_info`. By default both are cumulative; with `--incremental-streaming-output`
+they hold what is new only; `meta_info.completion_tokens` tells which. `data: [DONE]` ends it; a stream without it is a dead engine.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from engines.gateway.core.events import End, Finished, Refused, Tokens
+from engines.gateway.core.samples import MAX_TOKEN, Mark
+
+MAX_EVENT: Final = 256 << 20
+"""Bytes of one event: a cumulative one has some 30 bytes a token, one with hidden states far more."""
+CLIENT_ERRORS: Final = (400, 413, 422)
+"""The request is wrong, and would be so on any engine. Anything else that is not 200 is the engine's own trouble."""
+
+_Token = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
+
+
+class StreamError(Exception):
+    """The engine does not speak as it should: it has failed, not the request."""
+
+
+class _Version(msgspec.Struct):
+    version: str
+    start: _Count
+    end: _Count
+
+
+class _Meta(msgspec.Struct):
+    completion_tokens: _Count = 0
+    finish_reason: dict[str, Any] | str | None = None
+    output_token_logprobs: list[tuple[float | None, _Token, Any]] | None = None
+    weight_versions: list[_Version] | None = None
+    weight_version: str | None = None
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+    code: int | str | None = None
+
+
+class _Event(msgspec.Struct):
+    output_ids: list[_Token] = []
+    meta_info: _Meta = msgspec.field(default_factory=_Meta)
+    error: _Error | str | None = None
+
+
+class _Whole(msgspec.Struct):
+    meta_info: dict[str, Any] = {}
+
+
+_EVENT: Final = msgspec.json.Decoder(_Event)
+_WHOLE: Final = msgspec.json.Decoder(_Whole)
+_NAN: Final = float("nan")
+
+
+class Stream:
+    """One attempt's stream. `feed` yields `Tokens` as they come; `end` is set once the engine has ended the request."""
+
+    def __init__(self, attempt: int) -> None:
+        self._attempt = attempt
+        self._buffer = bytearray()
+        self._known = 0
+        self._marks: tuple[Mark, ...] = ()
+        self.end: End | None = None
+
+    def feed(self, data: bytes) -> Iterator[Tokens]:
+        """Raises StreamError for what is not SGLang's dialect."""
+        self._buffer += data
+        if len(self._buffer) > MAX_EVENT:
+            raise StreamError(f"an event of more than {MAX_EVENT} bytes")
+        if b"\n" not in data:
+            return
+        *lines, rest = bytes(self._buffer).split(b"\n")
+        self._buffer = bytearray(rest)
+        for line in lines:
+            if line.startswith(b"data:") and (body := line[5:].strip()) != b"[DONE]" and self.end is None:
+                yield from self._event(body)
+
+    def _event(self, body: bytes) -> Iterator[Tokens]:
+        try:
+            event = _EVENT.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise StreamError(f"an event does not decode: {error}") from error
+        if event.error is not None:
+            self.end = self._refusal(event.error)
+            return
+        if tokens := self._news(event):
+            yield tokens
+        if (reason := event.meta_info.finish_reason) is not None:
+            reason = {"type": reason} if isinstance(reason, str) else reason
+            if not isinstance(reason.get("type"), str):
+                raise StreamError(f"a finish_reason without a type: {reason}")
+            self.end = Finished(reason, _WHOLE.decode(body).meta_info)
+
+    def _news(self, event: _Event) -> Tokens | None:
+        """What is new in a cumulative or incremental event. Ids and log-probs are paired; more of one than of the other wait."""
+        meta, known = event.meta_info, self._known
+        pairs = meta.output_token_logprobs
+        count = len(event.output_ids) if pairs is None else min(len(event.output_ids), len(pairs))
+        if count >= max(meta.completion_tokens, known):
+            first = known  # cumulative
+        elif known + count == meta.completion_tokens:
+            first = 0  # incremental
+        elif meta.completion_tokens <= known:
+            return None  # says again what it has said: the last word of an abort
+        else:
+            raise StreamError(f"{meta.completion_tokens} tokens announced, {count} sent, {known} known")
+        ids = event.output_ids[first:count]
+        if not ids:
+            return None
+        logprobs = [_NAN] * len(ids) if pairs is None else [_NAN if pair[0] is None else pair[0] for pair in pairs[first:count]]
+        self._known += len(ids)
+        self._mark(meta)
+        return Tokens(self._attempt, ids, logprobs, self._marks)
+
+    def _mark(self, meta: _Meta) -> None:
+        if meta.weight_versions:
+            marks = [Mark(span.version, span.start, span.end) for span in meta.weight_versions]
+            marks[-1] = Mark(marks[-1].label, marks[-1].start, self._known)
+            self._marks = tuple(marks)
+        elif meta.weight_version is not None:
+            last = self._marks[-1] if self._marks else Mark(meta.weight_version, 0, 0)
+            if last.label == meta.weight_version:
+                self._marks = (*self._marks[:-1], Mark(last.label, last.start, self._known))
+            else:
+                self._marks = (*self._marks, Mark(meta.weight_version, last.end, self._known))
+
+    @staticmethod
+    def _refusal(error: _Error | str) -> End:
+        if isinstance(error, _Error) and error.code in CLIENT_ERRORS:
+            return Refused(int(error.code), error.message)
+        raise StreamError(f"the engine answers with an error: {error if isinstance(error, str) else error.message}")
+
+
+def error_text(body: bytes) -> str:
+    """The message in an error body of SGLang's (it has several shapes), else its beginning."""
+    try:
+        decoded = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return body[:500].decode(errors="replace")
+    error = decoded.get("error", decoded) if isinstance(decoded, dict) else decoded
+    message = error.get("message", error) if isinstance(error, dict) else error
+    return str(message)[:2000]

@@ -1,0 +1,122 @@
+"""How one member of an SGLang group is launched: a typed description in, command line and environment out. PURE."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final, Literal
+
+import msgspec
+
+from engines.sglang.versions import Profile
+
+OURS: Final = (
+    "--model-path", "--model", "--host", "--port", "--nccl-port", "--dist-init-addr", "--nccl-init-addr", "--nnodes", "--node-rank",
+    "--tp-size", "--tp", "--tensor-parallel-size", "--ep-size", "--ep", "--expert-parallel-size", "--dp-size", "--dp",
+    "--data-parallel-size", "--pp-size", "--pp", "--pipeline-parallel-size", "--base-gpu-id", "--gpu-id-step", "--api-key",
+    "--admin-api-key", "--config", "--weight-version", "--tokenizer-worker-num", "--skip-tokenizer-init", "--use-ray", "--grpc-mode",
+)  # fmt: skip
+"""Flags that an operator's `args` may not set: the supervisor's own promises hang on them. (`--dp-size`: one engine is one replica.)"""
+STRIPPED: Final = (
+    "PYTORCH_CUDA_ALLOC_CONF",  # expandable segments: nothing would be released
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_HIP_ALLOC_CONF",
+    "LD_PRELOAD",  # SGLang preloads its memory saver itself, into its schedulers only
+    "TMS_*",  # a trainer's memory saver, leaked: every allocation would be unreleasable
+    "SGLANG_DP_RANK",
+    "RAY_*",
+    "TORCHELASTIC_*",
+    "NODE_RANK",
+    "GROUP_RANK",
+)
+"""Variables that SGLang must not inherit. An operator who sets one in `env` is taken at their word."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """One member. `shape` is what `engines.lifecycle.members.arguments` says; `folder` its own TMPDIR, in which `settings.yaml` holds the keys.
+
+    `kv_tokens` is the size of the KV pool: pinned, since what SGLang would choose depends on who else is on the GPU at that moment.
+    `cpus` are the cores this process may use (only for `device = "cpu"`).
+    """
+
+    python: str
+    model: str
+    shape: Sequence[str]
+    device: Literal["cpu", "cuda"]
+    gpus: int
+    slots: int
+    context: int
+    kv_tokens: int
+    seed: int
+    folder: str
+    profile: Profile
+    cpus: Sequence[int] = (0,)
+    args: Sequence[str] = ()
+
+    @property
+    def niceness(self) -> int:
+        """On a CPU its ranks compute and spin on every core: who watches and routes comes first, or a death is noticed when they allow it."""
+        return 10 if self.device == "cpu" else 0
+
+
+def settings(key: str) -> bytes:
+    """What stands in `settings.yaml`: the keys, which other users could read on a command line. JSON is YAML.
+
+    One key for both: generation and control calls are ours alone.
+    """
+    return msgspec.json.encode({"api-key": key, "admin-api-key": key})
+
+
+def arguments(spec: Spec) -> list[str]:
+    """The command line. The operator's `args` come last, so that they win."""
+    said = [spec.python, "-m", "sglang.launch_server", "--config", f"{spec.folder}/settings.yaml", "--model-path", spec.model]
+    said += [*spec.shape, "--device", spec.device]
+    said += ["--max-running-requests", str(spec.slots), "--context-length", str(spec.context), "--max-total-tokens", str(spec.kv_tokens)]
+    said += ["--random-seed", str(spec.seed), "--weight-version", "0"]
+    said += ["--skip-server-warmup", "--sleep-on-idle", "--log-level-http", "warning"]
+    if spec.profile.incremental:
+        said += ["--incremental-streaming-output"]
+    if spec.device == "cpu":
+        said += ["--attention-backend", "torch_native"]
+    else:
+        said += ["--enable-memory-saver"]
+        if spec.profile.prefill_graph_choice:
+            said += ["--cuda-graph-backend-prefill", "disabled"]
+    return [*said, *spec.args]
+
+
+def environment(spec: Spec, inherited: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """`inherited` from the supervisor's environment (already chosen), without what harms; ours; then the operator's `own`."""
+    kept = {name: value for name, value in inherited.items() if not any(fnmatchcase(name, pattern) for pattern in STRIPPED)}
+    ours = {
+        "TMPDIR": spec.folder,
+        "PATH": f"{spec.python.rpartition('/')[0]}:{inherited.get('PATH', '/usr/bin:/bin')}",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0",  # /health is a flag then: cheap, and harmless while paused
+        "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",  # a death takes 1 s instead of up to 66
+        "SGLANG_PYSPY_DUMP_BEFORE_CRASH": "0",
+        "SGLANG_ENABLE_TP_MEMORY_INBALANCE_CHECK": "0",  # others sleep on some of the GPUs
+        "GLOO_SOCKET_IFNAME": kept.get("GLOO_SOCKET_IFNAME", "lo"),
+        "NCCL_SOCKET_IFNAME": kept.get("NCCL_SOCKET_IFNAME", "lo"),
+    }
+    if spec.device == "cpu":
+        ours |= {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}  # compiling costs more than it brings
+        if spec.gpus > 1:
+            ours["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(spec.cpus[rank % len(spec.cpus)]) for rank in range(spec.gpus))
+    else:
+        ours["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] = "1"  # else the graphs' memory stays when the engine sleeps
+        if spec.gpus > 1:
+            ours["NCCL_GRAPH_REGISTER"] = "0"  # a graph that NCCL has registered hangs after its memory was remapped
+    return {**kept, **ours, **own}
+
+
+def refused(args: Sequence[str]) -> list[str]:
+    """Those of an operator's arguments that only we may set; SGLang's parser takes the beginning of a flag for the flag."""
+    return [arg for arg in args if (flag := arg.partition("=")[0]) in OURS or (len(flag) > 2 and any(one.startswith(flag) for one in OURS))]
+
+
+def seed(pipeline: int, rank: int, incarnation: int) -> int:
+    """A seed of its own for each life of each engine: two with the same one would make the same samples of the same prompt."""
+    return (pipeline * 1_000_003 + rank * 1_009 + incarnation) % 2**31

@@ -1,0 +1,66 @@
+"""How a run has ended: for each pipeline what came of it and why, and one exit code for all."""
+
+from collections.abc import Collection, Iterable
+
+import msgspec
+
+from engines.lifecycle.state import EngineState
+from supervisor.attempt.directory import RunDirectory, log_name
+from supervisor.attempt.summary import Outcome, PipelineSummary
+from supervisor.errors import ExitCode
+from supervisor.observe.status_builder import pipeline_summary
+from supervisor.scheduler.records import Engine, Pipeline
+from trainers.protocol.ids import GatewayId, PipelineId, TrainerId
+
+
+def ended_by_itself(pipeline: Pipeline) -> bool:
+    """Every rank of its trainer has ended with 0, asked or not."""
+    trainer = pipeline.trainer
+    return len(trainer.exits) == trainer.world_size and not any(trainer.exits.values())
+
+
+def summarised(pipeline: Pipeline, stopped: Collection[PipelineId], directory: RunDirectory) -> PipelineSummary:
+    """`stopped` are the pipelines that the operator ended."""
+    outcome = _outcome(pipeline, stopped)
+    known = pipeline_summary(pipeline)
+    reported = pipeline.figures.step + 1 if pipeline.figures.metrics and outcome == "done" else 0
+    return msgspec.structs.replace(
+        known,
+        steps=max(known.steps, reported),
+        of=pipeline.spec.steps,
+        outcome=outcome,
+        why=pipeline.failed,
+        log=_log(pipeline, directory) if pipeline.failed else "",
+    )
+
+
+def _outcome(pipeline: Pipeline, stopped: Collection[PipelineId]) -> Outcome:
+    if pipeline.failed:
+        return "failed"
+    if not pipeline.ended:
+        return "unknown"
+    whole = pipeline.trainer.steps_done >= pipeline.spec.steps  # it did its last step while it was told to stop
+    return "stopped" if pipeline.id in stopped and not whole else "done"
+
+
+def _log(pipeline: Pipeline, directory: RunDirectory) -> str:
+    """The file that tells most about its failure, below the attempt."""
+    trainer = pipeline.trainer
+    if not pipeline.model_ready:
+        name = f"{pipeline.id}.model.log"
+    elif len(trainer.budget.failures) > trainer.budget.limit:
+        name = log_name(TrainerId(pipeline.id), next(iter(trainer.exits), 0))  # the first rank that ended took the others along
+    else:
+        name = log_name(GatewayId(pipeline.id))
+    told = directory.path / "logs" / name
+    return f"logs/{name}" if told.is_file() and told.stat().st_size else directory.supervisor_log.name
+
+
+def exit_code(pipelines: Iterable[PipelineSummary], engines: Iterable[Engine]) -> ExitCode:
+    """The worst that happened."""
+    outcomes = {pipeline.outcome for pipeline in pipelines}
+    if any(engine.state is EngineState.STUCK for engine in engines):
+        return ExitCode.NOT_CLEAN
+    if "failed" in outcomes:
+        return ExitCode.PIPELINE_FAILED
+    return ExitCode.STOPPED if "stopped" in outcomes else ExitCode.DONE

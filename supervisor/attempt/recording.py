@@ -1,0 +1,192 @@
+"""Everything the scheduler was told, when, and what it decided: enough to decide it all again (`replay.py`).
+
+`<attempt>/events/000001.jsonl` and so on, a JSON line each: `opened` first, then for every event `heard` (written before it is handled, so
+that an event which breaks us is there too) and, where it led to actions, `decided`. A segment that is full is compressed beside the run; the
+oldest go when all of them together are too large. The first segment of a supervisor's life names the box; a later one bears
+the scheduler's whole state (`states.py`), so that it can be replayed without those before it.
+"""
+
+import contextlib
+import gzip
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from supervisor.attempt.state_codec import plain
+from supervisor.scheduler import Scheduler
+from supervisor.scheduler.actions import Action
+from supervisor.scheduler.events import Event
+from supervisor.scheduler.spec import BoxSpec
+
+FOLDER: Final = "events"
+SEGMENT_BYTES: Final = 8 << 20
+KEPT_BYTES: Final = 256 << 20
+RETRY_S: Final = 60.0
+"""After a line could not be written: when a new segment is tried, on the clock of the events."""
+
+
+class _Line(msgspec.Struct, frozen=True, tag_field="line"):
+    pass
+
+
+class Opened(_Line, frozen=True, tag="opened"):
+    """`at` is when, on the clock of the events; `handled` how many events of this life came before. `box` (a life begins) or `state` is given."""
+
+    at: float
+    handled: int
+    box: BoxSpec | None = None
+    state: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class Heard(_Line, frozen=True, tag="heard"):
+    at: float
+    event: Event
+
+
+class Decided(_Line, frozen=True, tag="decided"):
+    """What the event before it led to; no line means nothing."""
+
+    actions: msgspec.Raw
+
+
+Line = Opened | Heard | Decided
+
+
+class Recorded:
+    """A scheduler, written down while it is used. A full disk loses the recording (until a new segment can begin), never the run."""
+
+    def __init__(self, scheduler: Scheduler, now: float, folder: Path, *, segment: int = SEGMENT_BYTES, kept: int = KEPT_BYTES) -> None:
+        """`now` is what the scheduler was made with. `segment` and `kept` are bytes."""
+        self.handled = 0
+        self.lost = 0
+        self._scheduler = scheduler
+        self._folder = folder
+        self._segment, self._kept = segment, kept
+        self._encoder = msgspec.json.Encoder()
+        self._packer = ThreadPoolExecutor(1, thread_name_prefix="recording")
+        self._number = max((_number(path) for path in segments(folder)), default=0)
+        self._file = -1
+        self._written = 0
+        self._again: float | None = None
+        self._open(Opened(now, 0, box=scheduler.desk.box))
+
+    @property
+    def deadline(self) -> float | None:
+        return self._scheduler.deadline
+
+    @property
+    def finished(self) -> bool:
+        return self._scheduler.finished
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """`Scheduler.handle`."""
+        self._turn(now)
+        self._write(Heard(now, event), now)
+        actions = self._scheduler.handle(event, now)
+        self.handled += 1
+        if actions:
+            self._write(Decided(msgspec.Raw(self._encoder.encode(actions))), now)
+        return actions
+
+    def close(self) -> None:
+        self._shut()
+        self._packer.shutdown(wait=True)
+
+    # -- segments
+
+    def _turn(self, now: float) -> None:
+        """A new segment, when this one is full or a line of it was lost."""
+        if self._again is None and self._written < self._segment:
+            return
+        if self._again is not None and now < self._again:
+            return
+        self._shut()
+        self._packer.submit(_pack, self._folder, self._number, self._kept)
+        self._open(Opened(now, self.handled, state=msgspec.Raw(self._encoder.encode(plain(self._scheduler)))))
+
+    def _open(self, line: Opened) -> None:
+        self._number += 1
+        self._written = 0
+        self._again = None
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            path = self._folder / f"{self._number:06}.jsonl"
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError:
+            self._lose(line.at)
+        else:
+            self._write(line, line.at)
+
+    def _shut(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _write(self, line: Line, now: float) -> None:
+        if self._again is not None:
+            self.lost += 1
+            return
+        try:
+            data = self._encoder.encode(line) + b"\n"
+            written = os.write(self._file, data)
+        except (OSError, ValueError):  # ValueError: what a child said is no text
+            self._lose(now)
+            return
+        self._written += written
+        if written < len(data):
+            self._lose(now)
+
+    def _lose(self, now: float) -> None:
+        """What follows would make no sense after a hole."""
+        self.lost += 1
+        self._again = now + RETRY_S
+
+
+def _pack(folder: Path, number: int, kept: int) -> None:
+    """Compress one segment, and let the oldest go. A full disk changes nothing."""
+    plain = folder / f"{number:06}.jsonl"
+    part = folder / f"{number:06}.part"
+    with contextlib.suppress(OSError):
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with open(plain, "rb") as source, open(descriptor, "wb") as raw, gzip.open(raw, "wb", 5) as packed:
+            shutil.copyfileobj(source, packed)
+        part.rename(plain.with_suffix(".jsonl.gz"))
+        plain.unlink()
+    with contextlib.suppress(OSError):
+        sizes = [(path, path.stat().st_size) for path in segments(folder)]
+        while len(sizes) > 2 and sum(size for _, size in sizes) > kept:
+            sizes.pop(0)[0].unlink()
+
+
+def segments(folder: Path) -> list[Path]:
+    """Its segments, the oldest first; where one is there twice (we were killed while it was compressed), the plain one."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob("[0-9]*.jsonl*")):
+        if path.suffix in (".jsonl", ".gz"):
+            found.setdefault(_number(path), path)
+    return [found[number] for number in sorted(found)]
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition(".")[0])
+
+
+def read(segment: Path) -> Iterator[tuple[int, Line | None]]:
+    """Its lines with their numbers, from 1, up to the first that is not whole, which is None. Raises OSError, EOFError."""
+    decoder = msgspec.json.Decoder(Line)
+    descriptor = os.open(segment, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(descriptor, "rb") as raw, gzip.open(raw, "rb") if segment.suffix == ".gz" else raw as file:
+        for number, text in enumerate(file, 1):
+            try:
+                if text.endswith(b"\n"):
+                    yield number, decoder.decode(text)
+                    continue
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                pass
+            yield number, None
+            return

@@ -1,0 +1,127 @@
+"""The account that is kept of a run while it goes on, and given at its end: figures, who was stopped, whether the disk was full."""
+
+import time
+
+import msgspec
+
+from supervisor.attempt import outcome
+from supervisor.attempt import summary as records
+from supervisor.attempt.directory import RunDirectory
+from supervisor.attempt.resume import Behind
+from supervisor.attempt.summary import Figures, PipelineSummary, Summary
+from supervisor.host import disk
+from supervisor.observe.logs import Logs
+from supervisor.scheduler import Scheduler
+from supervisor.scheduler.events import ActionFailed, CheckpointKept, Event, MemberExited, OperatorAsked, Stop
+from supervisor.scheduler.records import Pipeline
+from trainers.protocol.ids import PipelineId
+
+DISK_S = 1.0
+"""Between two looks whether the disk is full, when something fails."""
+
+
+class Account:
+    """Nothing here ends a run: what the disk does not take is told in the end."""
+
+    def __init__(self, directory: RunDirectory, logs: Logs, before: Behind) -> None:
+        self._directory, self._logs, self._before = directory, logs, before
+        self._began = time.monotonic()
+        self._stopped: set[PipelineId] = set()  # before their end, by the operator
+        self._figures = before.figures  # as they were last written down
+        self._full, self._looked = "", float("-inf")
+
+    # -- while it goes on
+
+    def begin(self, scheduler: Scheduler) -> None:
+        """The run goes on: it has not ended any more. Raises OSError."""
+        records.forget(self._directory.path)
+        self._figures = self._counted(scheduler)
+        self._keep(self._figures)
+
+    def heard(self, event: Event, scheduler: Scheduler, now: float) -> None:
+        """After every event. `now` in seconds of the clock of the events."""
+        match event:
+            case CheckpointKept():
+                self._figures = self._with_checkpoints(self._counted(scheduler))
+                self._keep(self._figures)
+            case ActionFailed():
+                self._look_at_disk(now)
+            case MemberExited(code=code) if code != 0:
+                self._look_at_disk(now)
+            case Stop():
+                self._stopped |= {id for id, pipeline in scheduler.desk.fleet.pipelines.items() if not outcome.ended_by_itself(pipeline)}
+            case OperatorAsked(verb="stop", pipeline=id) if not outcome.ended_by_itself(scheduler.desk.fleet.pipelines[id]):
+                self._stopped.add(id)
+            case _:
+                pass
+
+    def of(self, pipeline: Pipeline) -> PipelineSummary:
+        """How it stands, since this start."""
+        stands = outcome.summarised(pipeline, self._stopped, self._directory)
+        if self._full and stands.outcome == "failed":  # its own last words did not fit on it either
+            return msgspec.structs.replace(stands, why=f"{stands.why}; {self._full}")
+        return stands
+
+    def _look_at_disk(self, now: float) -> None:
+        """A full disk is why things fail that cannot say so: their words do not fit either."""
+        if now >= self._looked + DISK_S:
+            self._looked = now
+            self._disk_is(disk.full(self._directory.path))
+
+    def refused(self, error: OSError) -> None:
+        """The disk has not taken a record of ours."""
+        self._logs.log.warning("a record could not be written down", why=str(error))
+        self._disk_is(disk.told(error, self._directory.path))
+
+    def _disk_is(self, full: str) -> None:
+        if full and not self._full:
+            self._logs.log.error(full, consequence="checkpoints, logs and records are lost until there is room again")
+        self._full = self._full or full
+
+    def _keep(self, kept: Figures | Summary) -> bool:
+        """Whether the disk has taken it."""
+        try:
+            records.write(self._directory.path, kept)
+        except OSError as error:
+            self.refused(error)
+            return False
+        return True
+
+    def _with_checkpoints(self, now: Figures) -> Figures:
+        """Of each pipeline as of its last checkpoint: what it has done since would be done again, and counted again."""
+        known = self._figures.pipelines
+        pipelines = {name: known[name] if one.steps == known[name].steps else one for name, one in now.pipelines.items()}
+        return msgspec.structs.replace(now, pipelines=pipelines)
+
+    def _counted(self, scheduler: Scheduler) -> Figures:
+        """What the attempt has come to, over all its starts."""
+        earlier = self._before.figures
+        now = {str(pipeline.id): self.of(pipeline) for pipeline in scheduler.desk.fleet.pipelines.values()}
+        return Figures(
+            starts=earlier.starts + 1,
+            wall_s=round(earlier.wall_s + time.monotonic() - self._began, 3),
+            pipelines=records.all_together(earlier.pipelines, now),
+        )
+
+    # -- the end
+
+    def conclude(self, scheduler: Scheduler) -> Summary:
+        """What came of it, written down where the disk takes it."""
+        figures = self._counted(scheduler)
+        code = outcome.exit_code((self.of(pipeline) for pipeline in scheduler.desk.fleet.pipelines.values()), scheduler.desk.fleet.engines)
+        summary = Summary(
+            run=self._directory.run_id,
+            exit=int(code),
+            wall_s=figures.wall_s,
+            starts=figures.starts,
+            pipelines=figures.pipelines,
+            lost_log_lines=self._logs.lost,
+            notes=(f"{self._full[0].upper()}{self._full[1:]}.",) if self._full else (),
+        )
+        self._directory.last_words()
+        if not (self._keep(figures) and self._keep(summary)):
+            told = f"What came of the run could not be written down in {self._directory.path}."
+            summary = msgspec.structs.replace(summary, notes=(*summary.notes, told))
+        why = {name: pipeline.why for name, pipeline in summary.pipelines.items() if pipeline.why}
+        self._logs.log.info("run ends", exit=int(code), meaning=code.meaning, wall_s=summary.wall_s, **({"failed": why} if why else {}))
+        return summary

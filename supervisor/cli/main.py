@@ -1,0 +1,210 @@
+"""The command line. Every command imports what it needs when it runs, so that `status` does not pay for `run`."""
+
+import difflib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from cyclopts import App, CycloptsError, Parameter
+
+from supervisor.cli import operate, replay, run, simulate, streams
+from supervisor.cli.run import gpus
+from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
+
+VERSION: Final = "0.1.0"
+_COMMANDS: Final = ("run", "check", "status", "logs", "stop", "restart", "drain", "pause", "resume", "reset", "plan", "simulate", "replay")
+_GLOBAL: Final = frozenset(["--help", "-h", "--version"])
+_POLL_S: Final = 0.1
+
+app = App(
+    name="supervise",
+    help="Several RL post-training runs share the GPUs of one box. Short form of `run FILE`: just FILE.",
+    version=f"trainshed {VERSION}",
+    result_action="return_value",
+)
+run.register(app)
+operate.register(app)
+simulate.register(app)
+replay.register(app)
+
+Json = Annotated[bool, Parameter("--json", negative="", help="For programs: JSON on standard output.")]
+Run = Annotated[str | None, Parameter("--run", help="A run's directory, its name, or name/attempt_N. Default: the latest here.")]
+
+
+@app.command
+def check(file: Path, /, *, json: Json = False) -> int:
+    """Say what a configuration file means on this machine, and start nothing."""
+    from supervisor.config.load import load
+    from supervisor.views import check as view
+
+    try:
+        loaded = load(file, gpus)
+    except ConfigError as error:
+        if not json:
+            raise
+        _print_json({"mistakes": error.mistakes})
+        return int(error.exit_code)
+    picture = view.look(loaded)
+    if json:
+        _print_json(picture)
+    else:
+        view.show(loaded, picture)
+    return int(ExitCode.DONE if picture.fits else ExitCode.CONFIGURATION)
+
+
+@app.command
+def status(run: str | None = None, /, *, json: Json = False) -> int:
+    """Show a run: its pipelines, processes and GPUs, and what waits for what."""
+    from supervisor.observe import control_socket
+    from supervisor.views import status as view
+
+    attempt = _find(run)
+    with streams.lasting():
+        try:
+            reply = control_socket.ask(attempt / "control.sock", control_socket.StatusRequest())
+        except control_socket.NotRunning:
+            return _ended(attempt, json)
+        if not isinstance(reply, control_socket.StatusReply):
+            return operate.tell(reply)
+        if json:
+            _print_json(reply.snapshot)
+        else:
+            view.show(reply.snapshot)
+    return int(ExitCode.DONE)
+
+
+def _ended(attempt: Path, json: bool) -> int:
+    """What is left to say of a run that nobody answers for."""
+    from supervisor.attempt.post_mortem import ending
+    from supervisor.attempt.summary import Summary
+    from supervisor.views.summary import show
+
+    end = ending(attempt)
+    if json:
+        _print_json(end)
+    elif isinstance(end, Summary):
+        show(end, str(attempt))
+    else:
+        streams.say(str(end))
+    return int(ExitCode.DONE)
+
+
+@app.command
+def logs(
+    *names: Annotated[str, Parameter(help="A run (its directory, name, or name/attempt_N), a part of it, or both.")],
+    follow: Annotated[bool, Parameter(["--follow", "-f"], negative="", help="Go on until the run ends.")] = False,
+    lines: Annotated[int | None, Parameter(["--lines", "-n"], help="Of each log at most the last so many lines (with -f: 10).")] = None,
+) -> int:
+    """Show the logs of a run: logs [RUN] [p1 | p1/engine/0 | p1/trainer | p1/gateway | p1/model | supervisor | prewarm].
+
+    What the supervisor and the gateways wrote is one stream, by time (UTC). Lines of other processes have no times: what they have
+    written so far comes before it, a block for each, and with --follow their new lines are shown as they arrive.
+    """
+    from supervisor.attempt.directory import is_running
+    from supervisor.views import logs as view
+    from supervisor.views.log_sources import select
+
+    attempt, target = _run_and_target(names)
+    if lines is not None and lines < 0:
+        raise UsageError("--lines counts from 0.")
+    merge = view.Merge(attempt, select(attempt, target), sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
+    try:
+        there = merge.history(10 if follow and lines is None else lines)
+        for line in there:
+            streams.say(line)
+        if follow:
+            view.follow(merge, streams.say, lambda: time.sleep(_POLL_S), lambda: is_running(attempt))
+        elif not there and lines != 0:
+            sys.stderr.write(f"supervise: nothing is logged of {target or attempt} yet.\n")
+    finally:
+        merge.close()
+    return int(ExitCode.DONE)
+
+
+def _run_and_target(names: Sequence[str]) -> tuple[Path, str | None]:
+    """`RUN TARGET`, or one of them: what names no run is a part of the latest. Raises UsageError."""
+    if len(names) > 2:
+        raise UsageError("logs takes a run and a target at most: logs [RUN] [p1/engine/0].")
+    if not names or len(names) == 2:
+        return _find(names[0] if names else None), names[1] if names else None
+    try:
+        return _find(names[0]), None
+    except UsageError:
+        return _find(None), names[0]
+
+
+def _find(run: str | None) -> Path:
+    from supervisor.attempt.find import find_run
+
+    return find_run(run)
+
+
+def _print_json(value: Any) -> None:
+    import msgspec
+
+    streams.say(msgspec.json.encode(value).decode())
+
+
+def arranged(arguments: Sequence[str]) -> list[str]:
+    """The arguments as cyclopts can read them: the bare form becomes `run`, and `--resume DIR` (whose DIR may be left out) `--resume-from DIR`."""
+    words = list(arguments)
+    if words and words[0] not in _COMMANDS and words[0] not in _GLOBAL:
+        if not words[0].startswith("-") and not words[0].endswith(".toml") and not os.path.exists(words[0]):
+            close = difflib.get_close_matches(words[0], _COMMANDS, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see `supervise --help`."
+            raise UsageError(f"{words[0]!r} is neither a command nor a file; {hint}")
+        words.insert(0, "run")
+    if words[:1] != ["run"]:
+        return words
+    done: list[str] = []
+    for word in words:
+        if done and done[-1] == "--resume" and not word.startswith("-") and not word.endswith(".toml"):
+            done[-1:] = ["--resume-from", word]
+        elif word.startswith("--resume="):
+            done += ["--resume-from", word.partition("=")[2]]
+        else:
+            done.append(word)
+    return done
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command; the exit code. Any mistake of the operator is one clear line (a configuration file's: one line each)."""
+    streams.present()
+    try:
+        result = app(arranged(arguments) or ["--help"], exit_on_error=False, print_error=False)
+        return result if isinstance(result, int) else int(ExitCode.DONE)
+    except ConfigError as error:
+        from supervisor.views.check import show_mistakes
+
+        with streams.lasting():
+            show_mistakes(error.mistakes)
+        return int(error.exit_code)
+    except CycloptsError as error:
+        return _fail(f"{_one_sentence(error)} See `supervise --help`.", ExitCode.CONFIGURATION)
+    except SupervisorError as error:
+        if error.exit_code is ExitCode.BUG:
+            traceback.print_exc()
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # `logs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return int(ExitCode.DONE)
+    except KeyboardInterrupt:  # a run under way has its own signals; here it has not begun, or somebody has seen enough of a log
+        return int(ExitCode.STOPPED if arranged(arguments)[:1] == ["run"] else ExitCode.DONE)
+    except Exception:
+        traceback.print_exc()
+        return _fail("this is a bug of ours; the lines above say where.", ExitCode.BUG)
+
+
+def _one_sentence(error: CycloptsError) -> str:
+    text = " ".join(str(error).split())
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def _fail(text: str, code: ExitCode) -> int:
+    with streams.lasting():
+        streams.note(text)
+    return int(code)

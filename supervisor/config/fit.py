@@ -1,0 +1,228 @@
+"""The resolved picture of a configuration: who may hold which GPU, and whether it fits. PURE; `supervisor.views.check` prints it.
+
+Numbers are lower bounds from what is known without starting anything. What is not known is None and shown as `unmeasured`,
+never guessed.
+"""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from supervisor.config.child_environment import choose
+from supervisor.config.machine.model_files import ModelSize
+from supervisor.config.schema.findings import GpuFact
+from supervisor.config.schema.tables import Config, Pipeline
+from supervisor.scheduler.spec import ROLE_PRIORITY, Priority
+from trainers.protocol.ids import EngineId, GpuId, PipelineId
+
+MIB = 1 << 20
+SNAPSHOTS = 3
+"""Of one pipeline's weights in shared memory at most: one being written, one published, one being loaded."""
+TRAINING_BYTES = 4
+"""Float32 weights, gradients and two moments of Adam: this many times the weights' float32 bytes, shared by the ranks."""
+
+Verdict = Literal["fits", "does not fit", "unmeasured"]
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the box has. None where it could not be found out."""
+
+    gpus: tuple[GpuFact, ...]
+    memory_free: int | None
+    shm_free: int | None
+    environ: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One who may hold a GPU. `needs` is a lower bound of device bytes on that GPU while it is held."""
+
+    pipeline: PipelineId
+    holder: str
+    role: str
+    priority: Priority
+    needs: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPlan:
+    """One GPU. `needs` is its largest claim plus what the sleepers leave behind; None when no claim is known."""
+
+    gpu: GpuFact
+    claims: tuple[Claim, ...]
+    needs: int | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """One resource of the host."""
+
+    what: str
+    needs: int | None
+    has: int | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Variables:
+    """What these children (all alike) see of our environment, by name."""
+
+    children: tuple[str, ...]
+    kept: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Processes that are alike. `program` is what they run: a command line with the program's whole path, or a function of our own Python's."""
+
+    who: str
+    count: int
+    gpus_each: int
+    program: str
+    own_python: bool
+    slots: int | None = None
+    context: int | None = None
+    kv_tokens: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    parts: tuple[Part, ...]
+    gpus: tuple[GpuPlan, ...]
+    rooms: tuple[Room, ...]
+    ports: tuple[int, int]
+    variables: tuple[Variables, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """False only where it is known not to fit."""
+        verdicts = [gpu.verdict for gpu in self.gpus] + [room.verdict for room in self.rooms]
+        return "does not fit" not in verdicts
+
+
+def picture(config: Config, machine: Machine, sizes: Mapping[str, ModelSize | None]) -> Picture:
+    """`sizes` gives the model of each pipeline by the pipeline's name, None where it is not known."""
+    gpus = tuple(_gpu(gpu, config, sizes) for gpu in machine.gpus)
+    variables = tuple(_variables(config, machine.environ))
+    parts = tuple(part for pipeline in config.pipeline for part in _parts(pipeline))
+    notes = (*_notes(config, machine), *_pools(config, gpus, sizes))
+    return Picture(parts, gpus, tuple(_rooms(config, machine, sizes)), config.host.ports, variables, notes)
+
+
+def _parts(pipeline: Pipeline) -> Iterator[Part]:
+    engine, trainer = pipeline.engine, pipeline.trainer
+    ours = engine.kind == "embedded"
+    program = "engines.embedded" if ours else f"{engine.python} -m sglang.launch_server"
+    count = len(engine.gpus) // engine.tp
+    yield Part(f"{pipeline.name}/engine", count, engine.tp, program, ours, engine.slots, engine.context, engine.kv_tokens)
+    command = trainer.entry or shlex.join(trainer.command or ())
+    yield Part(f"{pipeline.name}/trainer", len(trainer.gpus), 1, command, trainer.entry is not None, steps=trainer.steps)
+
+
+def verdict(needs: int | None, has: int | None) -> Verdict:
+    if needs is None or has is None:
+        return "unmeasured"
+    return "fits" if needs <= has else "does not fit"
+
+
+def _gpu(gpu: GpuFact, config: Config, sizes: Mapping[str, ModelSize | None]) -> GpuPlan:
+    claims = tuple(claim for pipeline in config.pipeline for claim in _claims(pipeline, gpu.id, sizes.get(pipeline.name)))
+    known = [claim.needs for claim in claims if claim.needs is not None]
+    sleepers = sum(1 for claim in claims if claim.priority is Priority.ROLLOUT)
+    needs = max(known) + max(0, sleepers - 1) * config.host.residual_mib * MIB if known and len(known) == len(claims) else None
+    return GpuPlan(gpu, claims, needs, verdict(needs, gpu.total_bytes) if claims else "fits")
+
+
+def _claims(pipeline: Pipeline, gpu: GpuId, size: ModelSize | None) -> Iterator[Claim]:
+    """Who of this pipeline may hold the GPU, highest priority first."""
+    name = PipelineId(pipeline.name)
+    trainer, engine = pipeline.trainer, pipeline.engine
+    share = size.weights * TRAINING_BYTES // len(trainer.gpus) if size is not None and trainer.entry is not None else None
+    roles = {"train": trainer.gpus, **trainer.roles}
+    for role, gpus in sorted(roles.items(), key=lambda item: ROLE_PRIORITY[item[0]]):
+        if gpu in gpus:
+            yield Claim(name, f"{name}/trainer", role, ROLE_PRIORITY[role], share if role == "train" else None)
+    if gpu in engine.gpus:
+        rank = engine.gpus.index(gpu) // engine.tp
+        yield Claim(name, str(EngineId(name, rank)), "rollout", Priority.ROLLOUT, _engine_needs(pipeline, size))
+
+
+def _engine_needs(pipeline: Pipeline, size: ModelSize | None) -> int | None:
+    engine = pipeline.engine
+    if size is None:
+        return None
+    if engine.kind == "embedded":
+        return None if size.kv_token is None else size.weights + size.kv_token * (engine.context or 0) * engine.slots
+    return (size.weights + _pool(pipeline, size)) // engine.tp
+
+
+def _pool(pipeline: Pipeline, size: ModelSize) -> int:
+    """Bytes of an SGLang engine's KV pool, over all its GPUs; 0 where they are not known."""
+    engine = pipeline.engine
+    return (engine.kv_tokens or (engine.context or 0) * engine.slots) * (size.kv_token or 0) // 2  # as 16 bits, SGLang's default
+
+
+def _pools(config: Config, gpus: Sequence[GpuPlan], sizes: Mapping[str, ModelSize | None]) -> Iterator[str]:
+    """What to change where it does not fit and a KV pool is the larger half."""
+    for pipeline in config.pipeline:
+        size, engine = sizes.get(pipeline.name), pipeline.engine
+        tight = any(plan.verdict == "does not fit" and plan.gpu.id in engine.gpus for plan in gpus)
+        if tight and size is not None and engine.kind == "sglang" and (pool := _pool(pipeline, size)) > size.weights:
+            tokens = f"{engine.kv_tokens} tokens, {pool / engine.tp / 2**30:.1f} GiB on each GPU"
+            yield f"{pipeline.name}: its KV pool ({tokens}) is larger than the weights: lower kv_tokens, slots or context."
+
+
+def _rooms(config: Config, machine: Machine, sizes: Mapping[str, ModelSize | None]) -> Iterator[Room]:
+    known = [sizes.get(pipeline.name) for pipeline in config.pipeline]
+    weights = None if any(size is None for size in known) else [size.weights for size in known if size is not None]
+    shm = None if weights is None else SNAPSHOTS * sum(weights)
+    yield Room(f"shared memory ({config.host.shm})", shm, machine.shm_free, verdict(shm, machine.shm_free))
+    host = None
+    if weights is not None:
+        engines = [len(pipeline.engine.gpus) // pipeline.engine.tp for pipeline in config.pipeline]
+        asleep = sum(size * count for size, count in zip(weights, engines, strict=True))
+        host = asleep + TRAINING_BYTES * sum(weights) + (shm or 0)
+    yield Room("host memory", host, machine.memory_free, verdict(host, machine.memory_free))
+
+
+def _variables(config: Config, environ: Mapping[str, str]) -> Iterator[Variables]:
+    alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
+    for pipeline in config.pipeline:
+        engine, trainer = pipeline.engine, pipeline.trainer
+        for child, chosen in (
+            (f"{pipeline.name}/engine", choose("engine", environ, engine.pass_env, engine.env)),
+            (f"{pipeline.name}/trainer", choose("trainer", environ, trainer.pass_env, trainer.env)),
+        ):
+            alike.setdefault((tuple(sorted(chosen.kept)), chosen.dropped), []).append(child)
+    for (kept, dropped), children in alike.items():
+        yield Variables(tuple(children), kept, tuple(name for name in dropped if not name.startswith("TRAINSHED_")))
+
+
+def _notes(config: Config, machine: Machine) -> Iterator[str]:
+    for pipeline in config.pipeline:
+        if not isinstance(pipeline.engine.model, str):
+            yield f"{pipeline.name}: its model is made when the run starts, so its size is not known yet."
+        if config.host.virtual is not None and pipeline.engine.kind != "embedded":
+            yield f"{pipeline.name}: engines of kind {pipeline.engine.kind} are unmeasured on virtual GPUs; no promise about their memory is made."
+        if config.host.virtual is not None and pipeline.trainer.command is not None:
+            yield f"{pipeline.name}: memory of the trainer's command is unmeasured on virtual GPUs, unless it uses trainshed.device."
+        if len({*pipeline.trainer.gpus} & {*pipeline.engine.gpus}) == len({*pipeline.engine.gpus}):
+            yield f"{pipeline.name}: trains on every GPU that its engines have, so it never rolls out while it trains."
+    unused = [gpu.id for gpu in machine.gpus if not any(gpu.id in _wanted(pipeline) for pipeline in config.pipeline)]
+    if unused:
+        yield f"GPUs that nobody may hold: {', '.join(map(str, unused))}."
+    outer = machine.environ.get("TRAINSHED_OUTER_PYTHONPATH")
+    for pipeline in config.pipeline:
+        if outer and pipeline.trainer.command is not None and "PYTHONPATH" not in pipeline.trainer.env:
+            said = 'what its trainer needs of it goes into its table: env = { PYTHONPATH = "…" }'
+            yield f"{pipeline.name}: PYTHONPATH of this shell ({outer}) is not passed on; {said}."
+
+
+def _wanted(pipeline: Pipeline) -> Sequence[int]:
+    return [*pipeline.engine.gpus, *pipeline.trainer.gpus, *(gpu for gpus in pipeline.trainer.roles.values() for gpu in gpus)]

@@ -1,0 +1,216 @@
+"""What the machine must have for a configuration: paths, interpreters, modules, ports. Looks, and leaves everything as it was.
+
+Paths of the file are taken from the file's own folder, so that a configuration means the same from everywhere.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
+
+from supervisor.config.child_environment import choose
+from supervisor.config.machine import builtin_trainer, entry_points, hf_cache, port_windows, programs, sglang_interpreter
+from supervisor.config.machine.model_files import model_context, model_size
+from supervisor.config.machine.programs import at
+from supervisor.config.schema import defaults
+from supervisor.config.schema.findings import Finding, GpuFact
+from supervisor.config.schema.rules import ENTRY, Draft, DraftPipeline
+from supervisor.config.schema.tables import Config, Engine, Host, ModelRecipe, Pipeline, Trainer
+from trainers.protocol.child_env import CHECKOUT, CLIENT
+
+_SOCKET_ROOM: Final = 85
+"""Bytes of an SGLang engine's own folder in shared memory (`supervisor.runtime.sglang_engines`): it makes sockets there."""
+
+
+def findings(draft: Draft, base: Path, name: str, ask: bool) -> Iterator[Finding]:
+    """What is not there. `base` is the folder of the configuration file, `name` that of its runs; with `ask` interpreters are asked for their SGLang."""
+    if draft.host is not None:
+        yield from _host(draft.host, base)
+        yield from port_windows.findings(draft.host, draft)
+    for pipeline in draft.pipelines:
+        cwd = at(base, (pipeline.trainer.cwd if pipeline.trainer is not None else None) or ".")
+        if pipeline.engine is not None:
+            yield from _engine(pipeline.engine, f"{pipeline.path}.engine", base, cwd)
+            yield from _python(pipeline.engine, f"{pipeline.path}.engine.python", base, draft.host)
+            if draft.host is not None and pipeline.engine.kind == "sglang":
+                yield from _sockets(draft.host, pipeline, base, name)
+        if pipeline.trainer is not None:
+            yield from _trainer(pipeline.trainer, f"{pipeline.path}.trainer", cwd)
+    if ask:
+        yield from _interpreters(draft.pipelines, base)
+
+
+def resolved(config: Config, base: Path, gpus: Sequence[GpuFact] = ()) -> Config:
+    """The same configuration with every path and program absolute and what was left out filled in."""
+    host = replace(
+        config.host, shm=str(at(base, config.host.shm)), directory=config.host.directory and str(at(base, config.host.directory))
+    )
+    return replace(config, host=host, pipeline=[_resolved_pipeline(pipeline, base, gpus) for pipeline in config.pipeline])
+
+
+def _resolved_pipeline(pipeline: Pipeline, base: Path, gpus: Sequence[GpuFact]) -> Pipeline:
+    engine, trainer = pipeline.engine, pipeline.trainer
+    if isinstance(engine.model, str):
+        folder = _model_folder(engine.model, base)
+        engine = defaults.filled(replace(engine, model=str(folder)), model_size(folder), model_context(folder), gpus)
+    else:
+        engine = defaults.filled(engine, None, None, gpus)
+    if engine.python is not None:
+        engine = replace(engine, python=_interpreter(engine.python, base))
+    trainer = replace(trainer, cwd=str(at(base, trainer.cwd or ".")))
+    if trainer.command:
+        program = programs.resolve(trainer.command[0], at(base, trainer.cwd or "."), programs.search_path(trainer.env, os.environ))
+        trainer = replace(trainer, command=[program or trainer.command[0], *trainer.command[1:]])
+    return replace(pipeline, engine=engine, trainer=trainer)
+
+
+def _interpreter(python: str, base: Path) -> str:
+    return programs.resolve(python, base, programs.search_path({}, os.environ)) or python
+
+
+def _host(host: Host, base: Path) -> Iterator[Finding]:
+    shm = at(base, host.shm)
+    if not os.path.isdir(shm):
+        yield Finding("host.shm", host.shm, "is not a directory", "Name one that exists, on a fast disk where /dev/shm is small.")
+    elif not os.access(shm, os.W_OK | os.X_OK):
+        yield Finding("host.shm", host.shm, "is not writable", "Change its permissions, or name another.")
+    elif (why := _refuses(shm)) is not None:
+        yield Finding("host.shm", host.shm, f"nothing can be made there: {why}", "Name another.")
+    directory = at(base, host.directory) if host.directory is not None else Path("runs").absolute()
+    nearest = directory
+    while not os.path.exists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    shown = host.directory if host.directory is not None else str(directory)
+    if not os.path.isdir(nearest):
+        yield Finding("host.directory", shown, f"{nearest} is a file, not a directory", "Name another directory for the runs.")
+    elif not os.access(nearest, os.W_OK | os.X_OK) or (why := _refuses(nearest)) is not None:
+        problem = f"nothing can be made in {nearest}" + (f": {why}" if os.access(nearest, os.W_OK | os.X_OK) else ": it is not writable")
+        yield Finding("host.directory", shown, problem, "Change its permissions, or name another directory for the runs.")
+
+
+def _refuses(folder: Path) -> str | None:
+    """Why nothing can be made in it, tried: permissions do not tell of a full disk, nor of /sys."""
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".trainshed-", dir=folder))
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _model_folder(model: str, base: Path) -> Path:
+    """The folder of that path; where there is none, that of the Hugging Face cache for `org/name`, if it is there."""
+    folder = at(base, model)
+    if not hf_cache.is_name(model) or os.path.exists(folder):
+        return folder
+    return hf_cache.snapshot(model, os.environ) or folder
+
+
+def _engine(engine: Engine, path: str, base: Path, cwd: Path) -> Iterator[Finding]:
+    if isinstance(engine.model, str) and engine.model:
+        yield from _model(_model_folder(engine.model, base), engine.model, f"{path}.model")
+    if not isinstance(engine.model, str):
+        yield from _recipe(engine.model, f"{path}.model", cwd)
+    if engine.kind == "sglang" and engine.context is None:
+        yield from _context(engine, f"{path}.context", base)
+
+
+def _python(engine: Engine, key: str, base: Path, host: Host | None) -> Iterator[Finding]:
+    if engine.python is None:
+        return
+    folder = at(base, engine.python).parent.parent
+    virtual = host is not None and host.virtual is not None
+    makes = f"`bin/sglang-cpu {folder}` makes one" if virtual else "`pip install sglang` in a venv makes one"
+    remedy = f"Give the path of the interpreter of SGLang's own environment; {makes}."
+    yield from programs.findings(engine.python, key, base, programs.search_path({}, os.environ), remedy)
+
+
+def _context(engine: Engine, key: str, base: Path) -> Iterator[Finding]:
+    """Left out: the model must say it."""
+    remedy = "Write the tokens of prompt and answer together, for example context = 8192."
+    if not isinstance(engine.model, str):
+        yield Finding(key, "", "is missing, and the model, which is made when the run starts, cannot say it yet", remedy)
+    elif os.path.isfile((folder := _model_folder(engine.model, base)) / "config.json") and model_context(folder) is None:
+        yield Finding(key, "", f"is missing, and {folder}/config.json does not say what the model was made for", remedy)
+
+
+def _recipe(recipe: ModelRecipe, path: str, cwd: Path) -> Iterator[Finding]:
+    function = yield from _code(recipe.make, f"{path}.make", cwd, {})
+    if function is not None:
+        for name, misfit in entry_points.misfits(function, recipe.options):
+            given = recipe.options.get(name, "")
+            yield Finding(f"{path}.options.{name}", given, misfit.problem, misfit.remedy)
+    if recipe.make == builtin_trainer.RECIPE:
+        yield from builtin_trainer.recipe_options(recipe.options, f"{path}.options")
+
+
+def _sockets(host: Host, pipeline: DraftPipeline, base: Path, name: str) -> Iterator[Finding]:
+    """SGLang makes Unix sockets in a folder below `shm`, whose path has a limit."""
+    longest = f"{at(base, host.shm)}/trainshed-{name[:40]}-{'x' * 12}/.tmp/{pipeline.name or ''}.99.999"
+    if (over := len(os.fsencode(longest)) - _SOCKET_ROOM) > 0:
+        problem = f"makes a path that is {over} bytes too long for SGLang's sockets ({longest})"
+        yield Finding(
+            f"{pipeline.path}.name", pipeline.name or "", problem, "Shorten it, the name of this file, or [host] shm.", ("host.shm",)
+        )
+
+
+def _interpreters(pipelines: Sequence[DraftPipeline], base: Path) -> Iterator[Finding]:
+    """Each is asked once."""
+    environ = choose("engine", os.environ).kept
+    told: dict[str, list[Finding]] = {}
+    for pipeline in pipelines:
+        engine = pipeline.engine
+        if engine is None or engine.kind != "sglang" or engine.python is None:
+            continue
+        python, key = _interpreter(engine.python, base), f"{pipeline.path}.engine.python"
+        if os.path.isfile(python) and os.access(python, os.X_OK):
+            if python not in told:
+                told[python] = list(sglang_interpreter.findings(python, engine.python, key, environ))
+            yield from (finding._replace(key=key, value=engine.python) for finding in told[python])
+
+
+def _model(folder: Path, value: str, key: str) -> Iterator[Finding]:
+    remedy = "Name a folder in Hugging Face layout (config.json, *.safetensors, tokenizer), absolute or relative to this file."
+    if not os.path.exists(folder) and hf_cache.is_name(value):
+        problem = (
+            f"{folder} is not a directory, and the Hugging Face cache ({hf_cache.cache(os.environ)}) has no complete model of that name"
+        )
+        yield Finding(key, value, problem, f"Download it first (`hf download {value}`), or name a folder in Hugging Face layout.")
+    elif not os.path.isdir(folder):
+        yield Finding(key, value, f"{folder} is not a directory", remedy)
+    elif not os.access(folder, os.R_OK | os.X_OK):
+        yield Finding(key, value, f"{folder} is not readable", "Change its permissions.")
+    elif not os.access(folder / "config.json", os.R_OK):
+        yield Finding(key, value, f"{folder} has no readable config.json", remedy)
+
+
+def _trainer(trainer: Trainer, path: str, cwd: Path) -> Iterator[Finding]:
+    if not os.path.isdir(cwd):
+        yield Finding(f"{path}.cwd", trainer.cwd or "", f"{cwd} is not a directory", "Name the folder that the trainer shall run in.")
+    elif trainer.command and trainer.command[0]:
+        search = programs.search_path(trainer.env, os.environ)
+        yield from programs.findings(trainer.command[0], f"{path}.command", cwd, search, "Give the path of a program.")
+        yield from programs.script_findings(trainer.command, f"{path}.command", cwd)
+    if trainer.entry is not None:
+        function = yield from _code(trainer.entry, f"{path}.entry", cwd, trainer.env)
+        if function is not None and (wanted := entry_points.needs(function)):
+            problem = f"is called without arguments, and wants {', '.join(wanted)}"
+            yield Finding(f"{path}.entry", trainer.entry, problem, "Options come from `connect().options` (trainshed).")
+    if trainer.entry == builtin_trainer.TRAINER:
+        yield from builtin_trainer.trainer_options(trainer.options, f"{path}.options")
+
+
+def _code(spec: str, key: str, cwd: Path, env: dict[str, str]) -> Generator[Finding, None, entry_points.Function | None]:
+    """The function of `module:function`, where it can be found by reading alone."""
+    if not ENTRY.match(spec):
+        return None  # a rule has said so
+    theirs = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
+    found = entry_points.find(spec, [str(CHECKOUT), str(CLIENT), str(cwd), *theirs, *filter(None, sys.path)])
+    if isinstance(found, entry_points.Missing):
+        where = "It is looked for in this checkout, in the trainer's `cwd` (by default this file's folder) and in PYTHONPATH of its `env`."
+        yield Finding(key, spec, found.problem, found.remedy or where)
+        return None
+    return found

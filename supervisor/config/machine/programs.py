@@ -1,0 +1,89 @@
+"""What a `command` means: which program, and which script it is given. Looks, and starts nothing."""
+
+import difflib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from supervisor.config.schema.findings import Finding
+
+_PYTHON: Final = re.compile(r"(python|pypy)[0-9.]*\Z")
+_SHELL: Final = re.compile(r"(ba|da|z|k)?sh\Z")
+_USUAL: Final = ("python", "python3", "bash", "sh", "torchrun", "accelerate", "uv")
+
+
+def at(base: Path, path: str) -> Path:
+    """A path of the file, which is relative to `base`."""
+    return Path(os.path.normpath(base / os.path.expanduser(path)))
+
+
+def search_path(env: Mapping[str, str], environ: Mapping[str, str]) -> str:
+    """Where a child finds its programs: what its table says, else where the shell does that started us."""
+    return env.get("PATH") or environ.get("PATH") or os.defpath
+
+
+def resolve(program: str, cwd: Path, path: str) -> str | None:
+    """The file that is run, absolute (links as they are: an environment's `python` is one). None when there is none on the PATH."""
+    if "/" in program or program.startswith("~"):
+        return str(at(cwd, program))
+    found = shutil.which(program, path=path)
+    return None if found is None else os.path.abspath(found)
+
+
+def findings(program: str, key: str, cwd: Path, path: str, remedy: str) -> Iterator[Finding]:
+    """Whether the program is there and may be run."""
+    file = resolve(program, cwd, path)
+    if file is None:
+        others = [name for name in _USUAL if name != program and shutil.which(name, path=path)]
+        close = difflib.get_close_matches(program[:64], others, n=1, cutoff=0.6)
+        hint = f'Write "{close[0]}" ({shutil.which(close[0], path=path)}), or give a path.' if close else remedy
+        yield Finding(key, program, "is not on the PATH", hint)
+    elif not os.path.isfile(file):
+        yield Finding(key, program, f"there is no file {file}", remedy)
+    elif not os.access(file, os.X_OK):
+        yield Finding(key, program, f"{file} is not executable", f"Change its permissions, or {remedy[0].lower()}{remedy[1:]}")
+
+
+def script_findings(command: Sequence[str], key: str, cwd: Path) -> Iterator[Finding]:
+    """Whether the script is there that a Python or a shell is given."""
+    name = script(command)
+    if name is None or os.path.exists(cwd / name):
+        return
+    beside = [entry for entry in _names(cwd) if entry.endswith(os.path.splitext(name)[1])]
+    close = difflib.get_close_matches(name[:64], beside, n=1)
+    remedy = f'Did you mean "{close[0]}"?' if close else "Give its path, absolute or relative to `cwd` (by default this file's folder)."
+    yield Finding(key, list(command), f"there is no file {os.path.normpath(cwd / name)}", remedy)
+
+
+def script(command: Sequence[str]) -> str | None:
+    """The script that an interpreter runs; None for other programs, and for code that is given in another way (-c, -m, standard input)."""
+    name = os.path.basename(command[0])
+    if not (python := _PYTHON.match(name)) and not _SHELL.match(name):
+        return None
+    no_script, takes_value = ("cm", "WX") if python else ("cs", "oO")
+    words = iter(command[1:])
+    for word in words:
+        if word == "--":
+            return next(words, None)
+        if not word.startswith("-"):
+            return word
+        if word == "-":
+            return None
+        for position, letter in enumerate("" if word.startswith("--") else word):
+            if letter in no_script:
+                return None
+            if letter in takes_value:
+                if position == len(word) - 1:
+                    next(words, None)
+                break
+    return None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(folder)][:2000]
+    except OSError:
+        return []

@@ -1,0 +1,26 @@
+"""What the parts of the configuration's reading pass each other. PURE."""
+
+from typing import NamedTuple
+
+from trainers.protocol.ids import GpuId
+
+
+class GpuFact(NamedTuple):
+    """One GPU of the host's list. `total_bytes` is None where there is no such limit or it is not known (virtual GPUs)."""
+
+    id: GpuId
+    name: str
+    total_bytes: int | None
+
+
+class Finding(NamedTuple):
+    """Something wrong at `key` (`pipeline[0].engine.gpus`); `also` are further keys it was concluded from.
+
+    When one of those could not be read, the finding is a mere consequence and is not told.
+    """
+
+    key: str
+    value: object
+    problem: str
+    remedy: str
+    also: tuple[str, ...] = ()

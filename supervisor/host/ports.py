@@ -1,0 +1,268 @@
+"""Ports for groups: contiguous windows from a range below the ephemeral one, so that no outgoing connection can take them first.
+
+A window belongs to one incarnation of one group until that is gone. Every port of it is also marked in the kernel (an abstract socket
+named after it, which vanishes with us), so that two supervisors on a box never choose the same.
+"""
+
+import itertools
+import os
+import socket
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from supervisor.config.machine.port_windows import outside
+
+WINDOW: Final = 16
+"""Ports reserved at a time: an engine needs its own, a rendezvous, and a handful of internal ones."""
+_LISTENING: Final = "0A"
+_PORT_MARK: Final = "trainshed-port-"
+_RUN_MARK: Final = "trainshed-run-"
+"""Then the pid of the supervisor, and its run."""
+
+
+class PortsUnusable(Exception):
+    """The operator's `[host] ports` cannot be used. Says key, value and remedy."""
+
+
+class NoPortFree(Exception):
+    """No window is free now. Names who holds the ports."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """`count` ports from `first` on. Unused ones may be given to anything of the group."""
+
+    first: int
+    count: int
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.first + self.count))
+
+    def __getitem__(self, index: int) -> int:
+        return range(self.first, self.first + self.count)[index]
+
+
+@dataclass
+class _Reserved:
+    window: Window
+    marks: list[socket.socket] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who listens on a port: the pids that we can see, and whether there are others."""
+
+    pids: frozenset[int]
+    unseen: bool
+
+
+def _nobody_asks(port: int, who: str) -> None:
+    """Where nobody wants to know."""
+
+
+class Ports:
+    """Windows out of `first..last` (both included). Raises PortsUnusable."""
+
+    def __init__(self, first: int, last: int, run: str = "", passed_over: Callable[[int, str], None] = _nobody_asks) -> None:
+        """`run` is what other supervisors call us by; `passed_over` is told once of a port that somebody has, and who."""
+        where = f"host.ports = [{first}, {last}]"
+        if not 1024 <= first < last <= 65535:
+            raise PortsUnusable(f"{where}: two ports from 1024 to 65535 are wanted, the lower one first")
+        low, high = ephemeral_range()
+        if first <= high and last >= low and outside(low, high) is not None:
+            raise PortsUnusable(
+                f"{where}: overlaps the kernel's ephemeral ports {low}..{high}, from which any connection may take one; stay outside"
+            )
+        self._first, self._last = first, last
+        self._next = first
+        self._reserved: dict[Hashable, _Reserved] = {}
+        self._passed_over = passed_over
+        self._told: set[int] = set()
+        self._run_mark = _mark(f"{_RUN_MARK}{os.getpid()}-{run}")
+
+    def reserve(self, owner: Hashable, count: int = WINDOW) -> Window:
+        """A window whose ports can all be bound now. Windows are taken in turn, so that a port is not used again soon.
+
+        Raises NoPortFree; an owner that has a window already is a bug.
+        """
+        assert owner not in self._reserved, f"{owner} has ports already; they are released when it is gone"
+        size = self._last - self._first + 1
+        taken: int | None = None
+        elsewhere: int | None = None
+        turns = (self._first + (self._next - self._first + attempt * count) % size for attempt in range(size // count))
+        for first in itertools.chain(turns, range(self._first, self._last + 2 - count)):  # at last anywhere: what is left may lie askew
+            if first + count - 1 > self._last:
+                continue
+            window = Window(first, count)
+            marks = _mark_all(window)
+            if isinstance(marks, int):
+                elsewhere = marks if not self._ours(marks) else elsewhere
+                continue
+            blocked = next((port for port in window if not can_bind(port)), None)
+            if blocked is None:
+                self._next = first + count
+                self._reserved[owner] = _Reserved(window, marks)
+                return window
+            taken = blocked
+            self._tell(blocked)
+            for mark in marks:
+                mark.close()
+        why = f"; port {taken} is held by {holder(taken)}" if taken is not None else ""
+        why += f"; port {elsewhere} is reserved by another supervisor, {reserver(elsewhere)}" if elsewhere is not None else ""
+        why = why or f"; {len(self._reserved)} groups of this run have them"
+        raise NoPortFree(f"no {count} free ports in a row in host.ports = [{self._first}, {self._last}]{why}")
+
+    def _ours(self, port: int) -> bool:
+        return any(port in reserved.window for reserved in self._reserved.values())
+
+    def _tell(self, port: int) -> None:
+        if port not in self._told:
+            self._told.add(port)
+            self._passed_over(port, holder(port))
+
+    def release(self, owner: Hashable) -> None:
+        """Give the window of an owner that is gone back; nothing happens when it has none."""
+        if reserved := self._reserved.pop(owner, None):
+            for mark in reserved.marks:
+                mark.close()
+
+    def blocked(self, owner: Hashable) -> tuple[int, ...]:
+        """Of a group that has ended: its ports that cannot be bound again."""
+        reserved = self._reserved.get(owner)
+        return () if reserved is None else tuple(port for port in reserved.window if not can_bind(port))
+
+    def close(self) -> None:
+        if self._run_mark is not None:
+            self._run_mark.close()
+        for owner in list(self._reserved):
+            self.release(owner)
+
+
+def _mark_all(window: Window) -> list[socket.socket] | int:
+    """The marks, or the first port that is marked already: by another supervisor, or by ourselves."""
+    marks: list[socket.socket] = []
+    for port in window:
+        mark = _mark(f"{_PORT_MARK}{port}")
+        if mark is None:
+            for other in marks:
+                other.close()
+            return port
+        marks.append(mark)
+    return marks
+
+
+def _mark(name: str) -> socket.socket | None:
+    """None when somebody has it."""
+    mark = socket.socket(socket.AF_UNIX)
+    try:
+        mark.bind(f"\0{name}")
+    except OSError:
+        mark.close()
+        return None
+    return mark
+
+
+def can_bind(port: int) -> bool:
+    """Whether nobody listens on this port on any IPv4 address. Connections that linger after their end do not count."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))  # for a moment, never listening
+        except OSError:
+            return False
+    return True
+
+
+def metrics_listener(port: int) -> socket.socket:
+    """Listens at exactly this port of the loopback interface. Raises PortsUnusable when somebody has it."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(16)
+    except OSError as error:
+        listener.close()
+        raise PortsUnusable(f"host.metrics_port = {port}: {error.strerror} (held by {holder(port)}); name a free port") from error
+    return listener
+
+
+def ephemeral_range() -> tuple[int, int]:
+    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+        low, high = file.read().split()
+    return int(low), int(high)
+
+
+def holder(port: int) -> str:
+    """Who listens on a port, for people: `pid 12 (python)`, or "a process that we may not look into"."""
+    found = listeners(port)
+    if found.pids:
+        return _called(min(found.pids))
+    return "a process that we may not look into" if found.unseen else "nobody who listens any more"
+
+
+def listeners(port: int) -> Listeners:
+    """One pass over the descriptors of every process that we may look into."""
+    wanted = _listening(port)
+    pids: set[int] = set()
+    seen: set[str] = set()
+    for pid, links in _descriptors() if wanted else ():
+        if has := wanted.intersection(links):
+            pids.add(pid)
+            seen |= has
+    return Listeners(frozenset(pids), seen != wanted)
+
+
+def reserver(port: int) -> str:
+    """Which supervisor has marked a port, for people: its pid, and its run."""
+    marks = _marks()
+    socket_ = marks.get(f"{_PORT_MARK}{port}")
+    pid = next((pid for pid, links in _descriptors() if socket_ in links), None) if socket_ is not None else None
+    if pid is None:
+        return "whose pid we may not see" if socket_ is not None else "which has given it back by now"
+    run = next((name.removeprefix(f"{_RUN_MARK}{pid}-") for name in marks if name.startswith(f"{_RUN_MARK}{pid}-")), "")
+    return f"pid {pid}" + (f", run {run}" if run else "")
+
+
+def _called(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return f"pid {pid} ({file.read().strip()})"
+    except OSError:
+        return f"pid {pid}"
+
+
+def _descriptors() -> Iterator[tuple[int, set[str]]]:
+    """What the descriptors of each process lead to, where we may look."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                yield int(name), {_link(f"/proc/{name}/fd/{number}") for number in os.listdir(f"/proc/{name}/fd")}
+            except OSError:  # ended, or not ours to look into
+                continue
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except FileNotFoundError:  # closed meanwhile
+        return ""
+
+
+def _marks() -> dict[str, str]:
+    """Abstract sockets of ours and of other supervisors, by name: what a descriptor of it leads to."""
+    with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as file:
+        rows = [line.rstrip("\n").split(maxsplit=7) for line in file.readlines()[1:]]
+    return {row[7][1:]: f"socket:[{row[6]}]" for row in rows if len(row) == 8 and row[7].startswith(("@" + _PORT_MARK, "@" + _RUN_MARK))}
+
+
+def _listening(port: int) -> set[str]:
+    found: set[str] = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table, encoding="ascii") as file:
+                rows = [line.split() for line in file.readlines()[1:]]
+        except FileNotFoundError:  # no IPv6 here
+            continue
+        found |= {f"socket:[{row[9]}]" for row in rows if row[3] == _LISTENING and int(row[1].rpartition(":")[2], 16) == port}
+    return found

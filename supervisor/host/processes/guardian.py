@@ -1,0 +1,276 @@
+"""The process above the supervisor: restarts nothing, and leaves nothing behind, however the supervisor ends.
+
+Standard library only, one thread, executed as `python -I -S -E supervisor/host/processes/guardian.py <arguments of the supervisor>`.
+It is a subreaper, so that every descendant of the supervisor becomes its child at the latest when the supervisor ends; it then
+kills them all, removes what the supervisor had registered, and exits with the supervisor's code.
+
+The supervisor writes lines to the descriptor in `TRAINSHED_GUARDIAN_FD` (see `guarded.py`): `sweep <path>` registers a path for
+removal, `keep <path>` takes it back, `ready <code> <text>` lets the command of `run --detach` print the text and return with the code.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+KILL_SECONDS = 10.0
+"""How long processes may take to die (a process inside a driver call can outlast SIGKILL); normally they need milliseconds."""
+LEFT_OVER = ("sglang_loads_", "sgl_shm_", "sem.mp-", "nccl-", "cuda.shm.", "psm_")
+"""Names in /dev/shm that SGLang and what it stands on leave behind when they are killed (and some when they are not)."""
+TRACES = ".traces"
+"""Ending of the files that name, one a line, what an engine has open in /dev/shm; below a registered folder (see `sglang.py`)."""
+MAX_LINES = 1 << 20
+"""Bytes of a registration line that has no end: the supervisor is broken, and memory must not grow with it."""
+
+
+def say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        os.write(2, f"guardian: {text}\n".encode())
+
+
+class Registered:
+    """What the supervisor has said so far."""
+
+    def __init__(self) -> None:
+        self.paths: set[str] = set()
+        self.ready: bytes | None = None
+        """The code as one byte, and the text."""
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINES:
+            self._rest = b""
+        for line in lines:
+            word, _, path = line.decode("utf-8", "surrogateescape").partition(" ")
+            if word == "sweep" and may_sweep(path):
+                self.paths.add(path)
+            elif word == "keep":
+                self.paths.discard(path)
+            elif word == "ready" and self.ready is None:
+                code, _, text = path.partition(" ")
+                self.ready = bytes([int(code) & 255 if code.isdigit() else 0]) + text.encode("utf-8", "surrogateescape")
+
+
+def may_sweep(path: str) -> bool:
+    """Only what is unmistakably ours: an absolute path without detours whose last part starts with `trainshed-`."""
+    return os.path.isabs(path) and os.path.normpath(path) == path and os.path.basename(path).startswith("trainshed-")
+
+
+def sweep(path: str) -> None:
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            remove_traces(path)
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        say(f"cannot remove {path}: {error}")
+
+
+def remove_traces(path: str) -> None:
+    """What engines had open in /dev/shm when they were killed; nothing of them lives any more. Names only, and only such as are theirs."""
+    for note in Path(path).glob(f".tmp/*{TRACES}"):
+        for name in note.read_text("utf-8", "replace").splitlines():
+            if name.startswith(LEFT_OVER) and "/" not in name:
+                with contextlib.suppress(OSError):
+                    os.unlink(f"/dev/shm/{name}")
+
+
+def children() -> dict[int, list[int]]:
+    """Every process by its parent, from one pass over /proc."""
+    by_parent: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
+                parent = int(stat.read().rpartition(b")")[2].split()[1])
+                by_parent.setdefault(parent, []).append(int(name))
+    return by_parent
+
+
+def descendants(root: int) -> list[int]:
+    by_parent, found, todo = children(), [], [root]
+    while todo:
+        born = by_parent.get(todo.pop(), [])
+        found += born
+        todo += born
+    return found
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, unless the number has meanwhile come to name somebody who is not below us."""
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        above = pid
+        while above not in (0, 1, os.getpid()):
+            with open(f"/proc/{above}/stat", "rb") as stat:
+                above = int(stat.read().rpartition(b")")[2].split()[1])
+        if above == os.getpid():
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def reap() -> bool:
+    """Collect the dead; False when we have no children at all, which for a subreaper means: no descendants."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
+
+
+def end_all(seconds: float) -> list[int]:
+    """Kill every descendant to a fixed point; returns the pids that would not die in time."""
+    deadline = time.monotonic() + seconds
+    while reap():
+        left = descendants(os.getpid())
+        if time.monotonic() > deadline:
+            return left
+        for pid in left:
+            kill(pid)
+        time.sleep(0.002)  # the dead turn into zombies of ours within a tick; no event says "all of them"
+    return []
+
+
+def start(arguments: list[str], report: int) -> subprocess.Popen[bytes]:
+    checkout = Path(__file__).resolve().parents[3]
+    path = os.pathsep.join(part for part in (str(checkout), os.environ.get("PYTHONPATH", "")) if part)
+    environment = {**os.environ, "PYTHONPATH": path, "TRAINSHED_GUARDIAN": str(os.getpid()), "TRAINSHED_GUARDIAN_FD": str(report)}
+    command = [sys.executable, "-P", "-m", os.environ.get("TRAINSHED_GUARDED_MODULE", "supervisor"), *arguments]
+    return subprocess.Popen(command, env=environment, pass_fds=(report,), start_new_session=True)
+
+
+def watch(handle: int, report: int, wake: int, registered: Registered, on_ready: int | None) -> None:
+    """Forward signals and take registrations until the supervisor has ended."""
+    poll = select.poll()
+    for descriptor in (handle, report, wake):
+        poll.register(descriptor, select.POLLIN)
+    while True:
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        if report in ready:
+            data = os.read(report, 65536)
+            if data:
+                registered.feed(data)
+            else:
+                poll.unregister(report)
+        if on_ready is not None and registered.ready is not None:
+            with contextlib.suppress(BrokenPipeError):  # who waited has gone
+                os.write(on_ready, registered.ready)
+            os.close(on_ready)
+            on_ready = None
+            leave_terminal()
+        if wake in ready:
+            for number in os.read(wake, 64):
+                if number in FORWARDED:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(handle, number)
+        if handle in ready:
+            return
+
+
+def leave_terminal() -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
+def detach() -> int:
+    """Split in two. The new half, in its own session, returns the descriptor on which it says how the start went. The old half never
+    returns: it waits for that word, prints it and exits with its code, or with the code that the new half exits with.
+
+    A signal to the old half ends the waiting, and not the run: the new half hears nothing of this terminal.
+    """
+    said, say_it = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(said)
+        os.setsid()
+        return say_it
+    os.close(say_it)
+    for number in FORWARDED:
+        signal.signal(number, stop_waiting)
+    word = b""
+    while more := os.read(said, 65536):
+        word += more
+    if not word:
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    code, text = word[0], word[1:]
+    if text:
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            os.write(2 if code else 1, text + b"\n")
+    os._exit(code)
+
+
+def stop_waiting(number: int, _frame: object) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, b"\nsupervise: not waiting any longer; the run goes on. See `supervise status`; `supervise stop` ends it.\n")
+    os._exit(128 + number)
+
+
+def open_all(descriptors: tuple[int, ...] = (0, 1, 2)) -> None:
+    """Whoever closed one of ours (`>&-`) wants to hear nothing; and nothing that we open may get its number."""
+    for descriptor in descriptors:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere == descriptor:
+                os.set_inheritable(nowhere, True)
+            else:
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+
+
+def main(arguments: list[str]) -> int:
+    open_all()
+    on_ready = detach() if "--detach" in arguments else None
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        say("this kernel has no child subreapers; escaped grandchildren of a killed supervisor would survive")
+    wake, woken = os.pipe()
+    for descriptor in (wake, woken):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    for number in FORWARDED:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup` means it
+            signal.signal(number, lambda *_: None)  # the number arrives on the wake-up descriptor
+    report, reporting = os.pipe()
+    supervisor = start(arguments, reporting)
+    os.close(reporting)
+    handle = os.pidfd_open(supervisor.pid)
+    registered = Registered()
+    watch(handle, report, wake, registered, on_ready)
+    code = supervisor.wait()
+    os.set_blocking(report, False)
+    with contextlib.suppress(BlockingIOError):
+        while data := os.read(report, 65536):  # said just before the end
+            registered.feed(data)
+    for pid in end_all(KILL_SECONDS):
+        say(f"process {pid} does not end on SIGKILL (a driver holds it); look at it with `ps -o pid,stat,wchan:30 {pid}`")
+    for path in registered.paths:
+        sweep(path)
+    if code < 0:
+        say(f"the supervisor was killed (signal {-code}); everything of the run was ended with it. `supervise status` says how to go on.")
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,176 @@
+"""What happened, in the supervisor's log: decisions and their outcomes in an operator's words, one line each.
+
+Every record says whom it is about by the same fields: `pipeline`, then `engine` or `group` (trainer, gateway), then `incarnation`.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from supervisor.runtime.context import Site
+from supervisor.scheduler import Scheduler
+from supervisor.scheduler import actions as do
+from supervisor.scheduler.actions import Action, StartTrainer, TellTrainer
+from supervisor.scheduler.context import About
+from supervisor.scheduler.events import ActionFailed, Event, GatewayReady, MemberExited, TrainerSaid
+from supervisor.scheduler.groups.faults import Cause, Fault
+from trainers.protocol import trainer_messages as say
+from trainers.protocol.ids import EngineId, GatewayId, GroupId, Incarnation, PipelineId, TrainerId
+
+if TYPE_CHECKING:
+    import structlog
+
+_REMEMBERED: Final = 4096
+"""Actions without an answer whose group is known; an order to a gateway that died is never answered."""
+_RESERVED = frozenset(["event", "level", "timestamp", "run", "pipeline", "engine", "group", "incarnation", "step"])
+"""Names of a log record of ours that a trainer's figures cannot take."""
+
+
+class Narrator:
+    """Compares what is with what was, and says what is new."""
+
+    def __init__(self, site: Site, scheduler: Scheduler) -> None:
+        self._site = site
+        self._scheduler = scheduler
+        self._states: dict[EngineId, str] = {}
+        self._trainers: dict[PipelineId, str] = {}
+        self._asked: dict[int, Action] = {}
+
+    def tell(self, event: Event, actions: list[Action], now: float) -> None:
+        """After every event."""
+        match event:
+            case TrainerSaid():
+                self._trainer_said(event)
+            case MemberExited(group=group, incarnation=incarnation, member=member, code=code):
+                self._site.group_log(group, incarnation).debug("member exited", member=member, code=code)
+            case ActionFailed(id=id, reason=reason) if (action := self._asked.get(id)) is not None:
+                self._log(_whom(action), getattr(action, "incarnation", None)).warning(
+                    "action failed", action=type(action).__name__, reason=reason
+                )
+            case ActionFailed(id=id, reason=reason):
+                self._site.log.warning("action failed", id=id, reason=reason)
+            case GatewayReady(id=id, pids=pids) if (action := self._asked.get(id)) is not None:
+                self._log(_whom(action)).info("gateway is serving", pid=pids[0] if pids else None)
+            case _:
+                pass
+        self._asked.pop(getattr(event, "id", 0), None)
+        for level, about, what in self._scheduler.desk.notes:
+            getattr(self._log(about), level)(what)
+        for action in actions:
+            self._told(action)
+        self._moved(now)
+        for word, fault in self._scheduler.desk.turns:
+            self._turned(word, fault)
+
+    def _log(self, about: About | None, incarnation: Incarnation | None = None) -> "structlog.typing.FilteringBoundLogger":
+        """The log of a group's life (the present one), of a pipeline, of a GPU; of the run for nobody."""
+        if about is None:
+            return self._site.log
+        if isinstance(about, str):
+            return self._site.log.bind(pipeline=about)
+        if isinstance(about, int):
+            return self._site.log.bind(gpu=about)
+        return self._site.group_log(about, incarnation if incarnation is not None else self._life(about))
+
+    def _life(self, group: GroupId) -> Incarnation:
+        pipeline = self._scheduler.desk.fleet.pipelines[group.pipeline]
+        match group:
+            case EngineId(rank=rank):
+                return pipeline.engines[rank].incarnation
+            case GatewayId():
+                return pipeline.gateway.incarnation
+            case TrainerId():
+                return pipeline.trainer.incarnation
+
+    def _trainer_said(self, event: TrainerSaid) -> None:
+        log = self._site.group_log(TrainerId(event.pipeline), event.incarnation)
+        match event.message:
+            case say.Report(step=step, metrics=metrics):
+                log.info("step done", step=step, **{name: value for name, value in metrics.items() if name not in _RESERVED})
+            case say.OpenRollout(rollout=rollout, target=target):
+                log.info("rollout wanted", rollout=rollout, target=target)
+            case say.RequestLease(roles=roles) | say.ExchangeLease(roles=roles):
+                log.info("lease wanted", roles=list(roles))
+            case say.Checkpoint(step=step, path=path):
+                log.info("checkpoint", step=step, path=path)
+            case _:
+                pass
+
+    def _told(self, action: Action) -> None:
+        self._asked[action.id] = action
+        if len(self._asked) > _REMEMBERED:
+            del self._asked[min(self._asked)]
+        match action:
+            case TellTrainer(pipeline=pipeline, incarnation=incarnation, message=message):
+                log = self._site.group_log(TrainerId(pipeline), incarnation)
+                match message:
+                    case say.RolloutOpened(rollout=rollout):
+                        log.info("rollout open", rollout=rollout)
+                    case say.RolloutClosed(rollout=rollout):
+                        log.info("rollout closed", rollout=rollout)
+                    case say.LeaseGranted(roles=roles):
+                        log.info("lease granted", roles=list(roles))
+                    case say.LeaseEnded():
+                        log.info("lease ended")
+                    case say.Published(version=version):
+                        log.info("weights published", version=version)
+                    case say.Refused(about=about, code=code, reason=reason):
+                        log.warning("refused", about=about, code=code, reason=reason)
+                    case _:
+                        pass
+            case StartTrainer(pipeline=pipeline, incarnation=incarnation, steps_done=steps_done):
+                self._site.group_log(TrainerId(pipeline), incarnation).info("trainer starts", steps_done=steps_done)
+            case _:
+                pass
+
+    def _moved(self, now: float) -> None:
+        for pipeline in self._scheduler.desk.fleet.pipelines.values():
+            state = pipeline.trainer.state.value
+            if self._trainers.get(pipeline.id, "cold") != state:
+                log = self._site.group_log(pipeline.trainer.id, pipeline.trainer.incarnation)
+                log.info("trainer is " + state, was=self._trainers.get(pipeline.id, "cold"))
+            self._trainers[pipeline.id] = state
+            for engine in pipeline.engines.values():
+                before = self._states.get(engine.id, "cold")
+                if before != engine.state.value:
+                    log = self._site.group_log(engine.id, engine.incarnation)
+                    log.info("engine is " + engine.state.value, was=before, gpus=list(engine.gpus), version=engine.version)
+                self._states[engine.id] = engine.state.value
+
+    def _turned(self, word: str, fault: Fault) -> None:
+        """A failure is told twice: when it happens, and when it is over, with the time of each step."""
+        log = self._site.group_log(fault.engine, fault.incarnation)
+        if word != "failed":
+            steps = {f"{step}_s": seconds for step, seconds in fault.seconds.items()}
+            log.info(f"engine group: {word}", cause=fault.cause.value, attempt=fault.attempt, **steps)
+            return
+        tell = log.warning if fault.cause is Cause.OPERATOR else log.error
+        tell(
+            "engine group failed",
+            cause=fault.cause.value,
+            why=fault.reason,
+            member=fault.member,
+            collateral=list(fault.collateral),
+            attempt=fault.attempt,
+            silent_s=round(fault.silent, 3),
+            gpus=list(self._scheduler.desk.fleet.engine(fault.engine).gpus),
+        )
+
+
+def _whom(action: Action) -> About | None:
+    """The group or pipeline that an action is for."""
+    match action:
+        case do.StopGroup(group=group):
+            return group
+        case do.Measure(holder=holder):
+            return holder
+        case do.StartTrainer(pipeline=pipeline) | do.TellTrainer(pipeline=pipeline) | do.AdoptSnapshot(pipeline=pipeline):
+            return TrainerId(pipeline)
+        case do.RecordCheckpoint(pipeline=pipeline):
+            return TrainerId(pipeline)
+        case do.StartGateway(pipeline=pipeline) | do.OpenAtGateway(pipeline=pipeline) | do.CloseAtGateway(pipeline=pipeline):
+            return GatewayId(pipeline)
+        case do.ForgetAtGateway(pipeline=pipeline) | do.TellHopeless(pipeline=pipeline):
+            return GatewayId(pipeline)
+        case do.PrepareModel(pipeline=pipeline) | do.DropSnapshot(pipeline=pipeline):
+            return pipeline
+        case _:
+            return action.engine

@@ -1,0 +1,215 @@
+"""The supervisor's own log: structlog records as JSON lines in `<attempt>/supervisor.jsonl`, and readable lines on the console.
+
+Nothing here can stop the run: a full disk, a closed terminal or a slow pipe loses lines, and the loss is counted and told.
+The console has a thread of its own, because a terminal may block for as long as somebody holds Ctrl-S.
+"""
+
+import contextlib
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, MutableMapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal, TextIO
+
+import msgspec
+import structlog
+
+from supervisor.observe.log_format import readable
+from supervisor.observe.sanitize import one_line, plain_value
+
+Console = Literal["readable", "json", "none"]
+_LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+_QUEUE: Final = 4096
+"""Console lines that wait for a slow terminal before further ones are dropped."""
+_SHORTEST_SECRET: Final = 6
+
+
+class Secrets:
+    """Values that must not be seen in a log. Replaced wherever they occur in a string, a key included."""
+
+    def __init__(self) -> None:
+        self._values: set[str] = set()
+
+    def register(self, value: str) -> None:
+        """Short values (under 6 characters) are not registered: they would blot out ordinary text."""
+        if len(value) >= _SHORTEST_SECRET:
+            self._values.add(value)
+
+    def hide(self, value: Any) -> Any:
+        if isinstance(value, str):
+            for secret in self._values:
+                value = value.replace(secret, "***")
+            return value
+        if isinstance(value, dict):
+            return {self.hide(key): self.hide(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self.hide(item) for item in value]
+        return value
+
+
+class LogFile:
+    """Appends whole lines to one file. `lost` counts lines that the disk did not take."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._torn = False
+        self.lost = 0
+
+    def write(self, line: bytes) -> bool:
+        """Whether it was taken. After a line that went only half on to a full disk, the next one begins afresh."""
+        data = (b"\n" if self._torn else b"") + line + b"\n"
+        try:
+            written = os.write(self._descriptor, data)
+        except OSError:
+            self.lost += 1
+            return False
+        if written < len(data):
+            self._torn = True
+            self.lost += 1
+            return False
+        self._torn = False
+        return True
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+
+
+class ConsoleWriter:
+    """Writes lines to a stream from a thread of its own. `lost` counts the lines that a stuck or closed stream did not take."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(_QUEUE)
+        self.lost = 0
+        self._thread = threading.Thread(target=self._run, name="console", daemon=True)
+        self._thread.start()
+
+    def write(self, line: str) -> None:
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self.lost += 1
+
+    def close(self, timeout_s: float) -> None:
+        """Waits for what is queued, at most `timeout_s`."""
+        try:
+            self._lines.put(None, timeout=timeout_s)
+        except queue.Full:
+            return
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._stream.write(line + "\n")
+                if self._lines.empty():
+                    self._stream.flush()
+            except (OSError, ValueError):  # the terminal is gone, or the stream was closed
+                self.lost += 1
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+class Logs:
+    """Where the records go. `log` is the root logger; `log.bind(pipeline=…, engine=…)` gives one for a part."""
+
+    def __init__(
+        self, path: Path | None, *, run: str, level: str = "info", console: Console = "readable", stream: TextIO | None = None
+    ) -> None:
+        stream = stream if stream is not None else sys.stdout
+        self.secrets = Secrets()
+        self._file = LogFile(path) if path is not None else None
+        self._console = ConsoleWriter(stream) if console != "none" else None
+        self._mode = console
+        self._terminal = stream.isatty()
+        self._colour = console == "readable" and self._terminal and not os.environ.get("NO_COLOR")
+        self._told = 0
+        self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
+            object(),  # never called: the last processor has written the record
+            processors=[structlog.processors.add_log_level, self._stamp, self._failure, self._clean, self._emit],
+            wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+            context_class=dict,
+            cache_logger_on_first_use=False,
+        ).bind(run=run)
+
+    @property
+    def lost(self) -> int:
+        """Lines that went nowhere, file and console together."""
+        return (self._file.lost if self._file else 0) + (self._console.lost if self._console else 0)
+
+    def say(self, line: str) -> None:
+        """A line for the person at the console only (progress, a hint); nothing with `--json`."""
+        if self._console is not None and self._mode == "readable":
+            self._console.write(self.secrets.hide(one_line(line)))
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        if self._console is not None:
+            self._console.close(timeout_s)
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> "Logs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @staticmethod
+    def _stamp(_logger: Any, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        stamp = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        first = {key: record.pop(key) for key in ("level", "event", "run", "pipeline", "engine", "incarnation") if key in record}
+        return {"timestamp": stamp, **first, **record}
+
+    @staticmethod
+    def _failure(_logger: Any, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """`exc_info` as the text of its traceback."""
+        raised = record.pop("exc_info", None)
+        if raised:
+            error = raised if isinstance(raised, BaseException) else sys.exc_info()[1]
+            if error is not None:
+                record["traceback"] = "".join(traceback.format_exception(error))[-6000:]
+        return record
+
+    def _clean(self, _logger: Any, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        # Secrets first: the cut must not leave the head of one. Then again, as cleaning may join what controls had parted.
+        cleaned = {
+            key: plain_value(self.secrets.hide(value), 6000 if key in ("traceback", "tail") else 2000) for key, value in record.items()
+        }
+        hidden: dict[str, Any] = self.secrets.hide(plain_value(cleaned, 6000, 6))
+        return hidden
+
+    def _emit(self, _logger: Any, _method: str, record: MutableMapping[str, Any]) -> str:
+        line = msgspec.json.encode(record)
+        if self._file is not None and self._file.write(line) and self._file.lost > self._told:
+            gone, self._told = self._file.lost - self._told, self._file.lost
+            self._emit(None, "warning", {**_head(record), "level": "warning", "event": "log lines lost", "lines": gone})
+        if self._console is not None:
+            self._console.write(line.decode() if self._mode == "json" else readable(record, self._colour, cut=self._terminal))
+        raise structlog.DropEvent
+
+
+def _head(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: record[key] for key in ("timestamp", "run") if key in record}
+
+
+class Forward(logging.Handler):
+    """Records of libraries that use the standard library's logging, into ours: `logging.getLogger().addHandler(Forward(logs))`."""
+
+    def __init__(self, logs: Logs) -> None:
+        super().__init__(logging.WARNING)
+        self._logs = logs
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError):  # arguments that do not fit the format
+            message = str(record.msg)
+        error = record.exc_info[1] if record.exc_info else None
+        self._logs.log.log(min(record.levelno, 50) // 10 * 10, message, library=record.name, exc_info=error)

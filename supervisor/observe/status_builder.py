@@ -1,0 +1,161 @@
+"""The scheduler's records as `status` and the summary show them."""
+
+import time
+
+from engines.lifecycle.state import EngineState
+from supervisor.attempt.summary import PipelineSummary
+from supervisor.host.gpus.emptiness import Usage
+from supervisor.observe.status import EngineView, FailureView, GatewayView, GpuView, PipelineView, Snapshot, TrainerView
+from supervisor.observe.waiting_reasons import missing_engine, role_words, soon, trainer_waits_for
+from supervisor.runtime import unmeasured
+from supervisor.runtime.context import Site
+from supervisor.runtime.gpu_memory import Memory
+from supervisor.scheduler import Scheduler
+from supervisor.scheduler.leases import LeaseBook
+from supervisor.scheduler.records import Engine, Gateway, Pipeline, Trainer, TrainerState
+from trainers.protocol.ids import GpuId
+
+_UNWELL = (EngineState.COLD, EngineState.QUARANTINED, EngineState.STUCK, EngineState.RETIRED)
+
+
+def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: float, uptime_s: float) -> Snapshot:
+    """The state of the run at this moment. `started_at` in seconds since the epoch."""
+    leases = scheduler.desk.leases
+    now = time.monotonic()  # the clock of the scheduler's events
+    gpus = []
+    blind = unmeasured.gpus(site.config)
+    usage = memory.seen
+    for gpu in site.meter.gpus:
+        lease = leases.lease(gpu.id)
+        seen = usage if gpu.id not in blind else None
+        gpus.append(
+            GpuView(
+                id=gpu.id,
+                name=gpu.name,
+                holder=str(lease.holder) if lease is not None else None,
+                priority=lease.priority.name.lower() if lease is not None else None,
+                used_bytes=seen.total.get(gpu.id) if seen is not None else None,
+                total_bytes=gpu.total_bytes,
+                held_bytes=_held(seen, gpu.id),
+                fenced=leases.fenced(gpu.id),
+            )
+        )
+    pipelines = tuple(_pipeline(site, pipeline, leases, now) for pipeline in scheduler.desk.fleet.pipelines.values())
+    return Snapshot(
+        run=site.directory.run_id,
+        started_at=started_at,
+        uptime_s=uptime_s,
+        stopping=bool(scheduler.desk.stopping),
+        gpus=tuple(gpus),
+        pipelines=pipelines,
+    )
+
+
+def _held(usage: Usage | None, gpu: GpuId) -> dict[str, int]:
+    """Bytes that each group of ours holds there, the largest first."""
+    if usage is None:
+        return {}
+    groups = usage.by_group.get(gpu, {})
+    return {str(group): held for group, held in sorted(groups.items(), key=lambda item: (-item[1], str(item[0]))) if held}
+
+
+def _pipeline(site: Site, pipeline: Pipeline, leases: LeaseBook, now: float) -> PipelineView:
+    figures, trainer = pipeline.figures, pipeline.trainer
+    rollouts = list(pipeline.rollouts.values())
+    waits = trainer_waits_for(pipeline, leases, now)
+    return PipelineView(
+        name=pipeline.id,
+        state=_state(pipeline),
+        why=pipeline.failed,
+        step=trainer.steps_done,
+        steps=site.pipeline(pipeline.id).trainer.steps,
+        samples_done=sum(rollout.before + rollout.done for rollout in rollouts),
+        target=sum(rollout.target for rollout in rollouts),
+        reward=figures.rewards[-1] if figures.rewards else None,
+        first_reward=figures.rewards[0] if figures.rewards else None,
+        weight_version=pipeline.published,
+        engines_awake=sum(engine.state is EngineState.SERVING for engine in pipeline.engines.values()),
+        restarts=trainer.restarts + sum(engine.restarts for engine in pipeline.engines.values()),
+        waits_for=waits or (missing_engine(pipeline, leases, now) if pipeline.rollouts and not pipeline.routable else None),
+        engines=tuple(_engine(engine, now) for engine in pipeline.engines.values()),
+        trainer=TrainerView(
+            state=trainer.state.value,
+            incarnation=trainer.incarnation,
+            pids=trainer.pids,
+            gpus=leases.held_by(trainer.id),
+            holds=trainer.grant.roles if trainer.grant is not None else (),
+            waits_for=waits,
+            restarts=trainer.restarts,
+            note=soon(trainer.not_before, now) if trainer.state is TrainerState.COLD and trainer.restarts else "",
+            failure=_failure(trainer, trainer.state in (TrainerState.RUNNING, TrainerState.FINISHED), now),
+        ),
+        gateway=_gateway(site, pipeline.gateway, now),
+    )
+
+
+def _state(pipeline: Pipeline) -> str:
+    if pipeline.failed:
+        return "failed"
+    if pipeline.model_op is not None:
+        return "preparing its model"
+    if pipeline.trainer.state is not TrainerState.RUNNING:
+        return str(pipeline.trainer.state.value)
+    if pipeline.trainer.grant is not None:
+        roles = pipeline.trainer.grant.roles
+        return "training" if "train" in roles else ", ".join(map(role_words, roles))
+    if pipeline.suspended:
+        return "paused"
+    return "rolling out" if pipeline.rollouts else "running"
+
+
+def _engine(engine: Engine, now: float) -> EngineView:
+    well = engine.fault is None and engine.state not in _UNWELL
+    held = "drained by the operator" if engine.drained else "paused by the operator" if engine.held else ""
+    reset = f"`bin/supervise reset {engine.id}` gives it a new restart budget" if engine.state is EngineState.RETIRED else ""
+    stuck = f"its GPUs are withheld: {engine.note}" if engine.state is EngineState.STUCK else ""
+    backoff = soon(engine.not_before, now) if engine.state is EngineState.COLD else ""
+    return EngineView(
+        rank=engine.id.rank,
+        state=engine.state.value,
+        incarnation=engine.incarnation,
+        pids=engine.pids,
+        gpus=engine.gpus,
+        version=engine.version,
+        in_flight=engine.in_flight,
+        restarts=engine.restarts,
+        note="; ".join(filter(None, (held, reset, stuck, backoff))),
+        failure=_failure(engine, well, now),
+    )
+
+
+def _gateway(site: Site, gateway: Gateway, now: float) -> GatewayView:
+    state = "serving" if gateway.up else "failed" if gateway.dying else "starting" if gateway.op is not None else "cold"
+    return GatewayView(
+        url=site.urls.get(gateway.id.pipeline, ""),
+        incarnation=gateway.incarnation,
+        pid=gateway.pids[0] if gateway.pids else None,
+        state=state,
+        failure=_failure(gateway, gateway.up, now),
+    )
+
+
+def _failure(group: Engine | Trainer | Gateway, well: bool, now: float) -> FailureView | None:
+    if group.failed_at is None:
+        return None
+    return FailureView(reason=group.note, ago_s=round(max(0.0, now - group.failed_at), 3), over=well, asked=group.asked)
+
+
+def pipeline_summary(pipeline: Pipeline) -> PipelineSummary:
+    """What is left to say of it."""
+    figures = pipeline.figures
+    return PipelineSummary(
+        steps=pipeline.trainer.steps_done,
+        samples=figures.samples,
+        first_reward=figures.rewards[0] if figures.rewards else None,
+        last_reward=figures.rewards[-1] if figures.rewards else None,
+        weight_version=pipeline.published,
+        pauses=sum(engine.pauses for engine in pipeline.engines.values()),
+        resumes=sum(engine.wakes for engine in pipeline.engines.values()),
+        restarts=pipeline.trainer.restarts + sum(engine.restarts for engine in pipeline.engines.values()),
+        waited_s=round(figures.waited, 3),
+    )

@@ -1,0 +1,50 @@
+"""Who holds memory on a GPU that it has no lease of. One of ours fails, a stranger's GPU is fenced; whoever was measured there is not blamed."""
+
+from collections.abc import Iterable
+
+from engines.lifecycle.state import EngineState
+from supervisor.scheduler.context import Desk
+from supervisor.scheduler.events import GpuHeld, Holder
+from supervisor.scheduler.leases import LeaseBook
+from supervisor.scheduler.records import Fleet, TrainerState
+from trainers.protocol.ids import EngineId, GroupId, TrainerId
+
+
+def intruders(leases: LeaseBook, held: GpuHeld) -> list[Holder]:
+    """Those who hold memory there without a lease, each once a GPU."""
+    found = []
+    for holder in held.holders:
+        lease = leases.lease(holder.gpu)
+        if lease is None or lease.holder != holder.group:
+            found.append(holder)
+    return found
+
+
+def being_ended(fleet: Fleet, holder: Holder) -> bool:
+    """Its end is under way and has not been given up: what it holds goes with it."""
+    pipeline = fleet.pipelines[holder.group.pipeline]
+    match holder.group:
+        case EngineId(rank=rank):
+            engine = pipeline.engines[rank]
+            return engine.incarnation == holder.incarnation and engine.state in (EngineState.QUARANTINED, EngineState.STOPPING)
+        case TrainerId():
+            trainer = pipeline.trainer
+            return trainer.incarnation == holder.incarnation and trainer.state in (TrainerState.QUARANTINED, TrainerState.STOPPING)
+        case _:
+            return pipeline.gateway.incarnation == holder.incarnation and pipeline.gateway.dying
+
+
+def only_theirs(fleet: Fleet, held: GpuHeld, found: Iterable[Holder]) -> bool:
+    """Every GPU that is not empty is held by an intruder that is being ended, and by nobody who may be there: look again."""
+    ending = {holder for holder in found if being_ended(fleet, holder)}
+    return {holder.gpu for holder in ending} == set(held.gpus) and ending == set(held.holders)
+
+
+def fence_strangers(desk: Desk, measured: GroupId, held: GpuHeld) -> bool:
+    """Whether all that is held there is certainly nobody's of ours: then who was measured is well, and nobody gets the GPUs until they are empty."""
+    if not held.gpus or not set(held.gpus) <= set(held.strangers):
+        return False
+    for gpu in held.gpus:
+        desk.leases.fence(gpu, f"held by something that is not ours: {held.note}")
+    desk.note("warning", measured, f"GPUs {list(held.gpus)} are fenced: {held.note}")
+    return True

@@ -1,0 +1,69 @@
+"""What a move costs, and what it brings: seconds measured on the engines and samples themselves, the newest counting most."""
+
+from dataclasses import dataclass
+
+from engines.lifecycle.state import Turn
+
+NEWEST = 0.3
+"""Weight of the newest measurement."""
+ENOUGH = 8
+"""Samples finished before their mean says anything."""
+REMEMBERED = 256
+"""Samples that the mean is about; older ones count half as often with every so many."""
+
+
+def blend(old: float, new: float) -> float:
+    """An exponentially weighted mean; 0 is: nothing measured yet."""
+    return new if old == 0.0 else old + NEWEST * (new - old)
+
+
+@dataclass(slots=True)
+class MoveCost:
+    """Of one engine: `down` from the decision that it leaves to GPUs seen empty (drain, pause, measurement), `up` from the lease to weights
+    loaded (wake, load). Seconds; 0 until measured."""
+
+    down: float = 0.0
+    up: float = 0.0
+    began: float | None = None
+
+    def observe(self, turn: Turn, now: float) -> None:
+        """The engine's state turns. What is broken off teaches nothing."""
+        match turn:
+            case Turn.DRAIN | Turn.WAKE:
+                self.began = now
+                return
+            case Turn.DRAINED | Turn.STALE:
+                return  # the move goes on
+            case Turn.EMPTY if self.began is not None:
+                self.down = blend(self.down, now - self.began)
+            case Turn.CURRENT if self.began is not None:
+                self.up = blend(self.up, now - self.began)
+            case _:
+                pass
+        self.began = None
+
+
+@dataclass(slots=True)
+class Pace:
+    """Of one pipeline: mean seconds that a sample runs, from what was in flight and what has ended (Little's law)."""
+
+    busy: float = 0.0  # sample-seconds in flight
+    ended: float = 0.0  # samples
+    rollout: int | None = None
+    running: int = 0
+    done: int = 0
+    at: float = 0.0
+
+    def absorb(self, rollout: int, running: int, done: int, now: float) -> None:
+        """So many of the rollout run now, so many are done. Between two rollouts nothing is counted."""
+        if rollout == self.rollout:
+            self.busy += self.running * (now - self.at)
+            self.ended += max(0, done - self.done)
+        self.rollout, self.running, self.done, self.at = rollout, running, done, now
+        if self.ended > REMEMBERED:
+            self.busy, self.ended = self.busy / 2, self.ended / 2
+
+    @property
+    def seconds(self) -> float:
+        """0 until enough have ended."""
+        return self.busy / self.ended if self.ended >= ENOUGH else 0.0

@@ -1,0 +1,321 @@
+"""Who should be awake. One pure, deterministic function of a view; what to pause and what to wake is the difference from what is.
+
+A gap-ratio planner. Every open pipeline's *target* is the engines its unfinished samples can fill, won one by one in bids; the
+rule for targets says in which order the bids are served. Where target and held differ is a gap, and a gap is closed by the
+cheapest move: an engine of its own that is awake, one on GPUs nobody uses, or one that a later bid must give up. The first engine
+of each pipeline comes before all bids (`packing`). A bid takes only from later bids, and from the latest first, so that closing
+one gap does not open a chain of others.
+
+`oldest-first` (the default, because it measures best): the oldest rollout bids first. It *takes* from younger ones only up to its
+fair share of the GPUs; beyond that it gets what is free, and keeps what it has. `proportional`: turns by engines per unfinished
+sample, the incumbent's rule made work-conserving and capped. Either way a move must pay for itself, in seconds as measured (`costs`).
+docs/scheduling.md has all rules in their order, and what they are worth.
+"""
+
+import heapq
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from trainers.protocol.ids import EngineId, GpuId, PipelineId
+
+from .packing import Claim, serve
+
+FILL, FILL_HELD = 0.5, 0.25
+"""An engine less full than this is served from leftovers only; it does not take from others. For one that is awake already it
+takes less: what is running stays where it is for a small gain."""
+NEED, NEED_HELD = 1.25, 3.0
+"""Where expectations are known: the longest sample alone takes `longest`; more than `expected / longest` places at once do not end the
+rollout sooner. So many times that need may be taken from others, or kept."""
+
+PAYS = 1.0
+"""What an engine takes from others must be work for so many times the GPU time that the move costs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One engine as the planner sees it. `awake`: holds its GPUs for work, or is about to. `fresh`: woken too recently to be taken.
+
+    `cost`: seconds that its GPUs are lost by waking it and pausing it again, as measured; 0 when nothing was.
+    """
+
+    rank: int
+    gpus: frozenset[GpuId]
+    awake: bool
+    fresh: bool = False
+    in_flight: int = 0
+    cost: float = 0.0
+    mask: int = field(init=False)
+    """Its GPUs as bits."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mask", _mask(self.gpus))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One pipeline with an open rollout: `unfinished` samples, `slots` of them at once on an engine, open since `opened`.
+
+    `home` are the GPUs it trains on. Fair shares of the box are as `weight * load`, its work to the end of the run (1 for all where
+    that is not known); `behind`: it has far more steps to go than any other, so the whole box will wait for it. `expected` and `longest` are
+    what is left of all its samples and of the longest of them, in one unit; 0 when nothing is known. `pace` is the mean time of a
+    sample in seconds; 0 when nothing is known.
+    """
+
+    pipeline: PipelineId
+    unfinished: int
+    slots: int
+    opened: float
+    bundles: tuple[Bundle, ...]
+    weight: float = 1.0
+    home: frozenset[GpuId] = frozenset()
+    expected: float = 0.0
+    longest: float = 0.0
+    behind: bool = False
+    load: float = 1.0
+    pace: float = 0.0
+
+    def useful(self, index: int) -> float:
+        """Seconds until the others can do what is left without its engine number `index`, counted from 0; 0 when nobody knows."""
+        return self.pace * (self.unfinished - index * self.slots) / (self.slots * (index + 1))
+
+    @property
+    def cap(self) -> int:
+        """No more engines than unfinished samples can fill."""
+        return min(len(self.bundles), -(-self.unfinished // self.slots))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What there is to share: GPUs that are neither a trainer's, reserved for one, nor fenced; and who wants them.
+
+    `soon`: GPUs that somebody else will want in a moment. Until then an engine wakes there only for a bid that could take from others.
+    """
+
+    gpus: frozenset[GpuId]
+    shares: tuple[Share, ...]
+    targets: str = "oldest-first"
+    soon: frozenset[GpuId] = frozenset()
+
+
+Plan = frozenset[EngineId]
+Order = tuple[float, ...]
+
+
+@dataclass(slots=True)
+class _Bidder:
+    """A share on its way through the plan. `spare` are its awake engines not granted yet; `granted` what it has won."""
+
+    index: int
+    share: Share
+    seats: list[Bundle]
+    age: int
+    home: int  # the GPUs it trains on, as bits
+    had: int = 0
+    spare: list[Bundle] = field(default_factory=list)
+    granted: list[Bundle] = field(default_factory=list)
+
+    @property
+    def tp(self) -> int:
+        return self.seats[0].mask.bit_count()
+
+    @property
+    def cost(self) -> float:
+        return max(seat.cost for seat in self.seats)
+
+    @property
+    def held(self) -> int:
+        return len(self.granted) + len(self.spare)
+
+
+def plan(view: View) -> Plan:
+    """The engines that should be awake: whole bundles, no GPU twice, at most `cap` a pipeline."""
+    bidders = _bidders(view)
+    if not bidders:
+        return frozenset()
+    table = _Table(view, bidders)
+    table.first_engines()
+    table.bids()
+    table.leftovers()
+    return frozenset(EngineId(bidder.share.pipeline, seat.rank) for bidder in bidders for seat in bidder.granted)
+
+
+def _bidders(view: View) -> list[_Bidder]:
+    closed = ~_mask(view.gpus)
+    found: list[_Bidder] = []
+    shares = sorted((s for s in view.shares if s.unfinished > 0), key=lambda s: (not s.behind, s.opened, s.pipeline))
+    ages = {key: age for age, key in enumerate(sorted({(not s.behind, s.opened) for s in shares}))}
+    for share in shares:
+        seats = [bundle for bundle in share.bundles if not bundle.mask & closed]
+        if seats:
+            found.append(_Bidder(len(found), share, seats, ages[not share.behind, share.opened], _mask(share.home)))
+    return found
+
+
+class _Table:
+    """Where the bids are served. `locked`: GPUs granted for good in this plan."""
+
+    def __init__(self, view: View, bidders: list[_Bidder]) -> None:
+        self.view = view
+        self.bidders = bidders
+        self.locked = 0
+        self.soon = _mask(view.soon)
+        self.fair = len(view.gpus) / sum(b.share.weight * b.share.load for b in bidders)  # GPUs for a weight of 1
+        self.busy = 0  # GPUs of any awake engine of a bidder, surplus ones too
+        self.spare_at: dict[GpuId, tuple[_Bidder, Bundle]] = {}
+
+    # -- first engines
+
+    def first_engines(self) -> None:
+        for bidder in self.bidders:
+            awake = sorted((seat for seat in bidder.seats if seat.awake), key=lambda seat: _worth(seat, bidder.home))
+            bidder.spare = awake[: bidder.share.cap]
+            bidder.had = len(bidder.spare)
+            for seat in awake:
+                self.busy |= seat.mask
+            for seat in bidder.spare:
+                self.spare_at.update(dict.fromkeys(seat.gpus, (bidder, seat)))
+        if all(bidder.spare for bidder in self.bidders):
+            chosen: list[int | None] = [bidder.spare[0].mask for bidder in self.bidders]
+        else:
+            chosen = serve([self._claim(bidder) for bidder in self.bidders])
+        for bidder, mask in zip(self.bidders, chosen, strict=True):
+            if mask is not None:
+                self._grant(bidder, next(seat for seat in bidder.seats if seat.mask == mask))
+
+    def _claim(self, bidder: _Bidder) -> Claim:
+        home, busy = bidder.home, self.busy
+        seats = sorted(bidder.seats, key=lambda s: (not s.awake, (s.mask & busy).bit_count(), -(s.mask & home).bit_count(), s.rank))
+        return Claim(tuple(s.mask for s in seats), tuple(s.mask for s in bidder.spare), bidder.age)
+
+    def _grant(self, bidder: _Bidder, seat: Bundle) -> None:
+        """Give it for good; whoever's awake engine is in the way loses it."""
+        bidder.granted.append(seat)
+        self.locked |= seat.mask
+        for place in seat.gpus:
+            if place in self.spare_at:
+                loser, spare = self.spare_at[place]
+                loser.spare.remove(spare)
+                for gone in spare.gpus:
+                    del self.spare_at[gone]
+
+    # -- bids for more
+
+    def _order(self, bidder: _Bidder, index: int) -> Order:
+        """When the bid for its engine number `index` is served; always later for a later engine of the same pipeline."""
+        share = bidder.share
+        level = self._level(bidder, index)
+        if self.view.targets == "proportional":
+            # engines already counted per unit of demand: the smaller, the wider the gap
+            return (level, (index + 1) / (share.unfinished * share.weight), bidder.index, index)
+        return (level, float(bidder.age), bidder.index, index)
+
+    def _level(self, bidder: _Bidder, index: int) -> float:
+        """How strong a bid is: 1 takes from others, 2 takes only what is free and gives to those of level 1."""
+        share = bidder.share
+        held = index < bidder.had
+        if share.unfinished - index * share.slots < (FILL_HELD if held else FILL) * share.slots:
+            return 2.0
+        if not held and share.pace > 0.0 and share.useful(index) < PAYS * bidder.cost:
+            return 2.0
+        if share.longest > 0.0 and index * share.longest * share.slots >= (NEED_HELD if held else NEED) * share.expected:
+            return 2.0
+        if self.view.targets == "proportional":
+            return 1.0
+        if index * bidder.tp >= self.fair * share.weight * share.load:
+            if not held:
+                return 2.0
+            if share.longest > 0.0:
+                return 1.5
+        return 1.0
+
+    def bids(self) -> None:
+        heap: list[tuple[Order, int]] = []
+        for bidder in self.bidders:
+            self._next(heap, bidder)
+        while heap:
+            order, index = heapq.heappop(heap)
+            bidder = self.bidders[index]
+            if bidder.spare:
+                self._grant(bidder, bidder.spare[0])
+            elif (seat := self._cheapest(bidder, order)) is not None:
+                self._grant(bidder, seat)
+            else:
+                continue  # later bids of it can take even less
+            self._next(heap, bidder)
+
+    def _next(self, heap: list[tuple[Order, int]], bidder: _Bidder) -> None:
+        if bidder.granted and len(bidder.granted) < bidder.share.cap:
+            heapq.heappush(heap, (self._order(bidder, len(bidder.granted)), bidder.index))
+
+    def _cheapest(self, bidder: _Bidder, order: Order) -> Bundle | None:
+        """The seat whose taking costs least: nobody, then those whose bids come last."""
+        best: tuple[tuple[object, ...], Bundle] | None = None
+        for seat in bidder.seats:
+            if seat.mask & self.locked:
+                continue
+            price = self._price(bidder, seat, order)
+            if price is not None and (best is None or price < best[0]):
+                best = (price, seat)
+        return best[1] if best is not None else None
+
+    def _price(self, bidder: _Bidder, seat: Bundle, order: Order) -> tuple[object, ...] | None:
+        """None: it cannot be had for this bid."""
+        home = (seat.mask & bidder.home).bit_count()
+        if order[0] >= 2.0 and seat.mask & self.soon:
+            return None
+        if not seat.mask & self.busy:
+            return (0, (), 0, -home, seat.rank)
+        losers: dict[int, tuple[_Bidder, list[Bundle]]] = {}
+        for place in seat.gpus:
+            if place in self.spare_at:
+                loser, spare = self.spare_at[place]
+                hit = losers.setdefault(loser.index, (loser, []))[1]
+                if spare not in hit:
+                    hit.append(spare)
+        lost = running = 0
+        latest: Order = ()
+        for loser, hit in losers.values():
+            theirs = self._order(loser, loser.held - len(hit))
+            if order[0] >= 2.0 or theirs[:2] <= order[:2] or any(spare.fresh for spare in hit):
+                return None
+            lost += len(hit)
+            running += sum(spare.in_flight for spare in hit)
+            latest = max(latest, tuple(-part for part in theirs))
+        if losers and not self._pays(bidder, seat, [spare for _, hit in losers.values() for spare in hit]):
+            return None
+        return (lost, latest, running, -home, seat.rank)
+
+    def _pays(self, bidder: _Bidder, seat: Bundle, hit: list[Bundle]) -> bool:
+        """Whether the work that awaits the engine is more than what its GPUs lose by the move (GPU seconds, both as far as known)."""
+        work = bidder.share.useful(len(bidder.granted)) * len(seat.gpus)
+        lost = sum(spare.cost * len(spare.gpus) for spare in hit) + seat.cost * len(seat.gpus)
+        return bidder.share.pace == 0.0 or work >= PAYS * lost
+
+    # -- what is left
+
+    def leftovers(self) -> None:
+        """Work-conserving: what a lost wide engine has left free goes to whoever can use it."""
+        for bidder in self.bidders:
+            while len(bidder.granted) < bidder.share.cap:
+                seat = next((seat for seat in bidder.seats if not seat.mask & (self.locked | self.soon)), None)
+                if seat is None:
+                    break
+                self._grant(bidder, seat)
+
+
+def _worth(seat: Bundle, home: int) -> tuple[int, int, int]:
+    """Which awake engine to keep first: the one with most under way."""
+    return (-seat.in_flight, -(seat.mask & home).bit_count(), seat.rank)
+
+
+@lru_cache(4096)
+def _mask(gpus: frozenset[GpuId]) -> int:
+    return sum(1 << gpu for gpu in gpus)
+
+
+def gaps(view: View, wanted: Plan) -> dict[PipelineId, int]:
+    """Target minus held, in engines, by pipeline: what the moves of a plan close."""
+    return {
+        share.pipeline: sum(EngineId(share.pipeline, b.rank) in wanted for b in share.bundles) - sum(b.awake for b in share.bundles)
+        for share in view.shares
+    }

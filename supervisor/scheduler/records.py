@@ -1,0 +1,300 @@
+"""The records of what lives on the box: engines, trainers, gateways, pipelines. State only; what they mean is decided beside."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from engines.lifecycle.state import TRANSITIONS, EngineState, Turn, advance
+from supervisor.scheduler.groups.faults import Fault
+from supervisor.scheduler.groups.restarts import Budget
+from supervisor.scheduler.groups.rollouts import Rollout
+from supervisor.scheduler.planning.costs import MoveCost, Pace
+from supervisor.scheduler.planning.reservations import Request
+from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, TrainerId, Version
+
+from .spec import BoxSpec, PipelineSpec, Priority
+
+FIRST_LIFE = Incarnation(1)
+
+
+@dataclass(slots=True)
+class Engine:
+    """One engine group. `op` is the id of the one action under way for it, if any."""
+
+    id: EngineId
+    gpus: tuple[GpuId, ...]
+    slots: int
+    budget: Budget
+    state: EngineState = EngineState.COLD
+    incarnation: Incarnation = FIRST_LIFE
+    op: int | None = None
+    version: Version | None = None  # what it truly has loaded
+    route: Version | None = None  # the version under which the gateway routes to it
+    routing_to: Version | None = None  # a route of this version has been ordered and is not answered
+    touched: bool = False  # a route was asked for since it is awake, and no drain has been answered
+    released: bool = False  # pausing: it says that it gave memory back; the measurement is next
+    gone: bool = False  # quarantined or stopping: every pid is gone; the measurement is next
+    told_lost: bool = False  # quarantined: the gateway knows
+    held: bool = False  # an operator's pause
+    since: float = 0.0  # of the state
+    not_before: float = 0.0  # of the next start
+    in_flight: int = 0
+    completed: int = 0
+    failures: int = 0  # requests that failed in a row, as its gateway counts
+    tokens: int = 0
+    fault: Fault | None = None  # since it failed, until it is well again
+    attempt_until: float | None = None  # of a start: when it must be loaded, or asleep
+    drained: bool = False  # an operator's drain: held, and without processes
+    pids: tuple[int, ...] = ()
+    pauses: int = 0
+    wakes: int = 0
+    restarts: int = 0
+    note: str = ""
+    failed_at: float | None = None  # the last time, for people
+    asked: bool = False  # that it was an operator who wanted it
+    cost: MoveCost = field(default_factory=MoveCost)
+
+    def turn(self, turn: Turn, now: float) -> None:
+        self.state = advance(self.state, turn)
+        self.since = now
+        self.cost.observe(turn, now)
+
+    def can(self, turn: Turn) -> bool:
+        return (self.state, turn) in TRANSITIONS
+
+    @property
+    def awake(self) -> bool:
+        """Holds its GPUs to work with them, or is on the way there."""
+        return self.state in (EngineState.STARTING, EngineState.WAKING, EngineState.LOADING, EngineState.SERVING)
+
+    @property
+    def rests(self) -> bool:
+        """Holds nothing, and nothing is under way: most engines of a large box."""
+        state = self.state
+        return state is EngineState.PAUSED or state is EngineState.COLD or state is EngineState.RETIRED
+
+    def in_flight_possible(self, pipeline: "Pipeline") -> bool:
+        """Whether requests of ours may still run on it: its gateway lives and has had a route to it since it was woken."""
+        return pipeline.gateway.up and self.touched
+
+
+class TrainerState(Enum):
+    COLD = "cold"
+    STARTING = "starting"
+    RUNNING = "running"
+    QUARANTINED = "quarantined"  # failed; being killed, then measured
+    STOPPING = "stopping"
+    FINISHED = "finished"
+    RETIRED = "retired"
+
+
+class TrainerTurn(Enum):
+    START = "start"
+    STARTED = "started"
+    FAIL = "unplanned exit, failed action or deadline"
+    FINISH = "every rank ended with 0"
+    STOP = "stop"
+    GONE = "gone, memory measured free"
+    GIVE_UP = "restart budget spent"
+    RESET = "operator's reset"
+
+
+_S, _T = TrainerState, TrainerTurn
+TRAINER_TRANSITIONS = {
+    (_S.COLD, _T.START): _S.STARTING,
+    (_S.STARTING, _T.STARTED): _S.RUNNING,
+    (_S.STARTING, _T.FAIL): _S.QUARANTINED,
+    (_S.RUNNING, _T.FAIL): _S.QUARANTINED,
+    (_S.STOPPING, _T.FAIL): _S.STOPPING,
+    (_S.RUNNING, _T.FINISH): _S.FINISHED,
+    (_S.COLD, _T.STOP): _S.FINISHED,
+    (_S.STARTING, _T.STOP): _S.STOPPING,
+    (_S.RUNNING, _T.STOP): _S.STOPPING,
+    (_S.QUARANTINED, _T.STOP): _S.STOPPING,
+    (_S.STOPPING, _T.GONE): _S.FINISHED,
+    (_S.QUARANTINED, _T.GONE): _S.COLD,
+    (_S.COLD, _T.GIVE_UP): _S.RETIRED,
+    (_S.RETIRED, _T.RESET): _S.COLD,
+    (_S.RETIRED, _T.STOP): _S.FINISHED,
+}
+
+
+@dataclass(slots=True)
+class Grant:
+    """GPUs a trainer has, from the moment all ranks are told to the moment all have left and the GPUs measure empty."""
+
+    call: int
+    roles: tuple[str, ...]
+    gpus: tuple[GpuId, ...]
+    priority: Priority
+    since: float
+    offloaded: set[int] = field(default_factory=set)
+    leaving: float | None = None  # when the last rank said that it has left
+    leaving_gpus: tuple[GpuId, ...] = ()  # an exchange gives these back
+    measure: int | None = None
+    warned: bool = False
+
+    def give_up(self, gpus: Iterable[GpuId]) -> None:
+        """These are the trainer's until they are seen empty, and are no part of the grant any more."""
+        self.leaving_gpus = (*self.leaving_gpus, *gpus)
+        self.gpus = tuple(gpu for gpu in self.gpus if gpu not in self.leaving_gpus)
+
+    def left(self, gpus: Iterable[GpuId]) -> None:
+        """These measure empty."""
+        self.measure = None
+        self.gpus, self.leaving_gpus = (tuple(gpu for gpu in have if gpu not in gpus) for have in (self.gpus, self.leaving_gpus))
+
+
+@dataclass(slots=True)
+class Publishing:
+    """A snapshot on its way to being the published version."""
+
+    call: int
+    version: Version
+    adopted: bool = False
+
+
+@dataclass(slots=True)
+class Trainer:
+    """The rank processes of one pipeline."""
+
+    id: TrainerId
+    world_size: int
+    budget: Budget
+    steps_done: int
+    restored: bool = True  # its weights are the published ones (not after a restart, until it publishes)
+    state: TrainerState = TrainerState.COLD
+    incarnation: Incarnation = FIRST_LIFE
+    op: int | None = None
+    request: Request | None = None
+    grant: Grant | None = None
+    left: float | None = None  # when its last lease ended
+    publishing: Publishing | None = None
+    exits: dict[int, int] = field(default_factory=dict)  # rank -> exit code
+    first_exit: float | None = None
+    gone: bool = False
+    greeted: bool = False  # a rank of this life has said hello: it hears what it is told
+    fence_note: str = ""
+    not_before: float = 0.0
+    pids: tuple[int, ...] = ()
+    restarts: int = 0
+    note: str = ""
+    failed_at: float | None = None  # the last time, for people
+    asked: bool = False  # that it was an operator who wanted it
+
+    def turn(self, turn: TrainerTurn) -> None:
+        self.state = TRAINER_TRANSITIONS[self.state, turn]
+
+
+@dataclass(slots=True)
+class Gateway:
+    """The HTTP front of one pipeline. It holds no GPU; when it dies it is replaced at once on the same socket."""
+
+    id: GatewayId
+    incarnation: Incarnation = FIRST_LIFE
+    op: int | None = None
+    up: bool = False
+    dying: bool = False  # condemned; its processes are being ended
+    hopeless: str = ""  # what it was told last
+    not_before: float = 0.0
+    failures: int = 0
+    pids: tuple[int, ...] = ()
+    note: str = ""
+    failed_at: float | None = None  # the last time, for people
+    asked: bool = False  # that it was an operator who wanted it
+
+
+@dataclass(slots=True)
+class Figures:
+    """What the summary and the views count."""
+
+    samples: int = 0
+    rewards: list[float] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+    step: int = 0
+    waited: float = 0.0
+    waits_since: dict[str, float] = field(default_factory=dict)
+
+    def reported(self, step: int, metrics: dict[str, float]) -> None:
+        """What the trainer says of itself."""
+        self.step, self.metrics = step, {**self.metrics, **metrics}
+        if "reward" in metrics:
+            self.rewards.append(metrics["reward"])
+
+
+@dataclass(slots=True)
+class Pipeline:
+    spec: PipelineSpec
+    engines: dict[int, Engine]
+    trainer: Trainer
+    gateway: Gateway
+    published: Version
+    rollouts: dict[int, Rollout] = field(default_factory=dict)
+    closing: dict[int, Rollout] = field(default_factory=dict)  # no demand any more; the gateway still answers its last samples
+    snapshots: set[Version] = field(default_factory=set)  # adopted and not yet dropped
+    model_ready: bool = False
+    model_op: int | None = None
+    forget: bool = False  # the gateway must forget the dead trainer's rollouts
+    step: int = 0  # of the newest rollout
+    suspended: bool = False  # an operator's pause of the whole pipeline
+    failed: str = ""
+    pace: Pace = field(default_factory=Pace)
+    figures: Figures = field(default_factory=Figures)
+
+    @property
+    def id(self) -> PipelineId:
+        return self.spec.id
+
+    @property
+    def ended(self) -> bool:
+        return self.trainer.state in (TrainerState.FINISHED, TrainerState.RETIRED)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing of it lives any more."""
+        dead = all(engine.state in (EngineState.COLD, EngineState.RETIRED, EngineState.STUCK) for engine in self.engines.values())
+        return self.ended and dead and not self.gateway.up and self.gateway.op is None and not self.gateway.dying
+
+    def unfinished(self, now: float, quiet_after: float) -> int:
+        return sum(rollout.unfinished(now, quiet_after) for rollout in self.rollouts.values())
+
+    @property
+    def steps_left(self) -> int:
+        """Steps still to finish, this one included; 0 when it has ended or nobody knows."""
+        return 0 if self.ended else max(0, self.spec.steps - max(self.step, self.trainer.steps_done))
+
+    @property
+    def opened(self) -> float:
+        return min((rollout.opened for rollout in self.rollouts.values()), default=0.0)
+
+    @property
+    def routable(self) -> bool:
+        return any(engine.route == self.published for engine in self.engines.values())
+
+
+class Fleet:
+    """Every pipeline of the box, and ways to walk it."""
+
+    def __init__(self, box: BoxSpec) -> None:
+        self.pipelines = {spec.id: _pipeline(spec, box) for spec in box.pipelines}
+
+    @property
+    def engines(self) -> Iterable[Engine]:
+        return (engine for pipeline in self.pipelines.values() for engine in pipeline.engines.values())
+
+    def engine(self, id: EngineId) -> Engine:
+        return self.pipelines[id.pipeline].engines[id.rank]
+
+    def state(self, group: GroupId) -> EngineState | None:
+        """Of an engine; None for any other group."""
+        return self.engine(group).state if isinstance(group, EngineId) else None
+
+
+def _pipeline(spec: PipelineSpec, box: BoxSpec) -> Pipeline:
+    def budget() -> Budget:
+        return Budget(box.limits.restarts, box.limits.restart_window)
+
+    engines = {rank: Engine(EngineId(spec.id, rank), spec.engine.bundle(rank), spec.engine.slots, budget()) for rank in spec.engine.ranks}
+    resumed = spec.version > 0 or spec.steps_done > 0
+    trainer = Trainer(TrainerId(spec.id), spec.trainer.world_size, budget(), spec.steps_done, restored=not resumed)
+    return Pipeline(spec, engines, trainer, Gateway(GatewayId(spec.id)), Version(spec.version))

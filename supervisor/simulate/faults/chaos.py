@@ -1,0 +1,88 @@
+"""What happens by itself in the simulated world: deaths, verdicts (also about the dead), and operators. Part of `world`."""
+
+from typing import TYPE_CHECKING
+
+from supervisor.scheduler import events as ev
+from trainers.protocol.ids import EngineId, Incarnation
+
+if TYPE_CHECKING:
+    from .world import World
+
+VERBS = ("pause", "drain", "restart", "reset", "suspend", "restart trainer", "restart gateway")
+
+
+def begin(world: "World") -> None:
+    if world.faults.alone > 0.0:
+        _again(world, world.faults.alone, operator=False)
+    if world.faults.operator > 0.0:
+        _again(world, world.faults.operator, operator=True)
+    if world.strikes(world.faults.stop):
+        world.after(world.random.uniform(1.0, 150.0), lambda: _stop(world))
+
+
+def _stop(world: "World") -> None:
+    """One pipeline, or everything with growing impatience."""
+    chance = world.random
+    if chance.random() < 0.5:
+        pipeline = chance.choice([spec.id for spec in world.box.pipelines])
+        world.stopped.add(pipeline)
+        world.feed(ev.OperatorAsked(verb="stop", pipeline=pipeline))
+        return
+    for level in range(1, chance.randint(1, 3) + 1):
+        world.after((level - 1) * 3.0, lambda level=level: world.feed(ev.Stop(level=level)))  # type: ignore[misc]
+
+
+def _again(world: "World", mean: float, *, operator: bool) -> None:
+    def happen() -> None:
+        if world.faulty:
+            if operator:
+                _ask(world)
+            else:
+                _strike(world)
+            _again(world, mean, operator=operator)
+
+    world.after(world.random.expovariate(1.0 / mean), happen)
+
+
+def _strike(world: "World") -> None:
+    """A death, or a verdict about this life or one before it."""
+    chance = world.random
+    group = chance.choice(sorted(world.alive, key=str)) if world.alive else None
+    if group is None:
+        return
+    life = world.alive[group]
+    what = chance.choice(("dies", "dies", "peer", "probe", "late exit", "late verdict"))
+    before = Incarnation(life - chance.randint(1, 2))
+    match what:
+        case "dies":
+            world.die(group, chance.choice((-9, 1)))
+        case "peer":
+            world.feed(ev.PeerFailed(group=group, incarnation=life, reason="its descriptor is closed"))
+        case "probe" if isinstance(group, EngineId):
+            world.feed(ev.ProbeFailed(group=group, incarnation=life, reason="silent", silent_for=30.0))
+        case "late exit":
+            world.feed(ev.MemberExited(group=group, incarnation=before, member=0, code=-9))
+        case _:
+            world.feed(ev.PeerFailed(group=group, incarnation=before, reason="late"))
+
+
+def _ask(world: "World") -> None:
+    """An operator: what is paused is resumed after a while."""
+    chance = world.random
+    pipeline = chance.choice([spec.id for spec in world.box.pipelines])
+    rank = chance.choice(list(world.scheduler.desk.fleet.pipelines[pipeline].engines))
+    verb = chance.choice(VERBS)
+    match verb:
+        case "suspend":
+            world.feed(ev.OperatorAsked(verb="pause", pipeline=pipeline))
+        case "restart trainer" | "restart gateway":
+            part = verb.rpartition(" ")[2]
+            world.feed(ev.OperatorAsked(verb="restart", pipeline=pipeline, part=part))
+        case "reset":
+            world.feed(ev.OperatorAsked(verb="reset", pipeline=pipeline))
+        case _:
+            world.feed(ev.OperatorAsked(verb=verb, pipeline=pipeline, rank=rank))
+    if verb in ("pause", "drain", "suspend"):
+        one = None if verb == "suspend" else rank
+        resume = ev.OperatorAsked(verb="resume", pipeline=pipeline, rank=one)
+        world.after(chance.uniform(1.0, 60.0), lambda: world.feed(resume))

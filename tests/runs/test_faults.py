@@ -1,0 +1,120 @@
+"""Children that misbehave: the rest of the box goes on as if nothing had happened."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.supervised_run import Run, configuration, processes_of
+
+GARBAGE = """
+import os, socket, time
+from trainers.grpo import main as real_main
+
+def main():
+    if os.environ["TRAINSHED_TAG"].endswith(":1") and os.environ["RANK"] == "0":
+        os.write(int(os.environ["TRAINSHED_FD"]), {bytes})
+        time.sleep(60)
+    real_main()
+"""
+FRAMES = {
+    "no frame": b"\xff" * 64,
+    "no JSON": b"\x00\x00\x00\x04oops",
+    "not UTF-8": b'\x00\x00\x00\x12{"type":"hello\xff\xff"}',
+    "an unknown message": b'\x00\x00\x00\x10{"type":"pwned"}',
+    "a number beyond all bounds": b'\x00\x00\x00\x34{"type":"hello","rank":' + b"9" * 28 + b"}",
+}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[Path], Run]]:
+    runs: list[Run] = []
+
+    def begin(file: Path) -> Run:
+        runs.append(Run(tmp_path, file))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.stop()
+
+
+def others_are_unharmed(run: Run) -> None:
+    assert run.summary["p2"] | {"waited_s": 0, "pauses": 0, "resumes": 0} == {
+        "steps": 1, "samples": 256, "first_reward": run.summary["p2"]["first_reward"], "last_reward": run.summary["p2"]["last_reward"],
+        "weight_version": 1, "restarts": 0, "waited_s": 0, "pauses": 0, "resumes": 0, "of": 1, "outcome": "done", "why": "", "log": "",
+    }  # fmt: skip
+    assert run.left_behind() == []
+
+
+@pytest.mark.parametrize("what", FRAMES)
+def test_a_trainer_that_says_nonsense(start: Callable[[Path], Run], tmp_path: Path, what: str) -> None:
+    (tmp_path / "garbage.py").write_text(GARBAGE.format(bytes=FRAMES[what]))
+    run = start(configuration(tmp_path / "tiny.toml", entry="garbage:main", steps=1))
+    assert run.end() == 0, run.tail()
+    assert run.summary["p1"]["restarts"] == 1
+    assert run.summary["p1"]["steps"] == 1
+    others_are_unharmed(run)
+
+
+def test_a_trainer_that_always_fails_is_retired(start: Callable[[Path], Run], tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text('def main():\n    raise SystemExit("CUDA error: out of memory")\n')
+    run = start(configuration(tmp_path / "tiny.toml", entry="fails:main", steps=1, health="restarts = 1"))
+    assert run.end() == 4, run.tail()
+    assert run.summary["p1"]["restarts"] == 1
+    crashes = [record for record in run.log() if record["event"] == "member ended"]
+    assert {record["crash"] for record in crashes if record["code"] == 1} == {"out of memory"}
+    assert "CUDA error: out of memory" in str(crashes[0]["last_lines"])
+    others_are_unharmed(run)
+
+
+def test_a_model_that_cannot_be_made(start: Callable[[Path], Run], tmp_path: Path) -> None:
+    file = configuration(tmp_path / "tiny.toml", steps=1)
+    (tmp_path / "broken.py").write_text("def make(folder, **options):\n    raise RuntimeError('no such corpus')\n")
+    file.write_text(file.read_text().replace("trainers.grpo.tiny:make", "broken:make", 1))
+    run = start(file)
+    assert run.end() == 4, run.tail()
+    others_are_unharmed(run)
+
+
+def test_kill_of_the_prewarmed_pool(start: Callable[[Path], Run], tmp_path: Path) -> None:
+    run = start(configuration(tmp_path / "tiny.toml", steps=1))
+    run.when("p1", lambda view: view.state == "rolling out" and view.engines_awake > 0, "a rollout")
+    found = [pid for pid, _ in processes_of(run.run_id) if Path(f"/proc/{pid}/comm").read_text() == "prewarm\n"]
+    servers = [pid for pid in found if _parent(pid) == run.supervisor_pid()]
+    assert len(servers) == 1
+    os.kill(servers[0], signal.SIGKILL)
+    assert run.end() == 0, run.tail()
+    assert run.summary["p1"]["restarts"] == 0
+    others_are_unharmed(run)
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_the_third_ctrl_c_kills(start: Callable[[Path], Run], tmp_path: Path) -> None:
+    (tmp_path / "deaf.py").write_text(DEAF)
+    run = start(configuration(tmp_path / "tiny.toml", entry="deaf:main", health="grace_s = 60.0"))
+    run.when("p1", lambda view: view.trainer.state == "running" and (tmp_path / "deaf").exists(), "the deaf trainer")
+    began = time.monotonic()
+    for _ in range(3):
+        run.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)  # three of the same at once would be one signal
+    assert run.end(20) == 5
+    assert time.monotonic() - began < 15
+    assert run.left_behind() == []
+
+
+DEAF = """
+import pathlib, signal, time
+
+def main():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pathlib.Path("deaf").touch()
+    while True:
+        time.sleep(1)
+"""
