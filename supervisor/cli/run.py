@@ -188,7 +188,7 @@ def gpus(host: "Host") -> "list[GpuFact]":
     from supervisor.host.gpus.meter import GpusUnusable
 
     try:
-        meter = inventory(host)
+        meter = inventory(host.gpus, host.virtual)
     except GpusUnusable as error:
         raise SetUpError(re.sub(r"^host\.gpus[^:]*: ", "", str(error))) from error  # the mistake names its key itself
     try:

@@ -280,7 +280,7 @@ def test_a_driver_that_hangs_does_not_stop_the_loop(monkeypatch: pytest.MonkeyPa
 def test_wrong_lists_name_their_key(host: Host, fault: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("supervisor.host.gpus.nvml.pynvml", Driver(fault))
     with pytest.raises(GpusUnusable, match=words):
-        inventory(host)
+        inventory(host.gpus, host.virtual)
 
 
 def test_a_driver_that_hangs_at_the_start_is_named() -> None:
@@ -290,7 +290,7 @@ def test_a_driver_that_hangs_at_the_start_is_named() -> None:
 
 
 def test_virtual_gpus_from_the_configuration() -> None:
-    meter = inventory(Host(virtual=3))
+    meter = inventory(None, 3)
     assert [gpu.device for gpu in meter.gpus] == ["virtual:0", "virtual:1", "virtual:2"]
     assert not meter.measures_others
 
