@@ -10,7 +10,7 @@ from engines.control import EngineControl, EngineError, EngineRefused
 from engines.lifecycle.health import Health, Kind, Look, Mode, Outcome, Probe, Rates, Word
 from engines.lifecycle.state import EngineState
 from supervisor.config.schema.tables import Health as Settings
-from supervisor.runtime.context import Site
+from supervisor.runtime.driver import Loop
 from supervisor.runtime.engines import Engines
 from supervisor.scheduler.events import ProbeFailed
 from supervisor.scheduler.records import Engine, Fleet
@@ -38,9 +38,9 @@ def rates(settings: Settings) -> Rates:
 class Probes:
     """`run` until cancelled. It reads the scheduler's records before and after each probe: nobody has to tell it to pause or to resume."""
 
-    def __init__(self, site: Site, fleet: Fleet, engines: Engines) -> None:
-        self._site, self._fleet, self._engines = site, fleet, engines
-        self.health = Health(rates(site.config.health))
+    def __init__(self, loop: Loop, fleet: Fleet, engines: Engines, settings: Settings) -> None:
+        self._loop, self._fleet, self._engines = loop, fleet, engines
+        self.health = Health(rates(settings))
         self.longest_lag = 0.0
 
     async def run(self) -> None:
@@ -61,7 +61,7 @@ class Probes:
             self.longest_lag = max(self.longest_lag, late)
             if late > self.health.rates.lag:
                 self.health.lagged(time.monotonic())
-                self._site.log.warning("our own loop was late; probes of that time do not count", late_s=round(late, 3))
+                self._loop.log.warning("our own loop was late; probes of that time do not count", late_s=round(late, 3))
 
     def _looks(self) -> dict[EngineId, Look]:
         return {engine.id: look for engine in self._fleet.engines if (look := self._look(engine)) is not None}
@@ -81,14 +81,14 @@ class Probes:
         look = self._look(self._fleet.engine(probe.engine))
         outcome = self.health.ended(probe, problem, look, time.monotonic())
         if outcome is not None:
-            self._tell(outcome)
+            self._report(outcome)
 
-    def _tell(self, outcome: Outcome) -> None:
-        log = self._site.group_log(outcome.engine, outcome.incarnation)
+    def _report(self, outcome: Outcome) -> None:
+        log = self._loop.log_for(outcome.engine, outcome.incarnation)
         fields = {"why": outcome.reason, "silent_s": round(outcome.silent_for, 3)}
         if outcome.word is Word.CONDEMNED:
             log.error("engine is condemned", **fields)
-            self._site.feed(
+            self._loop.feed(
                 ProbeFailed(
                     group=outcome.engine, incarnation=outcome.incarnation, reason=outcome.reason, silent_for=max(0.0, outcome.silent_for)
                 )

@@ -23,7 +23,7 @@ from supervisor.config.schema.tables import Config, Engine, Host, ModelRecipe, P
 from trainers.protocol.child_env import CHECKOUT, CLIENT
 
 _SOCKET_ROOM: Final = 85
-"""Bytes of an SGLang engine's own folder in shared memory (`supervisor.runtime.sglang_engines`): it makes sockets there."""
+"""Bytes of an SGLang engine's own folder in shared memory (`supervisor.runtime.kinds.sglang`): it makes sockets there."""
 
 
 def findings(draft: Draft, base: Path, name: str, ask: bool) -> Iterator[Finding]:
