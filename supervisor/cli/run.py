@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from supervisor.attempt.find import Choice
     from supervisor.config.load import Loaded
     from supervisor.config.schema.findings import GpuFact
-    from supervisor.config.schema.tables import Host
+    from supervisor.config.schema.tables import HostTable
     from supervisor.observe.logs import Console
     from supervisor.runtime.options import Exposition
 
@@ -121,7 +121,7 @@ def _nothing_left(attempt: Path, loaded: "Loaded") -> int:
     return int(ExitCode.DONE)
 
 
-def _metrics(host: "Host") -> "Exposition | None":
+def _metrics(host: "HostTable") -> "Exposition | None":
     """What is counted, where somebody wants to read it."""
     if host.metrics_port is None:
         return None
@@ -181,7 +181,7 @@ def _announce(attempt: "RunDirectory", choice: "Choice | None", parent: Path) ->
             )
 
 
-def gpus(host: "Host") -> "list[GpuFact]":
+def gpus(host: "HostTable") -> "list[GpuFact]":
     """The GPUs of the host, looked up. Raises SetUpError."""
     from supervisor.config.schema.findings import GpuFact
     from supervisor.host.gpus.inventory import inventory

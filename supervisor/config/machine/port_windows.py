@@ -8,13 +8,13 @@ from typing import Final
 from engines.lifecycle.members import WINDOW as ENGINE
 from supervisor.config.schema.findings import Finding
 from supervisor.config.schema.rules import Draft
-from supervisor.config.schema.tables import Host
+from supervisor.config.schema.tables import HostTable
 
 TRAINER: Final = 16
 """Ports that the ranks of a trainer reserve together (`supervisor.host.ports.WINDOW`)."""
 
 
-def findings(host: Host, draft: Draft) -> Iterator[Finding]:
+def findings(host: HostTable, draft: Draft) -> Iterator[Finding]:
     low, high = host.ports
     if not 1024 <= low < high <= 65535:
         return  # a rule has said so

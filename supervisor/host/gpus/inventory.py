@@ -1,12 +1,12 @@
 """Which GPUs `[host]` asks for."""
 
-from supervisor.config.schema.tables import Host
+from supervisor.config.schema.tables import HostTable
 from supervisor.host.gpus.meter import GpuMeter, GpusUnusable
 from supervisor.host.gpus.nvml import NvmlGpus
 from supervisor.host.gpus.virtual import VirtualGpus
 
 
-def inventory(host: Host) -> GpuMeter:
+def inventory(host: HostTable) -> GpuMeter:
     """Raises GpusUnusable: both kinds, no driver, or a GPU that is not there."""
     if host.virtual is not None:
         if host.gpus is not None:
