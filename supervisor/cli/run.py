@@ -1,6 +1,5 @@
 """`supervise run`: a configuration file to its end, from the beginning or from where an attempt stands."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from supervisor.cli import streams
-from supervisor.errors import ExitCode, SetUpError, UsageError
+from supervisor.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from supervisor.attempt.directory import RunDirectory
@@ -185,12 +184,8 @@ def gpus(host: "HostTable") -> "list[GpuFact]":
     """The GPUs of the host, looked up. Raises SetUpError."""
     from supervisor.config.schema.findings import GpuFact
     from supervisor.host.gpus.inventory import inventory
-    from supervisor.host.gpus.meter import GpusUnusable
 
-    try:
-        meter = inventory(host)
-    except GpusUnusable as error:
-        raise SetUpError(re.sub(r"^host\.gpus[^:]*: ", "", str(error))) from error  # the mistake names its key itself
+    meter = inventory(host)
     try:
         return [GpuFact(gpu.id, gpu.name, gpu.total_bytes) for gpu in meter.gpus]
     finally:

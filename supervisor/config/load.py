@@ -21,7 +21,7 @@ from supervisor.config.schema.line_numbers import line_of, lines
 from supervisor.config.schema.tables import Config, EngineTable, GatewayTable, HostTable, PipelineTable, TrainerTable
 from supervisor.config.schema.toml_text import shown
 from supervisor.config.schema.typecheck import BAD, describe, read
-from supervisor.errors import ConfigError, Mistake, SupervisorError
+from supervisor.errors import ConfigError, Mistake, SetUpError
 from trainers.protocol.ids import PipelineId
 
 LIMIT: Final = 256 * 1024
@@ -30,7 +30,7 @@ _MOST: Final = 100
 """Mistakes that are told of one file."""
 
 Inventory = Callable[[HostTable], Sequence[GpuFact]]
-"""The GPUs that `[host]` names, in its order. Raises SupervisorError when one is not there."""
+"""The GPUs that `[host]` names, in its order. Raises SetUpError when one is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,9 @@ def _gpus(host: HostTable | None, inventory: Inventory | None) -> tuple[tuple[Gp
         return (), []
     try:
         return tuple(inventory(host)), []
-    except SupervisorError as error:
-        problem, _, remedy = str(error).partition(". ")
-        return (), [Finding("host.gpus", host.gpus, problem, f"{remedy}." if remedy else "`nvidia-smi -L` lists the GPUs of this machine.")]
+    except SetUpError as error:
+        remedy = f"{error.remedy}." if error.remedy else "`nvidia-smi -L` lists the GPUs of this machine."
+        return (), [Finding("host.gpus", host.gpus, error.problem, remedy)]
 
 
 _GPU_KEYS: Final = {"host", "host.gpus", "host.virtual"}
@@ -126,7 +126,9 @@ def _parse(source: bytes, file: str) -> tuple[str, dict[str, Any]]:
         raise _broken(file, f"is not UTF-8 (byte {error.start})", "Save it as UTF-8.", line) from error
     except RecursionError as error:
         raise _broken(file, "is nested too deeply", "This is no configuration of ours.") from error
-    except ValueError as error:  # TOMLDecodeError is one; a number of 5,000 digits gives the plain one
+    except (
+        ValueError
+    ) as error:  # TOMLDecodeError, which has no field for the line before Python 3.14; a number of 5,000 digits gives the plain one
         at = re.search(r"\(at line (\d+), column \d+\)", str(error))
         raise _broken(file, f"is not TOML: {error}", "Correct the syntax (https://toml.io).", int(at[1]) if at else None) from error
 

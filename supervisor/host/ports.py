@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from supervisor.config.machine.port_windows import outside
+from supervisor.errors import SetUpError
 
 WINDOW: Final = 16
 """Ports reserved at a time: an engine needs its own, a rendezvous, and a handful of internal ones."""
@@ -21,8 +22,8 @@ _RUN_MARK: Final = "trainshed-run-"
 """Then the pid of the supervisor, and its run."""
 
 
-class PortsUnusable(Exception):
-    """The operator's `[host] ports` cannot be used. Says key, value and remedy."""
+class PortsUnusable(SetUpError):
+    """The operator's `[host]` names ports that cannot be used."""
 
 
 class NoPortFree(Exception):
@@ -66,14 +67,12 @@ class Ports:
 
     def __init__(self, first: int, last: int, run: str = "", passed_over: Callable[[int, str], None] = _nobody_asks) -> None:
         """`run` is what other supervisors call us by; `passed_over` is told once of a port that somebody has, and who."""
-        where = f"host.ports = [{first}, {last}]"
         if not 1024 <= first < last <= 65535:
-            raise PortsUnusable(f"{where}: two ports from 1024 to 65535 are wanted, the lower one first")
+            raise PortsUnusable("two ports from 1024 to 65535 are wanted, the lower one first", key="host.ports", value=[first, last])
         low, high = ephemeral_range()
         if first <= high and last >= low and outside(low, high) is not None:
-            raise PortsUnusable(
-                f"{where}: overlaps the kernel's ephemeral ports {low}..{high}, from which any connection may take one; stay outside"
-            )
+            problem = f"overlaps the kernel's ephemeral ports {low}..{high}, from which any connection may take one; stay outside"
+            raise PortsUnusable(problem, key="host.ports", value=[first, last])
         self._first, self._last = first, last
         self._next = first
         self._reserved: dict[Hashable, _Reserved] = {}
@@ -183,7 +182,8 @@ def metrics_listener(port: int) -> socket.socket:
         listener.listen(16)
     except OSError as error:
         listener.close()
-        raise PortsUnusable(f"host.metrics_port = {port}: {error.strerror} (held by {holder(port)}); name a free port") from error
+        problem = f"{error.strerror} (held by {holder(port)}); name a free port"
+        raise PortsUnusable(problem, key="host.metrics_port", value=port) from error
     return listener
 
 
