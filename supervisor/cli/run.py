@@ -185,7 +185,7 @@ def gpus(host: "HostTable") -> "list[GpuFact]":
     from supervisor.config.schema.findings import GpuFact
     from supervisor.host.gpus.inventory import inventory
 
-    meter = inventory(host)
+    meter = inventory(host.gpus, host.virtual)
     try:
         return [GpuFact(gpu.id, gpu.name, gpu.total_bytes) for gpu in meter.gpus]
     finally:

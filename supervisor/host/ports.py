@@ -11,11 +11,10 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from supervisor.config.machine.port_windows import outside
 from supervisor.errors import SetUpError
 
 WINDOW: Final = 16
-"""Ports reserved at a time: an engine needs its own, a rendezvous, and a handful of internal ones."""
+"""Ports that a group reserves which asks for no other number: the ranks of a trainer share so many."""
 _LISTENING: Final = "0A"
 _PORT_MARK: Final = "trainshed-port-"
 _RUN_MARK: Final = "trainshed-run-"
@@ -162,12 +161,12 @@ def _mark(name: str) -> socket.socket | None:
     return mark
 
 
-def can_bind(port: int) -> bool:
-    """Whether nobody listens on this port on any IPv4 address. Connections that linger after their end do not count."""
+def can_bind(port: int, address: str = "0.0.0.0") -> bool:
+    """Whether nobody listens on this port of the address (by default: on any IPv4 address). Connections that linger after their end do not count."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("0.0.0.0", port))  # for a moment, never listening
+            probe.bind((address, port))  # for a moment, never listening
         except OSError:
             return False
     return True
@@ -191,6 +190,19 @@ def ephemeral_range() -> tuple[int, int]:
     with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
         low, high = file.read().split()
     return int(low), int(high)
+
+
+def outside(low: int, high: int) -> tuple[int, int] | None:
+    """The widest window beside the kernel's. None where it has taken nearly all: then ours lies within it, and a port found taken is passed over."""
+    below, above = (max(1024, low - 10000), low - 1), (high + 1, min(65535, high + 10000))
+    first, last = max(below, above, key=lambda window: window[1] - window[0])
+    return (first, last) if last - first >= 1000 else None
+
+
+def marked() -> frozenset[int]:
+    """Ports that supervisors on this machine have reserved, this one included. Raises OSError where the kernel does not say it."""
+    names = (name.removeprefix(_PORT_MARK) for name in _marks() if name.startswith(_PORT_MARK))
+    return frozenset(int(name) for name in names if name.isdigit())
 
 
 def holder(port: int) -> str:

@@ -92,7 +92,7 @@ async def _run(config: Config, directory: RunDirectory, options: Options, guard:
         journal.shared(shm)
         stack.callback(shutil.rmtree, shm, ignore_errors=True)
         _make_shared_memory(shm, config)
-        meter = inventory(config.host)
+        meter = inventory(config.host.gpus, config.host.virtual)
         ports = Ports(
             *config.host.ports,
             run=directory.run_id,
