@@ -15,6 +15,7 @@ from tests.harness.mutation import Mutant, Survived, killer
 HEALTH, PROBES, GROUPS = "engines/lifecycle/health.py", "supervisor/runtime/probes.py", "supervisor/scheduler/groups/engines.py"
 LIFE, ENGINES, SCHEDULER = "supervisor/runtime/group_lifecycle.py", "supervisor/runtime/engines.py", "supervisor/scheduler/scheduler.py"
 FLEET = "engines/gateway/core/engines.py"
+TABLES = "supervisor/config/schema/tables.py"
 PURE, RULES, HOST = "tests/engines/lifecycle/test_health.py", "tests/supervisor/scheduler/test_engines.py", "tests/runs/test_groups.py"
 ENDINGS, ENDS = "supervisor/scheduler/groups/engine_teardown.py", "tests/supervisor/scheduler/test_engine_teardown.py"
 PORTS, WINDOWS = "supervisor/host/ports.py", "tests/supervisor/host/test_ports.py"
@@ -29,7 +30,7 @@ MUTANTS = {
     "f2 a full engine is no healthy one": Mutant(HEALTH, "        if problem is None and not self._silent(pulse, now):\n            return None", "        if problem is None:\n            return self._good(pulse, probe, now)", PURE, "f2_a_canary"),
     "f2 the canary at the start": Mutant(ENGINES, "await control.canary(limit)", "pass", HOST, "green_light"),
     "f3 one probe at a time": Mutant(HEALTH, "if pulse.asked is not None or pulse.condemned:", "if pulse.condemned:", PURE, "f3"),
-    "f4 the default limits": Mutant(HEALTH, "progress_within: float = 25.0", "progress_within: float = 0.5", PURE, "f4"),
+    "f4 the default limits": Mutant(TABLES, "progress_timeout_s: Seconds = 25.0", "progress_timeout_s: Seconds = 0.5", PURE, "f4"),
     "f5 descendants": Mutant("supervisor/host/processes/proc.py", "if stat.pid not in known and stat.start >= born", "if False and stat.start >= born", HOST, "f5_r15"),
     "f6 ports before confirmed": Mutant(LIFE, "if isinstance(group, EngineId) and (held :=", "if False and (held :=", HOST, "f6_r16"),
     "f6 unconfirmed is stuck": Mutant(GROUPS, "case GroupGone(confirmed=True):", "case GroupGone(confirmed=_):", RULES, "f6_not"),
