@@ -5,12 +5,12 @@ counts, by its blocks where we may look at them (`map_files`), else by the lengt
 """
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 import anyio
 from anyio import to_thread
-from trainshed.virtual_gpu import MEMFD, gpu_of_memfd
 
 from supervisor.host.gpus.emptiness import Usage
 from supervisor.host.gpus.meter import Gpu, MeasureFailed
@@ -18,6 +18,7 @@ from trainers.protocol.ids import GpuId, GroupId
 
 BLOCK: Final = 512
 MEASURE_SECONDS: Final = 5.0
+_FILE: Final = re.compile(r"/memfd:trainshed-gpu-(\d+) \(deleted\)")
 _VANISHED: Final = (FileNotFoundError, ProcessLookupError)
 
 Inode = tuple[int, int]
@@ -85,10 +86,10 @@ def _open_files(pid: int) -> Iterator[tuple[GpuId, Inode, int]]:
     folder = f"/proc/{pid}/fd"
     for name in os.listdir(folder):
         try:
-            gpu = gpu_of_memfd(os.readlink(f"{folder}/{name}"))
-            if gpu is not None:
+            match = _FILE.fullmatch(os.readlink(f"{folder}/{name}"))
+            if match:
                 stat = os.stat(f"{folder}/{name}")
-                yield GpuId(gpu), (stat.st_dev, stat.st_ino), stat.st_blocks * BLOCK
+                yield GpuId(int(match[1])), (stat.st_dev, stat.st_ino), stat.st_blocks * BLOCK
         except _VANISHED:  # this descriptor was closed meanwhile
             continue
 
@@ -98,14 +99,14 @@ def _mappings(pid: int) -> Iterator[tuple[GpuId, Inode, int]]:
     exact: dict[tuple[GpuId, Inode], int] = {}
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
-            if MEMFD not in line:
+            if "/memfd:trainshed-gpu-" not in line:
                 continue
             extent, _, _, device, number, path = line.rstrip("\n").split(maxsplit=5)
-            gpu = gpu_of_memfd(path)
-            if gpu is None:
+            match = _FILE.fullmatch(path)
+            if match is None:
                 continue
             major, minor = (int(part, 16) for part in device.split(":"))
-            file = GpuId(gpu), (os.makedev(major, minor), int(number))
+            file = GpuId(int(match[1])), (os.makedev(major, minor), int(number))
             start, end = (int(part, 16) for part in extent.split("-"))
             lengths[file] = lengths.get(file, 0) + end - start
             try:

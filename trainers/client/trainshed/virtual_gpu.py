@@ -5,7 +5,7 @@ A device is named by a string: `virtual:N` (of a box without GPUs), `cuda:N` (in
 A **virtual GPU's memory** is shared memory that can be seen from outside. Each `Pool` on `virtual:N` is one memfd named
 `trainshed-gpu-N` (`memfd_name`), mapped once; a process has several (an engine: weights and KV cache; a trainer: one).
 What a process holds of GPU N is the sum of `st_blocks * 512` over its descriptors that `readlink` as
-`/memfd:trainshed-gpu-N (deleted)` (`gpu_of_memfd`; one descriptor a pool). A page counts once it has been touched.
+`/memfd:trainshed-gpu-N (deleted)` (one descriptor a pool). A page counts once it has been touched.
 
 - `Pool.release()` is `ftruncate(0)`: gone at once, whoever looks; the mapping stays, so a stray touch is SIGBUS, as a device fault would be.
 - `Pool.restore()` is `ftruncate(size)`: the same mapping, the same tensors, all zeros.
@@ -21,7 +21,6 @@ This module is imported by processes that must never import torch: it does so on
 import ctypes
 import mmap
 import os
-import re
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,20 +36,9 @@ GRAIN: Final = 2 << 20
 """Bytes. Pools are whole huge pages, so that what is measured does not depend on the kernel's page size."""
 
 
-MEMFD: Final = "trainshed-gpu-"
-"""Every memfd that holds memory of virtual GPU N is named `trainshed-gpu-N`."""
-_LINK: Final = re.compile(rf"/memfd:{MEMFD}(\d+) \(deleted\)")
-
-
 def memfd_name(gpu: int) -> str:
-    """Returns the name of every memfd of virtual GPU `gpu`."""
-    return f"{MEMFD}{gpu}"
-
-
-def gpu_of_memfd(path: str) -> int | None:
-    """Returns the virtual GPU of a memfd, given what `readlink` or `/proc/PID/maps` says of it; None when it is another file."""
-    match = _LINK.fullmatch(path)
-    return int(match[1]) if match else None
+    """Returns the name of every memfd of virtual GPU `gpu`; `supervisor.host.gpus.virtual` looks for it, and a test holds the two together."""
+    return f"trainshed-gpu-{gpu}"
 
 
 class DeviceKind(Enum):
