@@ -1,4 +1,4 @@
-"""The import contracts of pyproject.toml: each one fails when it is broken, none leaves a package out, and the graph that `bin/check --graph` prints is sound."""
+"""Each import contract of pyproject.toml fails when it is broken, none leaves a package out, and the graph that `bin/check --graph` prints is sound."""
 
 from copy import deepcopy
 from typing import Any
