@@ -97,7 +97,7 @@ print("said on the other stream", file=sys.stderr)
             "['PATH', 'PYTHONPATH', 'TRAINSHED_TAG'] True 0o77 0",
             "b'word' True True",
             "['0000000000000000', '0000000001001000']",  # Python's own: SIGPIPE and SIGXFSZ
-            "['supervisor', 'supervisor.runtime', 'supervisor.host.processes.pool_child'] True",
+            "['supervisor', 'supervisor.host', 'supervisor.host.processes', 'supervisor.host.processes.pool_child'] True",
             "5",  # input, output, error, the lifeline, and ours
             "said on the other stream",
         ]
