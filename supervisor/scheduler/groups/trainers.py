@@ -82,8 +82,10 @@ def answered(desk: Desk, pipeline: Pipeline, action: Action, answer: Answer) -> 
     if trainer.op == action.id:
         trainer.op = None
     match (action, answer):
-        case (StartTrainer(), TrainerStarted(pids=pids)):
+        case (StartTrainer(steps_done=asked), TrainerStarted(pids=pids, steps_done=found)):
             trainer.pids = pids
+            if found is not None and found < asked:
+                _fall_back(desk, pipeline, found)
             if trainer.state is TrainerState.STARTING:
                 trainer.turn(TrainerTurn.STARTED)
         case (AdoptSnapshot(), SnapshotAdopted()) if trainer.publishing is not None:
@@ -236,6 +238,14 @@ def _start(desk: Desk, pipeline: Pipeline) -> None:
         ),
         desk.box.limits.start,
     )
+
+
+def _fall_back(desk: Desk, pipeline: Pipeline, steps_done: int) -> None:
+    """The newest checkpoint is not there any more: the trainer resumes after `steps_done` steps, from an older one or from the beginning."""
+    trainer = pipeline.trainer
+    desk.note("error", trainer.id, f"its checkpoint after {trainer.steps_done} steps is not there any more; it resumes after {steps_done}")
+    trainer.steps_done = steps_done
+    trainer.restored = trainer.restored or (pipeline.published == 0 and steps_done == 0)
 
 
 def _watch_lease(desk: Desk, pipeline: Pipeline) -> None:
