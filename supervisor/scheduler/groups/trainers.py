@@ -82,12 +82,8 @@ def answered(desk: Desk, pipeline: Pipeline, action: Action, answer: Answer) -> 
     if trainer.op == action.id:
         trainer.op = None
     match (action, answer):
-        case (StartTrainer(steps_done=asked), TrainerStarted(pids=pids, steps_done=found)):
-            trainer.pids = pids
-            if found is not None and found < asked:
-                _fall_back(desk, pipeline, found)
-            if trainer.state is TrainerState.STARTING:
-                trainer.turn(TrainerTurn.STARTED)
+        case (StartTrainer(), TrainerStarted()):
+            _started(desk, pipeline, answer)
         case (AdoptSnapshot(), SnapshotAdopted()) if trainer.publishing is not None:
             _adopted(pipeline, trainer.publishing)
         case (AdoptSnapshot(), ActionFailed(code=code, reason=reason)) if trainer.publishing is not None:
@@ -240,12 +236,16 @@ def _start(desk: Desk, pipeline: Pipeline) -> None:
     )
 
 
-def _fall_back(desk: Desk, pipeline: Pipeline, steps_done: int) -> None:
-    """The newest checkpoint is not there any more: the trainer resumes after `steps_done` steps, from an older one or from the beginning."""
-    trainer = pipeline.trainer
-    desk.note("error", trainer.id, f"its checkpoint after {trainer.steps_done} steps is not there any more; it resumes after {steps_done}")
-    trainer.steps_done = steps_done
-    trainer.restored = trainer.restored or (pipeline.published == 0 and steps_done == 0)
+def _started(desk: Desk, pipeline: Pipeline, answer: TrainerStarted) -> None:
+    """Its ranks run. When the newest checkpoint is not there any more, they resume from an older one or from the beginning."""
+    trainer, found = pipeline.trainer, answer.steps_done
+    trainer.pids = answer.pids
+    if trainer.state is TrainerState.STARTING:
+        trainer.turn(TrainerTurn.STARTED)
+    if found is not None and found < trainer.steps_done:
+        desk.note("error", trainer.id, f"its checkpoint after {trainer.steps_done} steps is not there any more; it resumes after {found}")
+        trainer.steps_done = found
+        trainer.restored = trainer.restored or (pipeline.published == 0 and found == 0)
 
 
 def _watch_lease(desk: Desk, pipeline: Pipeline) -> None:
