@@ -211,7 +211,7 @@ def _notes(config: Config, machine: Machine) -> Iterator[str]:
         if config.host.virtual is not None and pipeline.engine.kind != "embedded":
             yield f"{pipeline.name}: engines of kind {pipeline.engine.kind} are unmeasured on virtual GPUs; no promise about their memory is made."
         if config.host.virtual is not None and pipeline.trainer.command is not None:
-            yield f"{pipeline.name}: memory of the trainer's command is unmeasured on virtual GPUs, unless it uses trainshed.device."
+            yield f"{pipeline.name}: memory of the trainer's command is unmeasured on virtual GPUs, unless it uses trainshed.virtual_gpu."
         if len({*pipeline.trainer.gpus} & {*pipeline.engine.gpus}) == len({*pipeline.engine.gpus}):
             yield f"{pipeline.name}: trains on every GPU that its engines have, so it never rolls out while it trains."
     unused = [gpu.id for gpu in machine.gpus if not any(gpu.id in _wanted(pipeline) for pipeline in config.pipeline)]

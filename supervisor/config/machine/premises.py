@@ -3,6 +3,7 @@
 Paths of the file are taken from the file's own folder, so that a configuration means the same from everywhere.
 """
 
+import difflib
 import os
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from supervisor.config.schema.findings import Finding, GpuFact
 from supervisor.config.schema.rules import ENTRY, Draft, DraftPipeline
 from supervisor.config.schema.tables import Config, EngineTable, HostTable, ModelRecipe, PipelineTable, TrainerTable
 from trainers.protocol.child_env import CHECKOUT, CLIENT
+from trainers.user_code import BUILT_IN, python_path
 
 _SOCKET_ROOM: Final = 85
 """Bytes of an SGLang engine's own folder in shared memory (`supervisor.runtime.sglang_engines`): it makes sockets there."""
@@ -207,10 +209,11 @@ def _code(spec: str, key: str, cwd: Path, env: dict[str, str]) -> Generator[Find
     """The function of `module:function`, where it can be found by reading alone."""
     if not ENTRY.match(spec):
         return None  # a rule has said so
-    theirs = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
-    found = entry_points.find(spec, [str(CHECKOUT), str(CLIENT), str(cwd), *theirs, *filter(None, sys.path)])
+    path = python_path(spec, str(cwd), env.get("PYTHONPATH")).split(os.pathsep)
+    found = entry_points.find(spec, [*path, *(folder for folder in sys.path if folder not in ("", str(CHECKOUT), str(CLIENT)))])
     if isinstance(found, entry_points.Missing):
-        where = "It is looked for in this checkout, in the trainer's `cwd` (by default this file's folder) and in PYTHONPATH of its `env`."
-        yield Finding(key, spec, found.problem, found.remedy or where)
+        where = "It is looked for in the trainer's `cwd` (by default this file's folder) and in PYTHONPATH of its `env`."
+        ours = difflib.get_close_matches(spec, BUILT_IN, n=1, cutoff=0.9)
+        yield Finding(key, spec, found.problem, f'Did you mean "{ours[0]}"?' if ours else found.remedy or where)
         return None
     return found

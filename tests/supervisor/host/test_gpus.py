@@ -13,7 +13,7 @@ from typing import Any
 
 import anyio
 import pytest
-from trainshed.device import memfd_name
+from trainshed.virtual_gpu import memfd_name
 
 from supervisor.host.gpus.emptiness import MIB, Usage, judge
 from supervisor.host.gpus.inventory import inventory
@@ -133,7 +133,7 @@ def test_death_frees_everything() -> None:
 
 
 def test_the_name_is_the_one_that_our_engine_and_trainer_use() -> None:
-    program = "import os; from trainshed.device import memfd_name\nfd = os.memfd_create(memfd_name(1))\n"
+    program = "import os; from trainshed.virtual_gpu import memfd_name\nfd = os.memfd_create(memfd_name(1))\n"
     program += "os.write(fd, b'x' * (2 << 20)); print(1, flush=True); input()"
     env = {**os.environ, "PYTHONPATH": OUR_PATH}
     with subprocess.Popen(

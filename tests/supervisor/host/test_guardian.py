@@ -20,8 +20,8 @@ GUARDIAN = CHECKOUT / "supervisor" / "host" / "processes" / "guardian.py"
 BEGIN = r"""
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from supervisor.runtime import guarded
-guard = guarded.enter()
+from supervisor.host.processes import guardian_link
+guard = guardian_link.enter()
 def say(*words): os.write(1, (" ".join(map(str, words)) + "\n").encode())  # whole lines, whoever else speaks
 """
 ESCAPEES = """
