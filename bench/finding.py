@@ -1,6 +1,7 @@
 """Findings of users, to be had again: `bin/bench finding` lists them, `bin/bench finding NAME [NAME ...]` runs them one after the other.
 
-What they showed at commit 0ab2fc1 and what they show now: bench/findings/README.md. A case is a run with a configuration of its own (`runs/findings/NAME/case.toml`),
+What they showed at commit 0ab2fc1 and what they show now: bench/findings/README.md. A case is a run with a configuration of its own
+(`runs/findings/NAME/case.toml`),
 or a script by itself. Other environments are named by variables: TRL_PYTHON (trl, peft, accelerate), SGLANG_PYTHON, PYTHON39.
 """
 
