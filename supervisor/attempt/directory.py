@@ -28,7 +28,7 @@ import msgspec
 
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError, UsageError
-from supervisor.host.atomic_file import write_whole
+from supervisor.host.atomic_file import write_atomically
 from trainers.protocol.ids import EngineId, GatewayId, GroupId, TrainerId
 
 ATTEMPT: Final = re.compile(r"^attempt_([1-9][0-9]{0,8})\Z")
@@ -87,9 +87,9 @@ class RunDirectory:
         try:
             self._reserve()
             if source:
-                write_whole(self.path / "config.toml", source)
+                write_atomically(self.path / "config.toml", source)
                 resolved = msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
-                write_whole(self.path / "config.resolved.json", resolved)
+                write_atomically(self.path / "config.resolved.json", resolved)
             if ATTEMPT.match(self.path.name):
                 _point_latest(self.path.parent.parent, self.path)
         except OSError as error:

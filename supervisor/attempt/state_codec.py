@@ -21,7 +21,7 @@ from trainers.protocol import gateway_messages, ids, trainer_messages
 _RECORDED_AS: Final[Mapping[str, ModuleType]] = {
     "engines.gateway.messages": gateway_messages,
     "engines.ids": ids,
-    "engines.lifecycle.state": state,
+    "engines.state": state,
     "supervisor.scheduler.actions": actions,
     "supervisor.scheduler.costs": costs,
     "supervisor.scheduler.desk": context,

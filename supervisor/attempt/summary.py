@@ -6,7 +6,7 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
-from supervisor.host.atomic_file import write_whole
+from supervisor.host.atomic_file import write_atomically
 
 FILE: Final = "summary.json"
 FIGURES: Final = "figures.json"
@@ -94,7 +94,7 @@ _Kept = TypeVar("_Kept", Summary, Figures)
 def write(directory: Path, kept: Summary | Figures) -> None:
     """Replaces `summary.json` or `figures.json` as a whole. Raises OSError."""
     name = FILE if isinstance(kept, Summary) else FIGURES
-    write_whole(directory / name, msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
+    write_atomically(directory / name, msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
 
 
 def read(directory: Path) -> Summary | None:

@@ -1,6 +1,5 @@
 """`supervise run`: a configuration file to its end, from the beginning or from where an attempt stands."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from supervisor.cli import streams
-from supervisor.errors import ExitCode, SetUpError, UsageError
+from supervisor.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from supervisor.attempt.directory import RunDirectory
     from supervisor.attempt.find import Choice
     from supervisor.config.load import Loaded
     from supervisor.config.schema.findings import GpuFact
-    from supervisor.config.schema.tables import Host
+    from supervisor.config.schema.tables import HostTable
     from supervisor.observe.logs import Console
     from supervisor.runtime.options import Exposition
 
@@ -121,7 +120,7 @@ def _nothing_left(attempt: Path, loaded: "Loaded") -> int:
     return int(ExitCode.DONE)
 
 
-def _metrics(host: "Host") -> "Exposition | None":
+def _metrics(host: "HostTable") -> "Exposition | None":
     """What is counted, where somebody wants to read it."""
     if host.metrics_port is None:
         return None
@@ -181,16 +180,12 @@ def _announce(attempt: "RunDirectory", choice: "Choice | None", parent: Path) ->
             )
 
 
-def gpus(host: "Host") -> "list[GpuFact]":
+def gpus(host: "HostTable") -> "list[GpuFact]":
     """The GPUs of the host, looked up. Raises SetUpError."""
     from supervisor.config.schema.findings import GpuFact
     from supervisor.host.gpus.inventory import inventory
-    from supervisor.host.gpus.meter import GpusUnusable
 
-    try:
-        meter = inventory(host)
-    except GpusUnusable as error:
-        raise SetUpError(re.sub(r"^host\.gpus[^:]*: ", "", str(error))) from error  # the mistake names its key itself
+    meter = inventory(host.gpus, host.virtual)
     try:
         return [GpuFact(gpu.id, gpu.name, gpu.total_bytes) for gpu in meter.gpus]
     finally:

@@ -11,18 +11,18 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from supervisor.config.machine.port_windows import outside
+from supervisor.errors import SetUpError
 
 WINDOW: Final = 16
-"""Ports reserved at a time: an engine needs its own, a rendezvous, and a handful of internal ones."""
+"""Ports that a group reserves which asks for no other number: the ranks of a trainer share so many."""
 _LISTENING: Final = "0A"
 _PORT_MARK: Final = "trainshed-port-"
 _RUN_MARK: Final = "trainshed-run-"
 """Then the pid of the supervisor, and its run."""
 
 
-class PortsUnusable(Exception):
-    """The operator's `[host] ports` cannot be used. Says key, value and remedy."""
+class PortsUnusable(SetUpError):
+    """The operator's `[host]` names ports that cannot be used."""
 
 
 class NoPortFree(Exception):
@@ -66,14 +66,12 @@ class Ports:
 
     def __init__(self, first: int, last: int, run: str = "", passed_over: Callable[[int, str], None] = _nobody_asks) -> None:
         """`run` is what other supervisors call us by; `passed_over` is told once of a port that somebody has, and who."""
-        where = f"host.ports = [{first}, {last}]"
         if not 1024 <= first < last <= 65535:
-            raise PortsUnusable(f"{where}: two ports from 1024 to 65535 are wanted, the lower one first")
+            raise PortsUnusable("two ports from 1024 to 65535 are wanted, the lower one first", key="host.ports", value=[first, last])
         low, high = ephemeral_range()
         if first <= high and last >= low and outside(low, high) is not None:
-            raise PortsUnusable(
-                f"{where}: overlaps the kernel's ephemeral ports {low}..{high}, from which any connection may take one; stay outside"
-            )
+            problem = f"overlaps the kernel's ephemeral ports {low}..{high}, from which any connection may take one; stay outside"
+            raise PortsUnusable(problem, key="host.ports", value=[first, last])
         self._first, self._last = first, last
         self._next = first
         self._reserved: dict[Hashable, _Reserved] = {}
@@ -163,12 +161,12 @@ def _mark(name: str) -> socket.socket | None:
     return mark
 
 
-def can_bind(port: int) -> bool:
-    """Whether nobody listens on this port on any IPv4 address. Connections that linger after their end do not count."""
+def can_bind(port: int, address: str = "0.0.0.0") -> bool:
+    """Whether nobody listens on this port of the address (by default: on any IPv4 address). Connections that linger after their end do not count."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("0.0.0.0", port))  # for a moment, never listening
+            probe.bind((address, port))  # for a moment, never listening
         except OSError:
             return False
     return True
@@ -183,7 +181,8 @@ def metrics_listener(port: int) -> socket.socket:
         listener.listen(16)
     except OSError as error:
         listener.close()
-        raise PortsUnusable(f"host.metrics_port = {port}: {error.strerror} (held by {holder(port)}); name a free port") from error
+        problem = f"{error.strerror} (held by {holder(port)}); name a free port"
+        raise PortsUnusable(problem, key="host.metrics_port", value=port) from error
     return listener
 
 
@@ -191,6 +190,19 @@ def ephemeral_range() -> tuple[int, int]:
     with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
         low, high = file.read().split()
     return int(low), int(high)
+
+
+def outside(low: int, high: int) -> tuple[int, int] | None:
+    """The widest window beside the kernel's. None where it has taken nearly all: then ours lies within it, and a port found taken is passed over."""
+    below, above = (max(1024, low - 10000), low - 1), (high + 1, min(65535, high + 10000))
+    first, last = max(below, above, key=lambda window: window[1] - window[0])
+    return (first, last) if last - first >= 1000 else None
+
+
+def marked() -> frozenset[int]:
+    """Ports that supervisors on this machine have reserved, this one included. Raises OSError where the kernel does not say it."""
+    names = (name.removeprefix(_PORT_MARK) for name in _marks() if name.startswith(_PORT_MARK))
+    return frozenset(int(name) for name in names if name.isdigit())
 
 
 def holder(port: int) -> str:

@@ -8,8 +8,7 @@ import anyio
 
 from engines.gateway.core.attempts import PATIENCE
 from supervisor.config.child_environment import choose
-from supervisor.config.schema.tables import Gateway as GatewayTable
-from supervisor.config.schema.tables import Health as HealthTable
+from supervisor.config.schema.tables import GatewayTable, HealthTable
 from supervisor.host.channel import Channel
 from supervisor.host.channel import PeerFailed as ChannelFailed
 from supervisor.host.processes.group import Command, Group

@@ -9,7 +9,7 @@ import anyio.abc
 from engines.control import EngineControl, EngineError, EngineRefused
 from engines.lifecycle.health import Health, Kind, Look, Mode, Outcome, Probe, Rates, Word
 from engines.lifecycle.state import EngineState
-from supervisor.config.schema.tables import Health as Settings
+from supervisor.config.schema.tables import HealthTable
 from supervisor.runtime.context import Site
 from supervisor.runtime.engines import Engines
 from supervisor.scheduler.events import ProbeFailed
@@ -19,7 +19,7 @@ from trainers.protocol.ids import EngineId
 MODES: Final = {EngineState.SERVING: Mode.SERVING, EngineState.PAUSED: Mode.ASLEEP}
 
 
-def rates(settings: Settings) -> Rates:
+def rates(settings: HealthTable) -> Rates:
     return Rates(
         liveness_every=settings.probe_s,
         liveness_within=settings.probe_timeout_s,

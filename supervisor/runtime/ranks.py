@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from anyio import to_thread
 
+from supervisor.attempt.checkpoints import Remembered
 from supervisor.config.child_environment import choose
 from supervisor.host.channel import Channel
 from supervisor.host.channel import PeerFailed as ChannelFailed
@@ -16,10 +18,9 @@ from supervisor.runtime.context import Site
 from supervisor.runtime.group_lifecycle import Life
 from supervisor.scheduler.actions import StartTrainer, TellTrainer
 from supervisor.scheduler.events import ActionFailed, PeerFailed, Told, TrainerSaid, TrainerStarted
-from trainers.launch import environment
-from trainers.protocol.child_env import OUR_PATH
 from trainers.protocol.ids import PipelineId, TrainerId
 from trainers.protocol.trainer_messages import Hello, TrainerMessage, Welcome
+from trainers.user_code import python_path, torchrun_variables
 
 
 @dataclass(slots=True)
@@ -41,6 +42,7 @@ class Ranks:
         """Spawn all ranks. Raises SpawnFailed, NoPortFree."""
         pipeline, incarnation = action.pipeline, action.incarnation
         trainer = self._site.pipeline(pipeline).trainer
+        resume = await to_thread.run_sync(self._site.checkpoints[pipeline].usable)
         window = self._site.ports.reserve(TrainerId(pipeline))
         commands: list[Command] = []
         theirs: list[socket.socket] = []
@@ -49,7 +51,7 @@ class Ranks:
             for rank in range(len(trainer.gpus)):
                 ours, their = socket.socketpair()
                 theirs.append(their)
-                ranks.append(self._rank(action, rank, ours))
+                ranks.append(self._rank(action, resume, rank, ours))
                 commands.append(self._command(action, rank, their.fileno(), window.first))
             self._ranks[pipeline] = ranks
             for rank, record in enumerate(ranks):
@@ -60,9 +62,9 @@ class Ranks:
                 their.close()
         if group is None:
             return ActionFailed(id=action.id, reason="stopped while it was started")
-        return TrainerStarted(id=action.id, pids=tuple(member.pid for member in group.members))
+        return TrainerStarted(id=action.id, pids=tuple(member.pid for member in group.members), steps_done=resume.steps_done)
 
-    def _rank(self, action: StartTrainer, rank: int, ours: socket.socket) -> _Rank:
+    def _rank(self, action: StartTrainer, resume: Remembered, rank: int, ours: socket.socket) -> _Rank:
         pipeline, incarnation = action.pipeline, action.incarnation
         feed = self._site.feed
 
@@ -77,10 +79,10 @@ class Ranks:
                 return  # its exit, watched by pidfd, says more
             feed(PeerFailed(group=TrainerId(pipeline), incarnation=incarnation, reason=f"rank {rank}: {failure}"))
 
-        record = _Rank(Channel(ours, TrainerMessage, heard, failed), self._welcome(action, rank))
+        record = _Rank(Channel(ours, TrainerMessage, heard, failed), self._welcome(action, resume, rank))
         return record
 
-    def _welcome(self, action: StartTrainer, rank: int) -> Welcome:
+    def _welcome(self, action: StartTrainer, resume: Remembered, rank: int) -> Welcome:
         site, id = self._site, action.pipeline
         pipeline = site.pipeline(id)
         return Welcome(
@@ -89,14 +91,14 @@ class Ranks:
             world_size=len(pipeline.trainer.gpus),
             seed=pipeline.seed,
             steps=pipeline.trainer.steps,
-            steps_done=action.steps_done,
+            steps_done=resume.steps_done,
             model=str(site.model(id)),
             url=site.urls[id],
             weights=str(site.weights(id)),
             directory=str(site.directory.checkpoints(id)),
             gpus=visible(site.gpus([pipeline.trainer.gpus[rank]])).devices,
             roles=("init", "train", *(role for role, gpus in pipeline.trainer.roles.items() if pipeline.trainer.gpus[rank] in gpus)),
-            checkpoint_path=site.checkpoints[id].known.newest,
+            checkpoint_path=resume.newest,
             version=site.published.get(id, 0) if action.restore else 0,
             options={name: msgspec.Raw(msgspec.json.encode(value)) for name, value in pipeline.trainer.options.items()},
         )
@@ -109,12 +111,12 @@ class Ranks:
         env = {
             **chosen.kept,
             **seen.env,
-            **environment(rank, len(trainer.gpus), port),
+            **torchrun_variables(rank, len(trainer.gpus), port),
             "LOCAL_RANK": "0",  # each rank sees its own GPU only
             "PATH": chosen.kept.get("PATH", os.defpath),  # the caller's: `python` is theirs, and so is what it starts
             "GLOO_SOCKET_IFNAME": chosen.kept.get("GLOO_SOCKET_IFNAME", "lo"),  # ranks are on one host, whatever its name resolves to
             "NCCL_SOCKET_IFNAME": chosen.kept.get("NCCL_SOCKET_IFNAME", "lo"),
-            "PYTHONPATH": os.pathsep.join(filter(None, [OUR_PATH, trainer.cwd, trainer.env.get("PYTHONPATH")])),
+            "PYTHONPATH": python_path(trainer.entry, trainer.cwd, trainer.env.get("PYTHONPATH")),
             "PYTHONUNBUFFERED": "1",
             "TRAINSHED_FD": str(descriptor),
             "TRAINSHED_GPUS": ",".join(seen.devices),
@@ -130,7 +132,7 @@ class Ranks:
         entry = trainer.entry
         return Command(
             argv=[entry] if entry is not None else list(trainer.command or ()),
-            module="trainers.launch" if entry is not None else None,
+            module="trainshed.launch" if entry is not None else None,
             env=env,
             cwd=Path(trainer.cwd) if trainer.cwd is not None else Path.cwd(),
             log=site.directory.log_of(TrainerId(id), rank),

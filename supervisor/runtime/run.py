@@ -25,8 +25,8 @@ from supervisor.config.child_environment import secrets as secret_values
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError
 from supervisor.host.gpus.inventory import inventory
-from supervisor.host.gpus.meter import GpuMeter, GpusUnusable
-from supervisor.host.ports import NoPortFree, Ports, PortsUnusable, metrics_listener
+from supervisor.host.gpus.meter import GpuMeter
+from supervisor.host.ports import NoPortFree, Ports, metrics_listener
 from supervisor.host.processes import guardian_link
 from supervisor.host.processes.group import Processes
 from supervisor.host.processes.pool import Prewarm
@@ -92,16 +92,13 @@ async def _run(config: Config, directory: RunDirectory, options: Options, guard:
         journal.shared(shm)
         stack.callback(shutil.rmtree, shm, ignore_errors=True)
         _make_shared_memory(shm, config)
-        try:
-            meter = inventory(config.host)
-            ports = Ports(
-                *config.host.ports,
-                run=directory.run_id,
-                passed_over=lambda port, who: logs.log.warning("a port is taken; its window is passed over", port=port, holder=who),
-            )
-            scraped = metrics_listener(config.host.metrics_port) if config.host.metrics_port is not None else None
-        except (GpusUnusable, PortsUnusable) as error:
-            raise SetUpError(str(error)) from error
+        meter = inventory(config.host.gpus, config.host.virtual)
+        ports = Ports(
+            *config.host.ports,
+            run=directory.run_id,
+            passed_over=lambda port, who: logs.log.warning("a port is taken; its window is passed over", port=port, holder=who),
+        )
+        scraped = metrics_listener(config.host.metrics_port) if config.host.metrics_port is not None else None
         stack.callback(meter.close)
         stack.callback(ports.close)
         the_run = _Run(config, directory, options, logs, journal, guard, before)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from engines.lifecycle import members
 from supervisor.attempt.checkpoints import Remembered
-from supervisor.config.schema.tables import Config, Pipeline
+from supervisor.config.schema.tables import Config, PipelineTable
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, Limits, PipelineSpec, Rules, TrainerSpec
 from trainers.protocol.ids import GpuId, PipelineId
 
@@ -33,7 +33,7 @@ def box_spec(config: Config, gpus: tuple[GpuId, ...], remembered: Mapping[Pipeli
     )
 
 
-def _pipeline(pipeline: Pipeline, remembered: Remembered) -> PipelineSpec:
+def _pipeline(pipeline: PipelineTable, remembered: Remembered) -> PipelineSpec:
     engine, trainer = pipeline.engine, pipeline.trainer
     roles = {"train": trainer.gpus, **trainer.roles}
     everything = sorted({gpu for gpus in roles.values() for gpu in gpus})

@@ -8,14 +8,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from supervisor.errors import SetUpError
 from supervisor.host.gpus.emptiness import Usage
 from trainers.protocol.ids import GpuId, GroupId
 
 __all__ = ["Gpu", "GpuMeter", "GpusUnusable", "MeasureFailed", "Usage", "Visible", "visible"]
 
 
-class GpusUnusable(Exception):
-    """The operator's `[host]` names GPUs that are not there. Says key, value and remedy."""
+class GpusUnusable(SetUpError):
+    """The operator's `[host]` names GPUs that are not there."""
 
 
 class MeasureFailed(Exception):

@@ -18,6 +18,7 @@ from trainers.protocol.ids import GpuId, GroupId
 
 MEASURE_SECONDS: Final = 5.0
 OPEN_SECONDS: Final = 30.0
+_NO_GPU: Final = "Without a GPU say `virtual = 4` in [host]"
 T = TypeVar("T")
 Wanted = Literal["auto"] | Sequence[int | str]
 
@@ -115,7 +116,7 @@ class NvmlGpus:
         try:
             gpus, handles = thread.call(lambda: _list(chosen, wanted), OPEN_SECONDS)
         except MeasureFailed as error:
-            raise GpusUnusable(f"host.gpus: {error}; is the NVIDIA driver well (`nvidia-smi`)?") from error
+            raise GpusUnusable(f"{error}; is the NVIDIA driver well (`nvidia-smi`)?", key="host.gpus") from error
         return cls(chosen, gpus, handles, thread)
 
     async def measure(self, gpus: Collection[GpuId], pids: Mapping[GroupId, Collection[int]]) -> Usage:
@@ -150,24 +151,23 @@ def _list(library: Library, wanted: Wanted) -> tuple[tuple[Gpu, ...], dict[GpuId
         library.nvmlInit()
         count = library.nvmlDeviceGetCount()
     except library.NVMLError as error:
-        raise GpusUnusable(
-            f"host.gpus = {_shown(wanted)}: no NVIDIA driver here ({error}). Without a GPU say `virtual = 4` in [host]"
-        ) from error
+        raise GpusUnusable(f"no NVIDIA driver here ({error})", key="host.gpus", value=_shown(wanted), remedy=_NO_GPU) from error
     if wanted == "auto" and not count:
-        raise GpusUnusable('host.gpus = "auto": the driver shows no GPU. Without a GPU say `virtual = 4` in [host]')
+        raise GpusUnusable("the driver shows no GPU", key="host.gpus", value=_shown(wanted), remedy=_NO_GPU)
     names: Sequence[int | str] = range(count) if isinstance(wanted, str) else wanted
     gpus: list[Gpu] = []
     handles: dict[GpuId, Any] = {}
     for position, name in enumerate(names):
-        where = f"host.gpus[{position}] = {name!r}"
+        key, value = f"host.gpus[{position}]", repr(name)
         try:
             handle = library.nvmlDeviceGetHandleByUUID(name) if isinstance(name, str) else library.nvmlDeviceGetHandleByIndex(name)
             uuid = library.nvmlDeviceGetUUID(handle)
             memory = int(library.nvmlDeviceGetMemoryInfo(handle).total)
         except library.NVMLError as error:
-            raise GpusUnusable(f"{where}: not there ({error}); this box has {count} GPU(s), listed by `nvidia-smi -L`") from error
+            problem = f"not there ({error}); this box has {count} GPU(s), listed by `nvidia-smi -L`"
+            raise GpusUnusable(problem, key=key, value=value) from error
         if any(gpu.uuid == uuid for gpu in gpus):
-            raise GpusUnusable(f"{where}: listed twice ({uuid})")
+            raise GpusUnusable(f"listed twice ({uuid})", key=key, value=value)
         gpu = Gpu(GpuId(position), library.nvmlDeviceGetName(handle), uuid, memory, uuid)
         gpus.append(gpu)
         handles[gpu.id] = handle

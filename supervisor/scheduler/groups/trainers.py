@@ -82,10 +82,8 @@ def answered(desk: Desk, pipeline: Pipeline, action: Action, answer: Answer) -> 
     if trainer.op == action.id:
         trainer.op = None
     match (action, answer):
-        case (StartTrainer(), TrainerStarted(pids=pids)):
-            trainer.pids = pids
-            if trainer.state is TrainerState.STARTING:
-                trainer.turn(TrainerTurn.STARTED)
+        case (StartTrainer(), TrainerStarted()):
+            _started(desk, pipeline, answer)
         case (AdoptSnapshot(), SnapshotAdopted()) if trainer.publishing is not None:
             _adopted(pipeline, trainer.publishing)
         case (AdoptSnapshot(), ActionFailed(code=code, reason=reason)) if trainer.publishing is not None:
@@ -236,6 +234,18 @@ def _start(desk: Desk, pipeline: Pipeline) -> None:
         ),
         desk.box.limits.start,
     )
+
+
+def _started(desk: Desk, pipeline: Pipeline, answer: TrainerStarted) -> None:
+    """Its ranks run. When the newest checkpoint is not there any more, they resume from an older one or from the beginning."""
+    trainer, found = pipeline.trainer, answer.steps_done
+    trainer.pids = answer.pids
+    if trainer.state is TrainerState.STARTING:
+        trainer.turn(TrainerTurn.STARTED)
+    if found is not None and found < trainer.steps_done:
+        desk.note("error", trainer.id, f"its checkpoint after {trainer.steps_done} steps is not there any more; it resumes after {found}")
+        trainer.steps_done = found
+        trainer.restored = trainer.restored or (pipeline.published == 0 and found == 0)
 
 
 def _watch_lease(desk: Desk, pipeline: Pipeline) -> None:
