@@ -71,7 +71,7 @@ class Account:
     def refused(self, error: OSError) -> None:
         """The disk has not taken a record of ours."""
         self._logs.log.warning("a record could not be written down", why=str(error))
-        self._disk_is(disk.told(error, self._directory.path))
+        self._disk_is(disk.reason(error, self._directory.path))
 
     def _disk_is(self, full: str) -> None:
         if full and not self._full:

@@ -1,6 +1,5 @@
 """`supervise run`: a configuration file to its end, from the beginning or from where an attempt stands."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -184,13 +183,13 @@ def _announce(attempt: "RunDirectory", choice: "Choice | None", parent: Path) ->
 def gpus(host: "Host") -> "list[GpuFact]":
     """The GPUs of the host, looked up. Raises SetUpError."""
     from supervisor.config.schema.findings import GpuFact
-    from supervisor.host.gpus.inventory import inventory
+    from supervisor.host.gpus.inventory import open_meter
     from supervisor.host.gpus.meter import GpusUnusable
 
     try:
-        meter = inventory(host)
+        meter = open_meter(host.gpus, host.virtual)
     except GpusUnusable as error:
-        raise SetUpError(re.sub(r"^host\.gpus[^:]*: ", "", str(error))) from error  # the mistake names its key itself
+        raise SetUpError(f"{error.problem}. {error.remedy}") from error  # the mistake names its key itself
     try:
         return [GpuFact(gpu.id, gpu.name, gpu.total_bytes) for gpu in meter.gpus]
     finally:
