@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from trainers.protocol.child_env import TAG
+
 LONGEST: Final = 15
 """Bytes that the kernel keeps."""
 
@@ -17,7 +19,7 @@ def short_name(environ: Mapping[str, str], part: str = "") -> str:
 
     Of a name that is too long the pipeline's is cut: what it is, and which, must be seen.
     """
-    _, _, tagged = environ.get("TRAINSHED_TAG", "").partition(":")
+    _, _, tagged = environ.get(TAG, "").partition(":")
     group = tagged.rpartition(":")[0]
     pipeline, slash, rest = group.partition("/")
     if not slash:

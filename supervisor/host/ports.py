@@ -9,9 +9,8 @@ import os
 import socket
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
-
-from supervisor.config.machine.port_windows import outside
 
 WINDOW: Final = 16
 """Ports reserved at a time: an engine needs its own, a rendezvous, and a handful of internal ones."""
@@ -72,8 +71,9 @@ class Ports:
         where = f"host.ports = [{first}, {last}]"
         if not 1024 <= first < last <= 65535:
             raise PortsUnusable(f"{where}: two ports from 1024 to 65535 are wanted, the lower one first")
-        low, high = ephemeral_range()
-        if first <= high and last >= low and outside(low, high) is not None:
+        ephemeral = ephemeral_range()
+        if ephemeral is not None and first <= ephemeral[1] and last >= ephemeral[0] and outside(*ephemeral) is not None:
+            low, high = ephemeral
             raise PortsUnusable(
                 f"{where}: overlaps the kernel's ephemeral ports {low}..{high}, from which any connection may take one; stay outside"
             )
@@ -168,15 +168,30 @@ def _mark(name: str) -> socket.socket | None:
     return mark
 
 
-def can_bind(port: int) -> bool:
-    """Return whether nobody listens on this port on any IPv4 address. Connections that linger after their end do not count."""
+def can_bind(port: int, address: str = "0.0.0.0") -> bool:
+    """Return whether nobody listens on this port at this IPv4 address (by default at any). Connections that linger do not count."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("0.0.0.0", port))  # for a moment, never listening
+            probe.bind((address, port))  # for a moment, never listening
         except OSError:
             return False
     return True
+
+
+def free_ports(low: int, high: int) -> Iterator[int]:
+    """Yields the ports from `low` to `high` that can be bound now and that no supervisor has reserved."""
+    reserved = reserved_ports()
+    return (port for port in range(low, high + 1) if port not in reserved and can_bind(port))
+
+
+def reserved_ports() -> frozenset[int]:
+    """Returns the ports that supervisors on this machine, we included, have marked as theirs; none where the kernel does not say."""
+    try:
+        names = [name.removeprefix(_PORT_MARK) for name in _marks() if name.startswith(_PORT_MARK)]
+    except OSError:
+        return frozenset()
+    return frozenset(int(name) for name in names if name.isdigit())
 
 
 def metrics_listener(port: int) -> socket.socket:
@@ -192,10 +207,23 @@ def metrics_listener(port: int) -> socket.socket:
     return listener
 
 
-def ephemeral_range() -> tuple[int, int]:
-    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
-        low, high = file.read().split()
-    return int(low), int(high)
+def ephemeral_range() -> tuple[int, int] | None:
+    """Returns the first and the last port that the kernel gives to outgoing connections; None where it cannot be read."""
+    try:
+        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()
+        return int(low), int(high)
+    except (OSError, ValueError):
+        return None
+
+
+def outside(low: int, high: int) -> tuple[int, int] | None:
+    """Returns the widest window beside the kernel's range of ephemeral ports `low..high`.
+
+    None where that range has nearly all ports: then our window lies within it, and a port found taken is passed over.
+    """
+    below, above = (max(1024, low - 10000), low - 1), (high + 1, min(65535, high + 10000))
+    first, last = max(below, above, key=lambda window: window[1] - window[0])
+    return (first, last) if last - first >= 1000 else None
 
 
 def holder(port: int) -> str:

@@ -6,7 +6,7 @@ from supervisor.host.gpus.virtual import VirtualGpus
 
 
 def open_meter(gpus: Wanted | None, virtual: int | None) -> GpuMeter:
-    """Open real GPUs (by index or UUID, or "auto": all, which is also the meaning of None), or so many virtual ones.
+    """Open real GPUs ("auto", which is also the meaning of None, indices as nvidia-smi counts them, or UUIDs), or so many virtual ones.
 
     Raises GpusUnusable when both are given, there is no driver, or a GPU is not there.
     """
