@@ -118,7 +118,7 @@ class Account:
             lost_log_lines=self._logs.lost,
             notes=(f"{self._full[0].upper()}{self._full[1:]}.",) if self._full else (),
         )
-        self._directory.last_words()
+        self._directory.release_reserve()
         if not (self._keep(figures) and self._keep(summary)):
             told = f"What came of the run could not be written down in {self._directory.path}."
             summary = msgspec.structs.replace(summary, notes=(*summary.notes, told))
