@@ -34,7 +34,7 @@ def warm(pipelines: int, gpus: int) -> Scheduler:
         specs.append(PipelineSpec(PipelineId(f"p{number}"), EngineSpec(every, 1, 8), TrainerSpec({"init": train, "train": train}, 1)))
     scheduler = Scheduler(BoxSpec(every, tuple(specs), rules=Rules(minimum_hold=0.0)), 0.0)
     feed(scheduler, ev.Tick(), 0.0)
-    for engine in scheduler.desk.fleet.engines:
+    for engine in scheduler.ctx.fleet.engines:
         engine.state = EngineState.PAUSED
     return scheduler
 
@@ -78,7 +78,7 @@ def measure(pipelines: int, gpus: int, donate: bool) -> tuple[float, ...]:
         feed(scheduler, _open(0), 1.0)
     for number in range(1 if donate else 0, pipelines):
         opened(scheduler, number, 2.0)  # their engines are on the way and stay there: nothing more is answered
-    desk = scheduler.desk
+    desk = scheduler.ctx
     desk.now = 3.0
     current = view(desk, frozenset())
     planned = timed(lambda _: plan(current), 3, 0.3)

@@ -13,6 +13,7 @@ docs/scheduling.md has all rules in their order, and what they are worth.
 """
 
 import heapq
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -137,6 +138,18 @@ def plan(view: View) -> Plan:
     table.bids()
     table.leftovers()
     return frozenset(EngineId(bidder.share.pipeline, seat.rank) for bidder in bidders for seat in bidder.granted)
+
+
+def must_leave(
+    engine: EngineId, gpus: Iterable[GpuId], wanted: Plan, wanted_gpus: Mapping[GpuId, EngineId], blocked: frozenset[GpuId]
+) -> bool:
+    """Return whether the engine must give up its GPUs: a pause is paid only when a trainer or another engine of the plan needs one.
+
+    `wanted_gpus` are the GPUs of the engines of the plan `wanted`, `blocked` those that are reserved for trainers.
+    """
+    if any(gpu in blocked for gpu in gpus):
+        return True
+    return engine not in wanted and any(gpu in wanted_gpus for gpu in gpus)
 
 
 def _bidders(view: View) -> list[_Bidder]:
@@ -311,11 +324,3 @@ def _worth(seat: Bundle, home: int) -> tuple[int, int, int]:
 @lru_cache(4096)
 def _mask(gpus: frozenset[GpuId]) -> int:
     return sum(1 << gpu for gpu in gpus)
-
-
-def gaps(view: View, wanted: Plan) -> dict[PipelineId, int]:
-    """Target minus held, in engines, by pipeline: what the moves of a plan close."""
-    return {
-        share.pipeline: sum(EngineId(share.pipeline, b.rank) in wanted for b in share.bundles) - sum(b.awake for b in share.bundles)
-        for share in view.shares
-    }

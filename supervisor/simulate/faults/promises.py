@@ -42,13 +42,13 @@ class Promises:
         self._leases()
         self._routes()
         self._starts()
-        for pipeline in self.world.scheduler.desk.fleet.pipelines.values():
+        for pipeline in self.world.scheduler.ctx.fleet.pipelines.values():
             self._demand(pipeline)
         self._reservations()
 
     def ended(self) -> None:
         """When all is over nothing lives, and nothing is held but by what could not be ended. Raises Violation."""
-        desk = self.world.scheduler.desk
+        desk = self.world.scheduler.ctx
         if self.world.alive:
             raise Violation(f"the run has ended, and {sorted(map(str, self.world.alive))} live")
         for lease in desk.leases.leases:
@@ -93,7 +93,7 @@ class Promises:
     # -- who holds what
 
     def _memory(self) -> None:
-        book = self.world.scheduler.desk.leases
+        book = self.world.scheduler.ctx.leases
         for gpu, holders in self.world.memory.items():
             if len(holders) > 1:
                 raise Violation(f"GPU {gpu} holds memory of {sorted(map(str, holders))}")
@@ -108,7 +108,7 @@ class Promises:
 
     def _leases(self) -> None:
         """Nobody gets a GPU that was not seen empty since somebody else had it."""
-        book = self.world.scheduler.desk.leases
+        book = self.world.scheduler.ctx.leases
         for gpu, before in self.holders.items():
             lease = book.lease(gpu)
             holder = lease.holder if lease is not None else None
@@ -128,7 +128,7 @@ class Promises:
         return [
             (group, life)
             for (group, life), until in world.undead.items()
-            if isinstance(group, EngineId) and until > world.now and gpu in world.scheduler.desk.fleet.engine(group).gpus
+            if isinstance(group, EngineId) and until > world.now and gpu in world.scheduler.ctx.fleet.engine(group).gpus
         ]
 
     def _routes(self) -> None:
@@ -138,13 +138,13 @@ class Promises:
                 continue
             for rank, (incarnation, _) in fake.gateway.routes.items():
                 engine = EngineId(pipeline, rank)
-                record = world.scheduler.desk.fleet.engine(engine)
+                record = world.scheduler.ctx.fleet.engine(engine)
                 dying = record.state in (EngineState.QUARANTINED, EngineState.STOPPING)
                 if world.alive.get(engine) == incarnation and engine not in world.memory[record.gpus[0]] and not dying:
                     raise Violation(f"{engine} is routed while its memory is given back")
 
     def _starts(self) -> None:
-        desk = self.world.scheduler.desk
+        desk = self.world.scheduler.ctx
         starting = [engine.id for engine in desk.fleet.engines if engine.state is EngineState.STARTING]
         if len(starting) > desk.box.rules.max_starting:
             raise Violation(f"{len(starting)} engines start at once: {starting}")
@@ -161,9 +161,9 @@ class Promises:
 
     def _reservations(self) -> None:
         """None outlives the possibility of its grant."""
-        desk = self.world.scheduler.desk
+        desk = self.world.scheduler.ctx
         now = self.world.now
-        turn = self.world.scheduler.reservations().turn
+        turn = self.world.scheduler.reservations().reserved
         waiting: dict[tuple[PipelineId, int], float] = {}
         for pipeline in desk.fleet.pipelines.values():
             request = pipeline.trainer.request
@@ -178,7 +178,7 @@ class Promises:
 
     def _possible(self, pipeline: Pipeline, request: Request, turn: bool) -> None:
         """Who asked lives, and nothing that cannot end is in the way of GPUs that are kept for it."""
-        desk = self.world.scheduler.desk
+        desk = self.world.scheduler.ctx
         trainer = pipeline.trainer
         if trainer.state is not TrainerState.RUNNING or self.world.alive.get(trainer.id) != trainer.incarnation:
             raise Violation(f"{trainer.id} is {trainer.state.value} and its request of GPUs {request.gpus} is still there")

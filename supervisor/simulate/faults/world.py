@@ -96,7 +96,7 @@ class World:
 
     def incomplete(self) -> list[str]:
         """Pipelines that neither did all their steps with all their samples, nor were given up or stopped."""
-        desk = self.scheduler.desk
+        desk = self.scheduler.ctx
         return [
             f"{fake.pipeline} has only {fake.completed}"
             for fake in self.trainers.values()
@@ -113,7 +113,7 @@ class World:
         self.promises.check()
 
     def describe(self) -> str:
-        desk = self.scheduler.desk
+        desk = self.scheduler.ctx
         lines = [
             f"trainer {p.id}: {p.trainer.state.value} rollouts {list(p.rollouts)} v{p.published}" for p in desk.fleet.pipelines.values()
         ]
@@ -208,7 +208,7 @@ class World:
 
     def _take_memory(self, engine: EngineId, incarnation: Incarnation) -> None:
         if self.alive.get(engine) == incarnation:
-            for gpu in self.scheduler.desk.fleet.engine(engine).gpus:
+            for gpu in self.scheduler.ctx.fleet.engine(engine).gpus:
                 self.memory[gpu].add(engine)
 
     def _paused(self, id: int, engine: EngineId, incarnation: Incarnation) -> ev.Event | None:
@@ -220,7 +220,7 @@ class World:
             self.fakes[engine.pipeline].requeue(engine.rank)  # a pause aborts what a dying gateway left there
         self.pauses += 1
         if not self.strikes(self.faults.keeps):
-            for gpu in self.scheduler.desk.fleet.engine(engine).gpus:
+            for gpu in self.scheduler.ctx.fleet.engine(engine).gpus:
                 self.memory[gpu].discard(engine)
         return ev.Paused(id=id)
 
