@@ -49,7 +49,7 @@ MUTANTS = {
     "f7 another supervisor's ports": Mutant(PORTS, "elsewhere = marks if not self._ours(marks) else elsewhere", "pass", WINDOWS, "another_supervisor"),
     "f7 ports that can be bound": Mutant(PORTS, "blocked = next((port for port in window if not can_bind(port)), None)", "blocked = None", "tests/supervisor/host/test_ports.py", "passed_over_and_its_holder"),
     "f8 identity of the listener": Mutant("engines/control.py", "if status not in (401, 403):", "if False:", HOST, "f8"),
-    "f9 an exit of any member": Mutant(SCHEDULER, "if engine.incarnation == incarnation:\n                engines.fail(self.ctx, engine, Cause.EXIT", "if event.member == 0 and engine.incarnation == incarnation:\n                engines.fail(self.ctx, engine, Cause.EXIT", HOST, "f9_r4 and per-gpu-2"),
+    "f9 an exit of any member": Mutant(SCHEDULER, "if engine.incarnation == incarnation:\n                engines.fail(self._ctx, engine, Cause.EXIT", "if event.member == 0 and engine.incarnation == incarnation:\n                engines.fail(self._ctx, engine, Cause.EXIT", HOST, "f9_r4 and per-gpu-2"),
     "f9 an exit in the tree": Mutant(LIFE, "if exit_.index is None and not living.stopping:", "if False:", HOST, "f9_a_process"),
     "f9 collateral before it is ready": Mutant(CONTEXT, "for index in range(members) if", "for index in range(len(engine.pids)) if", ENDS, "collateral"),
     "f9 unrouted first": Mutant(ENDINGS, "if not engine.told_lost and pipeline.gateway.up:", "if False:", RULES, "f9"),
@@ -68,9 +68,9 @@ MUTANTS = {
     "f17 the deadline of a start": Mutant(GROUPS, "limit = min(limits.start, limits.attempt)", "limit = 1e6", RULES, "f17"),
     "f18 the budget": Mutant("supervisor/scheduler/restarts.py", "if count > self.limit:", "if False:", RULES, "f18"),
     "f19 code 0": Mutant(LIFE, "        self._site.feed(MemberExited(group=group, incarnation=incarnation, member=member.index, code=code, note=note))", "        if code:\n            self._site.feed(MemberExited(group=group, incarnation=incarnation, member=member.index, code=code, note=note))", HOST, "f19"),
-    "f20 two starts at a time": Mutant(GROUPS, "if starting >= ctx.box.rules.max_starting or", "if", RULES, "f20"),
+    "f20 two starts at a time": Mutant(GROUPS, "    if sum(other.state is EngineState.STARTING for other in ctx.fleet.engines) >= ctx.box.rules.max_starting:", "    if False:", RULES, "f20"),
     "f21 streaks die with a life": Mutant(HEALTH, "if pulse is None or pulse.look.incarnation != look.incarnation:", "if pulse is None:", PURE, "f21"),
-    "f21 verdicts about the dead": Mutant(SCHEDULER, "if engine.incarnation == incarnation:\n                engines.fail(self.ctx, engine, cause", "if True:\n                engines.fail(self.ctx, engine, cause", RULES, "f21"),
+    "f21 verdicts about the dead": Mutant(SCHEDULER, "if engine.incarnation == incarnation:\n                engines.fail(self._ctx, engine, cause", "if True:\n                engines.fail(self._ctx, engine, cause", RULES, "f21"),
     "f22 the guardian ends everything": Mutant("supervisor/host/processes/guardian.py", "        for pid in left:\n            kill(pid)", "        for pid in ():\n            kill(pid)", HOST, "f22"),
     "f22 the next start sweeps": Mutant("supervisor/attempt/sweep.py", "killed = [stat.pid for stat in found if _kill(stat.identity)]", "killed: list[int] = []", "tests/supervisor/attempt/test_journal.py", "swept or double_kill"),
     "f23 tokens of the dead": Mutant("engines/gateway/core/continuation.py", "\"input_ids\": [*request.prompt, *ids],", "\"input_ids\": [*request.prompt],", HOST, "f23"),
@@ -103,7 +103,7 @@ MUTANTS = {
     "an operator's restart is free": Mutant(ENDINGS, "if engine.fault is not None and engine.fault.cause is Cause.OPERATOR:\n        return", "", RULES, "operators_restart"),
     "drain ends the processes": Mutant(GROUPS, "case EngineState.PAUSED if engine.drained:", "case EngineState.PAUSED if False:", RULES, "drain"),
     "an error of an engine is not ours": Mutant(ENGINES, "        except EngineError as error:  # not out of the task group, which would wrap it\n            failure.append(error)", "        except ZeroDivisionError:\n            pass", HOST, "f8"),
-    "a lent GPU starts nothing": Mutant(GROUPS, "if wanted and not leave and ctx.leases.all_free(engine.gpus):", "if wanted and not leave:", "tests/supervisor/simulate", "seed"),
+    "a lent GPU starts nothing": Mutant(GROUPS, "    if not ctx.leases.all_free(engine.gpus):", "    if False:", "tests/supervisor/simulate", "seed"),
 }  # fmt: skip
 
 

@@ -73,7 +73,7 @@ class Recorded:
         self._file = -1
         self._written = 0
         self._again: float | None = None
-        self._open(Opened(now, 0, box=scheduler.ctx.box))
+        self._open(Opened(now, 0, box=scheduler.box))
 
     @property
     def deadline(self) -> float | None:

@@ -49,7 +49,7 @@ _FIELDS: Final[Mapping[type, Mapping[str, str]]] = {
     records.Gateway: {"by_operator": "asked"},
     records.Trainer: {"by_operator": "asked", "lease_ended_at": "left"},
     rollouts.Rollout: {"ordered": "asked", "announced": "told"},
-    scheduler.Scheduler: {"ctx": "desk"},
+    scheduler.Scheduler: {"_ctx": "desk"},
 }
 """Of each class the fields that bear another name now: today's name, and the recorded one."""
 _DROPPED: Final[Mapping[type, Mapping[str, Any]]] = {records.Trainer: {"fence_note": ""}}

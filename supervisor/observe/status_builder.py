@@ -20,7 +20,7 @@ _UNWELL = (EngineState.COLD, EngineState.QUARANTINED, EngineState.STUCK, EngineS
 
 def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: float, uptime_s: float) -> Snapshot:
     """The state of the run at this moment. `started_at` in seconds since the epoch."""
-    leases = scheduler.ctx.leases
+    leases = scheduler.leases
     now = time.monotonic()  # the clock of the scheduler's events
     gpus = []
     blind = unmeasured.gpus(site.config)
@@ -40,12 +40,12 @@ def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: fl
                 fenced=leases.fenced(gpu.id),
             )
         )
-    pipelines = tuple(_pipeline(site, pipeline, leases, now) for pipeline in scheduler.ctx.fleet.pipelines.values())
+    pipelines = tuple(_pipeline(site, pipeline, leases, now) for pipeline in scheduler.pipelines.values())
     return Snapshot(
         run=site.directory.run_id,
         started_at=started_at,
         uptime_s=uptime_s,
-        stopping=bool(scheduler.ctx.stopping),
+        stopping=bool(scheduler.stopping),
         gpus=tuple(gpus),
         pipelines=pipelines,
     )

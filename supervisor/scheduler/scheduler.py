@@ -1,14 +1,16 @@
 """Everything that is decided is decided in `Scheduler.handle`: one synchronous, deterministic call without I/O."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
 from engines.lifecycle.state import EngineState
 from supervisor.scheduler.groups.lease_violations import intruders, only_theirs
 from supervisor.scheduler.groups.trainer_leases import grant
 from supervisor.scheduler.planning.planner import Plan, View, must_leave, plan
+from supervisor.scheduler.planning.reasons import Explanation
 from supervisor.scheduler.planning.reservations import Reservations, reserve
 from supervisor.scheduler.planning.view import held_by_trainers, view
-from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation
+from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId
 
 from . import operators
 from .actions import (
@@ -35,7 +37,7 @@ from .actions import (
     Unroute,
     Wake,
 )
-from .context import Context
+from .context import About, Context, FaultChange, Level
 from .events import (
     ActionFailed,
     Answer,
@@ -51,12 +53,13 @@ from .events import (
     Tick,
     TrainerSaid,
 )
-from .faults import Cause
+from .explain import explain
+from .faults import Cause, Fault
 from .groups import engine_teardown, engines, gateways, trainer_stop, trainers
-from .inflight import InFlight
+from .inflight import Awaited, InFlight
 from .invariants import check
 from .leases import LeaseBook
-from .records import Fleet, Pipeline, TrainerState, TrainerTransition
+from .records import Engine, Fleet, Pipeline, TrainerState, TrainerTransition
 from .spec import BoxSpec
 
 NOT_MEASURED = "not measured yet"
@@ -80,28 +83,98 @@ class Scheduler:
     """
 
     def __init__(self, box: BoxSpec, now: float) -> None:
-        self.ctx = Context(box, Fleet(box), LeaseBook(box.gpus), InFlight(), now)
+        self._ctx = Context(box, Fleet(box), LeaseBook(box.gpus), InFlight(), now)
         self._fence_op: int | None = None
         self._fence_looked: float | None = None
         self._seen: View | None = None
         self._wanted: Plan = frozenset()  # the plan of what was seen last
         for gpu in box.gpus:  # nobody gets a GPU that was never seen empty
-            self.ctx.leases.fence(gpu, NOT_MEASURED)
+            self._ctx.leases.fence(gpu, NOT_MEASURED)
+
+    # -- its face: what others may look at. They change nothing of it.
+
+    @property
+    def box(self) -> BoxSpec:
+        return self._ctx.box
+
+    @property
+    def pipelines(self) -> Mapping[PipelineId, Pipeline]:
+        return self._ctx.fleet.pipelines
+
+    @property
+    def engines(self) -> Iterable[Engine]:
+        """The engines of all pipelines."""
+        return self._ctx.fleet.engines
+
+    def engine(self, id: EngineId) -> Engine:
+        return self._ctx.fleet.engine(id)
+
+    @property
+    def leases(self) -> LeaseBook:
+        return self._ctx.leases
+
+    @property
+    def awaited(self) -> list[Awaited]:
+        """The actions in flight."""
+        return self._ctx.inflight.awaited
+
+    @property
+    def notes(self) -> Sequence[tuple[Level, About, str]]:
+        """What the last event gave an operator to read: level, about whom, what."""
+        return self._ctx.notes
+
+    @property
+    def fault_changes(self) -> Sequence[tuple[FaultChange, Fault]]:
+        """The faults of engines that the last event opened ("failed") or closed (how), in order."""
+        return self._ctx.fault_changes
+
+    @property
+    def faults(self) -> Sequence[Fault]:
+        """The newest faults that are closed."""
+        return self._ctx.faults
+
+    @property
+    def stopping(self) -> int:
+        """The level of the operator's stop: 0 none, 1 graceful, 2 without draining, 3 kill."""
+        return self._ctx.stopping
+
+    @property
+    def wanted(self) -> Plan:
+        """The engines that should be awake."""
+        return self._wanted
+
+    @property
+    def view(self) -> View:
+        """What the last plan was made from. Raises AssertionError before the first event."""
+        assert self._seen is not None, "nothing has been planned yet"
+        return self._seen
+
+    def explain(self, pipeline: PipelineId) -> Explanation:
+        """Return why the pipeline has the engines that it has, and why it was not given more. To be asked between two events, after the first."""
+        return explain(self._ctx, self._ctx.fleet.pipelines[pipeline], self.view, self.reservations())
+
+    def refusal(self, event: OperatorAsked) -> str:
+        """Return why an operator cannot ask for that at all; empty when it can be asked."""
+        return operators.refusal(self._ctx, event)
+
+    def preview(self, event: OperatorAsked) -> list[tuple[GroupId | PipelineId, str]]:
+        """Return what the request would do to whom, in the order in which people read it. It must not be refused."""
+        return operators.preview(self._ctx, event)
 
     @property
     def deadline(self) -> float | None:
         """When it wants a `Tick` at the latest."""
-        times = [time for time in (self.ctx.alarm, self.ctx.inflight.deadline) if time is not None]
+        times = [time for time in (self._ctx.alarm, self._ctx.inflight.deadline) if time is not None]
         return min(times, default=None)
 
     @property
     def finished(self) -> bool:
         """Every pipeline has ended and nothing of it lives."""
-        return all(pipeline.settled for pipeline in self.ctx.fleet.pipelines.values())
+        return all(pipeline.settled for pipeline in self._ctx.fleet.pipelines.values())
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Absorb the event, see what is overdue, start what is due. `now` never goes backwards."""
-        ctx = self.ctx
+        ctx = self._ctx
         ctx.now = max(ctx.now, now)
         ctx.alarm = None
         ctx.notes.clear()
@@ -125,26 +198,26 @@ class Scheduler:
             case ProbeFailed(group=group, incarnation=incarnation, reason=reason, silent_for=silent):
                 self._condemn(group, incarnation, Cause.PROBE, reason, silent)
             case TrainerSaid():
-                pipeline = self.ctx.fleet.pipelines[event.pipeline]
+                pipeline = self._ctx.fleet.pipelines[event.pipeline]
                 if event.incarnation == pipeline.trainer.incarnation:
                     self._trainer_said(pipeline, event)
             case GatewaySaid():
-                pipeline = self.ctx.fleet.pipelines[event.pipeline]
+                pipeline = self._ctx.fleet.pipelines[event.pipeline]
                 if event.incarnation == pipeline.gateway.incarnation and pipeline.gateway.up:
-                    gateways.absorb(self.ctx, pipeline, event.progress)
+                    gateways.absorb(self._ctx, pipeline, event.progress)
             case OperatorAsked():
-                operators.apply(self.ctx, event)
+                operators.apply(self._ctx, event)
             case Stop(level=level):
-                operators.stop(self.ctx, level)
+                operators.stop(self._ctx, level)
             case Tick():
                 pass
             case _:
-                action = self.ctx.inflight.answered(event.id)
+                action = self._ctx.inflight.answered(event.id)
                 if action is not None:
                     self._answer(action, event)
 
     def _answer(self, action: Action, answer: Answer) -> None:
-        ctx = self.ctx
+        ctx = self._ctx
         match action:
             case StartGroup() | Pause() | Wake() | LoadWeights():
                 self._engine_answer(action.engine, action, answer)
@@ -168,17 +241,17 @@ class Scheduler:
                 assert_never(action)
 
     def _engine_answer(self, id: EngineId, action: Action, answer: Answer) -> None:
-        pipeline = self.ctx.fleet.pipelines[id.pipeline]
-        engines.answered(self.ctx, pipeline, pipeline.engines[id.rank], action, answer)
+        pipeline = self._ctx.fleet.pipelines[id.pipeline]
+        engines.answered(self._ctx, pipeline, pipeline.engines[id.rank], action, answer)
 
     def _group_answer(self, group: GroupId, action: Action, answer: Answer) -> None:
-        pipeline = self.ctx.fleet.pipelines[group.pipeline]
+        pipeline = self._ctx.fleet.pipelines[group.pipeline]
         if isinstance(group, EngineId):
-            engines.answered(self.ctx, pipeline, pipeline.engines[group.rank], action, answer)
+            engines.answered(self._ctx, pipeline, pipeline.engines[group.rank], action, answer)
         elif isinstance(group, GatewayId):
-            gateways.answered(self.ctx, pipeline, action, answer)
+            gateways.answered(self._ctx, pipeline, action, answer)
         else:
-            trainers.answered(self.ctx, pipeline, action, answer)
+            trainers.answered(self._ctx, pipeline, action, answer)
 
     def _model(self, pipeline: Pipeline, answer: Answer) -> None:
         pipeline.model_op = None
@@ -187,23 +260,23 @@ class Scheduler:
             return
         assert isinstance(answer, ActionFailed)
         pipeline.failed = f"its model could not be made: {answer.reason}"
-        self.ctx.note("error", pipeline.id, pipeline.failed)
+        self._ctx.note("error", pipeline.id, pipeline.failed)
         pipeline.trainer.transition(TrainerTransition.STOP)
 
     def _measured(self, action: Measure, answer: Answer) -> None:
         """Whoever holds memory without a lease fails, wherever it is seen; while it is being ended, those who were measured wait for it."""
-        found = intruders(self.ctx.leases, answer) if isinstance(answer, GpuHeld) else []
+        found = intruders(self._ctx.leases, answer) if isinstance(answer, GpuHeld) else []
         for holder in found:
             self._condemn(holder.group, holder.incarnation, Cause.INTRUDER, f"holds memory on GPU {holder.gpu}, of which it has no lease")
         if action.holder is None:
             self._fences_measured(action, answer)
-        elif isinstance(answer, GpuHeld) and only_theirs(self.ctx.fleet, answer, found):
+        elif isinstance(answer, GpuHeld) and only_theirs(self._ctx.fleet, answer, found):
             self._measure_again(action.holder)
         else:
             self._group_answer(action.holder, action, answer)
 
     def _measure_again(self, group: GroupId) -> None:
-        pipeline = self.ctx.fleet.pipelines[group.pipeline]
+        pipeline = self._ctx.fleet.pipelines[group.pipeline]
         if isinstance(group, EngineId):
             pipeline.engines[group.rank].op = None
             return
@@ -217,46 +290,46 @@ class Scheduler:
         held = set(answer.gpus) if isinstance(answer, GpuHeld) else set(action.gpus) if isinstance(answer, ActionFailed) else set()
         for gpu in action.gpus:
             if gpu not in held:
-                self.ctx.leases.clear(gpu)
-            elif self.ctx.leases.fenced(gpu) == NOT_MEASURED:
-                self.ctx.leases.fence(gpu, f"held by something that is not ours: {note}")
-                self.ctx.note("warning", gpu, f"fenced: {note}")
+                self._ctx.leases.clear(gpu)
+            elif self._ctx.leases.fenced(gpu) == NOT_MEASURED:
+                self._ctx.leases.fence(gpu, f"held by something that is not ours: {note}")
+                self._ctx.note("warning", gpu, f"fenced: {note}")
 
     def _member_exited(self, group: GroupId, incarnation: Incarnation, event: MemberExited) -> None:
-        pipeline = self.ctx.fleet.pipelines[group.pipeline]
+        pipeline = self._ctx.fleet.pipelines[group.pipeline]
         if isinstance(group, EngineId):
             engine = pipeline.engines[group.rank]
             if engine.incarnation == incarnation:
-                engines.fail(self.ctx, engine, Cause.EXIT, _exit(event), member=event.member if event.member >= 0 else None)
+                engines.fail(self._ctx, engine, Cause.EXIT, _exit(event), member=event.member if event.member >= 0 else None)
         elif isinstance(group, GatewayId):
             if pipeline.gateway.incarnation == incarnation:
-                gateways.fail(self.ctx, pipeline, _ended(event))
+                gateways.fail(self._ctx, pipeline, _ended(event))
         elif pipeline.trainer.incarnation == incarnation:
-            trainers.rank_exited(self.ctx, pipeline, event.member, event.code, event.note)
+            trainers.rank_exited(self._ctx, pipeline, event.member, event.code, event.note)
 
     def _trainer_said(self, pipeline: Pipeline, event: TrainerSaid) -> None:
         state = pipeline.trainer.state
         if state in (TrainerState.STARTING, TrainerState.RUNNING):
-            trainers.handle_message(self.ctx, pipeline, event.rank, event.message)
+            trainers.handle_message(self._ctx, pipeline, event.rank, event.message)
         elif state is TrainerState.STOPPING:
-            trainer_stop.handle_message(self.ctx, pipeline, event.rank, event.message)
+            trainer_stop.handle_message(self._ctx, pipeline, event.rank, event.message)
 
     def _condemn(self, group: GroupId, incarnation: Incarnation, cause: Cause, reason: str, silent: float = 0.0) -> None:
-        pipeline = self.ctx.fleet.pipelines[group.pipeline]
+        pipeline = self._ctx.fleet.pipelines[group.pipeline]
         if isinstance(group, EngineId):
             engine = pipeline.engines[group.rank]
             if engine.incarnation == incarnation:
-                engines.fail(self.ctx, engine, cause, reason, silent=silent)
+                engines.fail(self._ctx, engine, cause, reason, silent=silent)
         elif isinstance(group, GatewayId):
             if pipeline.gateway.incarnation == incarnation:
-                gateways.fail(self.ctx, pipeline, reason)
+                gateways.fail(self._ctx, pipeline, reason)
         elif pipeline.trainer.incarnation == incarnation:
-            trainers.fail(self.ctx, pipeline, reason)
+            trainers.fail(self._ctx, pipeline, reason)
 
     # -- what is due
 
     def _settle(self) -> None:
-        ctx = self.ctx
+        ctx = self._ctx
         self._look_at_fences()
         for pipeline in ctx.fleet.pipelines.values():
             self._prepare(pipeline)
@@ -276,12 +349,12 @@ class Scheduler:
             self._drop_snapshots(pipeline)
 
     def _prepare(self, pipeline: Pipeline) -> None:
-        if not pipeline.model_ready and pipeline.model_op is None and not pipeline.ended and not self.ctx.stopping:
-            pipeline.model_op = self.ctx.do(lambda id: PrepareModel(id=id, pipeline=pipeline.id), self.ctx.box.limits.start)
+        if not pipeline.model_ready and pipeline.model_op is None and not pipeline.ended and not self._ctx.stopping:
+            pipeline.model_op = self._ctx.do(lambda id: PrepareModel(id=id, pipeline=pipeline.id), self._ctx.box.limits.start)
 
     def _look_at_fences(self) -> None:
         """What is fenced is measured again now and then; a GPU that clears is lent again."""
-        ctx = self.ctx
+        ctx = self._ctx
         fenced = tuple(sorted(ctx.leases.fences))
         if not fenced or self._fence_op is not None or ctx.stopping:
             return
@@ -292,7 +365,7 @@ class Scheduler:
 
     def reservations(self) -> Reservations:
         """Whose turn it is to have GPUs for more than a rollout. What is fenced, or withheld by a stuck engine, is reserved for nobody."""
-        ctx = self.ctx
+        ctx = self._ctx
         pipelines = ctx.fleet.pipelines.values()
         requests = [pipeline.trainer.request for pipeline in pipelines if pipeline.trainer.request is not None]
         stuck = {gpu for gpu, engines in ctx.leases.withheld.items() if any(ctx.fleet.state(by) is EngineState.STUCK for by in engines)}
@@ -301,7 +374,7 @@ class Scheduler:
 
     def _grant(self) -> frozenset[GpuId]:
         """Grant every request whose turn it is and whose GPUs are free; returns the GPUs engines must leave."""
-        ctx = self.ctx
+        ctx = self._ctx
         reserved = self.reservations()
         blocked = set(reserved.blocked)
         for request in reserved.reserved:
@@ -314,7 +387,7 @@ class Scheduler:
     def _settle_engines(
         self, pipeline: Pipeline, wanted: frozenset[EngineId], wanted_gpus: dict[GpuId, EngineId], blocked: frozenset[GpuId]
     ) -> None:
-        ctx = self.ctx
+        ctx = self._ctx
         ending = engine_teardown.pipeline_ends(ctx, pipeline)
         for engine in pipeline.engines.values():
             if ending:
@@ -333,12 +406,12 @@ class Scheduler:
             return
         loading = {
             awaited.action.version
-            for awaited in self.ctx.inflight.awaited
+            for awaited in self._ctx.inflight.awaited
             if isinstance(awaited.action, Wake | LoadWeights) and awaited.action.engine.pipeline == pipeline.id
         }
         for version in sorted(pipeline.snapshots - loading - {pipeline.published}):
             pipeline.snapshots.discard(version)
-            self.ctx.do(
+            self._ctx.do(
                 lambda id, version=version: DropSnapshot(id=id, pipeline=pipeline.id, version=version),  # type: ignore[misc]
-                self.ctx.box.limits.order,
+                self._ctx.box.limits.order,
             )

@@ -44,7 +44,7 @@ class Metrics:
 
     def tell(self, scheduler: Scheduler) -> None:
         """Take what has begun and what is over by this event."""
-        for word, fault in scheduler.ctx.fault_changes:
+        for word, fault in scheduler.fault_changes:
             if word == "failed":
                 self._failed(fault)
             else:
@@ -81,7 +81,7 @@ class _Now(Collector):
         return self._metrics
 
     def look(self, scheduler: Scheduler, snapshot: Snapshot, longest_lag: float) -> None:
-        pipelines = list(scheduler.ctx.fleet.pipelines.values())
+        pipelines = list(scheduler.pipelines.values())
         lag = GaugeMetricFamily(
             "trainshed_longest_lag_seconds", "By how much the supervisor's own loop was late, at most", value=longest_lag
         )

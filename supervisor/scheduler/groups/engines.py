@@ -9,6 +9,7 @@ from supervisor.scheduler.actions import Action, Drain, LoadWeights, Lost, Measu
 from supervisor.scheduler.context import Context
 from supervisor.scheduler.events import ActionFailed, Answer, GpuFree, GpuHeld, GroupGone, GroupReady, Ordered, Paused, Woken
 from supervisor.scheduler.faults import Cause
+from supervisor.scheduler.planning.reasons import Wait
 from supervisor.scheduler.records import Engine, Pipeline
 from supervisor.scheduler.spec import Priority
 from trainers.protocol.ids import Version
@@ -177,18 +178,32 @@ def step(ctx: Context, pipeline: Pipeline, engine: Engine, *, wanted: bool, leav
             stop(ctx, engine)
             engine_teardown.tear_down(ctx, pipeline, engine)
         case EngineState.PAUSED | EngineState.COLD:
-            if wanted and not leave and ctx.leases.all_free(engine.gpus):
+            if wanted and not leave:
                 _rise(ctx, pipeline, engine)
         case EngineState.WAKING | EngineState.RETIRED:
             pass  # an action is always under way; an operator decides
 
 
+def waits_for(ctx: Context, pipeline: Pipeline, engine: Engine) -> Wait | None:
+    """Return what keeps an engine that is cold or asleep, and wanted, from being started or woken now; None when nothing does."""
+    if not ctx.leases.all_free(engine.gpus):
+        return Wait.GPUS
+    if engine.state is not EngineState.COLD:
+        return None
+    if sum(other.state is EngineState.STARTING for other in ctx.fleet.engines) >= ctx.box.rules.max_starting:
+        return Wait.STARTING_LIMIT
+    if not pipeline.model_ready:
+        return Wait.MODEL
+    return Wait.BACK_OFF if engine.not_before > ctx.now else None
+
+
 def _rise(ctx: Context, pipeline: Pipeline, engine: Engine) -> None:
     limits = ctx.box.limits
+    if (wait := waits_for(ctx, pipeline, engine)) is not None:
+        if wait is Wait.BACK_OFF:
+            ctx.look_again(engine.not_before)
+        return
     if engine.state is EngineState.COLD:
-        starting = sum(other.state is EngineState.STARTING for other in ctx.fleet.engines)
-        if starting >= ctx.box.rules.max_starting or not pipeline.model_ready or not ctx.due(engine.not_before):
-            return
         ctx.leases.grant(engine.gpus, engine.id, Priority.ROLLOUT, engine.incarnation)
         engine.transition(Transition.START, ctx.now)
         engine.attempt_until = ctx.now + limits.attempt

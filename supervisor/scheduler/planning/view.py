@@ -1,5 +1,6 @@
 """The planner's view of the fleet: what is free to share, and who wants it."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 from engines.lifecycle.state import EngineState
@@ -10,6 +11,7 @@ from supervisor.scheduler.spec import Priority
 from trainers.protocol.ids import GpuId
 
 from .planner import Bundle, Share, View
+from .reasons import Denied
 
 MOMENT = 1.0
 """Seconds from the end of a training to the next rollout in which its GPUs are woken only for what pays for the move."""
@@ -23,13 +25,44 @@ def held_by_trainers(ctx: Context) -> frozenset[GpuId]:
 
 
 def view(ctx: Context, blocked: frozenset[GpuId]) -> View:
-    """GPUs that are neither a trainer's, nor reserved for one, nor fenced, nor held or withheld by an engine that cannot be asked to leave."""
-    withheld = {*blocked, *held_by_trainers(ctx), *ctx.leases.fences, *ctx.leases.withheld}
-    withheld.update(lease.gpu for lease in ctx.leases.leases if ctx.fleet.state(lease.holder) in IMMOVABLE)
-    gpus = frozenset(ctx.leases.gpus) - withheld
+    """Return what there is to share, and who wants it. `blocked` are the GPUs that are reserved for trainers."""
+    gpus = frozenset(ctx.leases.gpus).difference(closed_gpus(ctx, blocked))
     length = _Lengths(ctx)
     shares = tuple(share for pipeline in ctx.fleet.pipelines.values() if (share := _share(ctx, pipeline, length)) is not None)
     return View(gpus, shares, ctx.box.rules.targets, _soon_wanted(ctx))
+
+
+def closed_gpus(ctx: Context, blocked: Iterable[GpuId]) -> dict[GpuId, Denied]:
+    """Return the GPUs that no engine can be given, each with the rule that keeps engines off."""
+    closed = dict.fromkeys(blocked, Denied.RESERVED)
+    closed.update(dict.fromkeys(held_by_trainers(ctx), Denied.TRAINING))
+    closed.update((lease.gpu, Denied.LEAVING) for lease in ctx.leases.leases if ctx.fleet.state(lease.holder) in IMMOVABLE)
+    closed.update(dict.fromkeys(ctx.leases.withheld, Denied.WITHHELD))
+    closed.update(dict.fromkeys(ctx.leases.fences, Denied.FENCED))
+    return closed
+
+
+def no_share(pipeline: Pipeline, unfinished: int) -> Denied | None:
+    """Return why the pipeline asks for no engine; None when it does."""
+    if pipeline.ended:
+        return Denied.PIPELINE_ENDED
+    if pipeline.suspended:
+        return Denied.PIPELINE_PAUSED
+    if not pipeline.trainer.restored:
+        return Denied.NOT_RESTORED
+    return Denied.NOTHING_UNFINISHED if unfinished == 0 else None
+
+
+def no_bundle(engine: Engine, now: float) -> Denied | None:
+    """Return why the engine could not be awake soon; None when it could: it is alive and asked for nothing else, or it can be started."""
+    state = engine.state
+    if engine.held:
+        return Denied.HELD
+    if state is EngineState.COLD and engine.not_before > now:
+        return Denied.BACK_OFF
+    if state in IMMOVABLE:
+        return Denied.ENDING
+    return Denied.RETIRED if state is EngineState.RETIRED else None
 
 
 def _soon_wanted(ctx: Context) -> frozenset[GpuId]:
@@ -48,7 +81,7 @@ def _share(ctx: Context, pipeline: Pipeline, length: "_Lengths") -> Share | None
         if (at := rollout.quiet_at(quiet)) is not None:
             ctx.look_again(at)
     unfinished = pipeline.unfinished(ctx.now, quiet)
-    if unfinished == 0 or pipeline.ended or pipeline.suspended or not pipeline.trainer.restored:
+    if no_share(pipeline, unfinished) is not None:
         return None
     bundles = tuple([bundle for engine in pipeline.engines.values() if (bundle := _bundle(ctx, engine)) is not None])
     expected, longest = work(pipeline.rollouts.values(), ctx.now, quiet)
@@ -69,14 +102,15 @@ def _share(ctx: Context, pipeline: Pipeline, length: "_Lengths") -> Share | None
 
 
 def _bundle(ctx: Context, engine: Engine) -> Bundle | None:
-    """None unless it could be awake soon: alive and asked for nothing else, or startable. One on its way down counts again when it is there."""
+    """Return the engine as the planner sees it, or None. One on its way down counts as awake again when it has been woken."""
+    why = no_bundle(engine, ctx.now)
+    if why is not None:
+        if why is Denied.BACK_OFF:
+            ctx.look_again(engine.not_before)
+        return None
     state = engine.state
-    if engine.held:
-        return None
-    if state is EngineState.PAUSED or (state is EngineState.COLD and ctx.due(engine.not_before)):
+    if state is EngineState.PAUSED or state is EngineState.COLD:
         return _asleep(engine.id.rank, engine.gpus, engine.cost.down + engine.cost.up)
-    if state in (EngineState.COLD, EngineState.QUARANTINED, EngineState.STOPPING, EngineState.STUCK, EngineState.RETIRED):
-        return None
     hold = max(ctx.box.rules.minimum_hold, engine.cost.up)
     young = state is not EngineState.SERVING or not ctx.due(engine.since + hold)
     cost = engine.cost.down + engine.cost.up

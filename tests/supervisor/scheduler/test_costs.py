@@ -91,11 +91,11 @@ def test_the_scheduler_measures_what_the_box_takes() -> None:
     box = Box(Scenario("costs", 4, 1.5, 6.0, loads))
     policy = Production(box, Rules())
     box.run(policy)
-    costs = [engine.cost for engine in policy.scheduler.ctx.fleet.engines if engine.cost.up and engine.cost.down]
+    costs = [engine.cost for engine in policy.scheduler.engines if engine.cost.up and engine.cost.down]
     assert len(costs) >= 6
     assert all(cost.up == pytest.approx(6.0) and cost.down == pytest.approx(1.5) for cost in costs)
-    assert all(p.step == 2 for p in policy.scheduler.ctx.fleet.pipelines.values()), "the newest rollout says how far it is"
-    assert all(p.pace.seconds == pytest.approx(20.0, rel=0.15) for p in policy.scheduler.ctx.fleet.pipelines.values())
+    assert all(p.step == 2 for p in policy.scheduler.pipelines.values()), "the newest rollout says how far it is"
+    assert all(p.pace.seconds == pytest.approx(20.0, rel=0.15) for p in policy.scheduler.pipelines.values())
 
 
 def test_a_trainer_that_has_just_left_is_waited_for_a_moment() -> None:

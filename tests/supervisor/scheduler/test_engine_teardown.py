@@ -46,7 +46,7 @@ def asleep() -> Driver:
     """Engine 0 has given way to a training that is over: nobody has its GPU."""
     driver = training()
     driver.say(say.Offloaded(1))
-    assert driver.scheduler.ctx.leases.is_free(GPU)
+    assert driver.scheduler.leases.is_free(GPU)
     return driver
 
 
@@ -67,7 +67,7 @@ def test_f6_one_that_died_asleep_and_is_stuck_withholds_its_free_gpu() -> None:
     driver.rule = unended()
     driver.die()
     assert driver.engine().state is EngineState.STUCK
-    assert driver.scheduler.ctx.leases.fenced(GPU) == "p1/engine/0 is stuck: pid 7 does not end"
+    assert driver.scheduler.leases.fenced(GPU) == "p1/engine/0 is stuck: pid 7 does not end"
     driver.say(say.RequestLease(2, ("train",)))
     driver.wait(FAR)
     assert not granted(driver, 2)
@@ -81,12 +81,12 @@ def test_f6_one_that_died_asleep_and_is_stuck_withholds_a_gpu_that_is_lent_out_w
     driver.rule = unended()
     driver.die()
     assert driver.engine().state is EngineState.STUCK
-    lease = driver.scheduler.ctx.leases.lease(GPU)
+    lease = driver.scheduler.leases.lease(GPU)
     assert lease is not None, "who has it keeps it"
     assert lease.holder == TrainerId(P1)
     driver.say(say.Offloaded(1), say.RequestLease(2, ("train",)))
     driver.wait(FAR)
-    assert driver.scheduler.ctx.leases.lease(GPU) is None
+    assert driver.scheduler.leases.lease(GPU) is None
     assert not granted(driver, 2)
     driver.rule = lambda action: None
     driver.wait(2 * LIMITS.remeasure)
@@ -351,7 +351,7 @@ def test_r18_a_strangers_memory_fails_nobody_and_fences_the_gpu() -> None:
     engine = driver.engine()
     assert (engine.state, engine.incarnation, engine.restarts) == (EngineState.PAUSED, LIFE, 0)
     assert words(driver) == []
-    assert driver.scheduler.ctx.leases.fences == {GPU: "held by something that is not ours: 200 MiB not of our groups"}
+    assert driver.scheduler.leases.fences == {GPU: "held by something that is not ours: 200 MiB not of our groups"}
     driver.wait(600.0)
     assert not granted(driver, 1)
     driver.rule = lambda action: None
@@ -371,7 +371,7 @@ def test_r18_a_strangers_memory_makes_no_dead_group_stuck() -> None:
     driver.rule = held("200 MiB not of our groups", strangers=(GPU,))
     driver.die()
     assert driver.engine().state is EngineState.COLD
-    assert GPU in driver.scheduler.ctx.leases.fences
+    assert GPU in driver.scheduler.leases.fences
     driver.rule = lambda action: None
     driver.wait(2 * LIMITS.remeasure)
     assert driver.engine().state is EngineState.SERVING
@@ -386,10 +386,10 @@ def test_r18_a_strangers_memory_is_no_fault_of_the_trainer_that_leaves() -> None
     answer = {"gpus": (GPU,), "note": "200 MiB not of our groups", "strangers": (GPU,)}
     driver.rule = lambda action: ev.GpuHeld(id=action.id, **answer) if isinstance(action, do.Measure) else None  # type: ignore[arg-type]
     driver.say(say.Offloaded(1))
-    trainer = driver.scheduler.ctx.fleet.pipelines[P1].trainer
+    trainer = driver.scheduler.pipelines[P1].trainer
     assert (trainer.grant, trainer.restarts, trainer.note) == (None, 0, "")
     assert [action.message for action in driver.done if isinstance(action, do.TellTrainer)][-1] == say.LeaseEnded(1)
-    assert GPU in driver.scheduler.ctx.leases.fences
+    assert GPU in driver.scheduler.leases.fences
     driver.open(number=1)
     driver.wait(600.0)
     assert driver.engine().state is not EngineState.SERVING

@@ -48,7 +48,7 @@ class Driver:
 
     def say(self, *messages: say.TrainerMessage) -> None:
         for message in messages:
-            life = self.scheduler.ctx.fleet.pipelines[P1].trainer.incarnation
+            life = self.scheduler.pipelines[P1].trainer.incarnation
             self.feed(ev.TrainerSaid(pipeline=P1, incarnation=life, rank=0, message=message))
 
     def open(self, target: int = 16, number: int = 0) -> None:
@@ -60,7 +60,7 @@ class Driver:
         todo = list(events)
         while todo:
             actions = self.scheduler.handle(todo.pop(0), self.now)
-            self.fault_changes += self.scheduler.ctx.fault_changes
+            self.fault_changes += self.scheduler.fault_changes
             for action in actions:
                 self.done.append(action)
                 if not isinstance(action, self.deaf):
@@ -76,7 +76,7 @@ class Driver:
         self.feed(ev.Tick())
 
     def engine(self, rank: int = 0) -> Engine:
-        return self.scheduler.ctx.fleet.pipelines[P1].engines[rank]
+        return self.scheduler.pipelines[P1].engines[rank]
 
     def asked(self, kind: type[A], rank: int = 0) -> list[A]:
         return [
@@ -91,7 +91,7 @@ class Driver:
 
     @property
     def faults(self) -> list[Fault]:
-        return list(self.scheduler.ctx.faults)
+        return list(self.scheduler.faults)
 
 
 def serving() -> Driver:
@@ -159,7 +159,7 @@ def test_f6_not_confirmed_is_stuck_withheld_listed_and_looked_at_again() -> None
     engine = driver.engine()
     assert engine.state is EngineState.STUCK
     assert engine.note == "pid 7 does not end"
-    assert set(driver.scheduler.ctx.leases.held_by(ENGINE)) == {GpuId(0)}
+    assert set(driver.scheduler.leases.held_by(ENGINE)) == {GpuId(0)}
     driver.wait(60.0)
     assert engine.state is EngineState.STUCK
     assert len(driver.asked(do.StopGroup)) >= 10
@@ -294,7 +294,7 @@ def test_f20_at_most_two_start_at_a_time() -> None:
     driver = Driver(spec)
     driver.deaf = (do.StartGroup,)
     driver.open(64)
-    assert sum(engine.state is EngineState.STARTING for engine in driver.scheduler.ctx.fleet.engines) == 2
+    assert sum(engine.state is EngineState.STARTING for engine in driver.scheduler.engines) == 2
 
 
 def test_f10_a_member_dies_in_a_change_of_weights_and_the_publish_is_not_held_up() -> None:
@@ -318,7 +318,7 @@ def test_a_death_while_the_gpu_is_lent_out_waits_for_the_lease() -> None:
     driver.die()
     assert driver.asked(do.StopGroup)[-1].kill
     assert driver.engine().state is EngineState.COLD
-    assert isinstance(driver.scheduler.ctx.leases.lease(GpuId(0)).holder, TrainerId)  # type: ignore[union-attr]
+    assert isinstance(driver.scheduler.leases.lease(GpuId(0)).holder, TrainerId)  # type: ignore[union-attr]
     driver.wait(100)
     assert len(driver.asked(do.StartGroup)) == starts
     driver.say(say.Offloaded(1))

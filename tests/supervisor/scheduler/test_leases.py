@@ -37,7 +37,7 @@ def test_a_lease_has_a_limit() -> None:
     assert bench.record("a").trainer.grant.warned
     bench.wait(2.0)
     assert bench.record("a").trainer.incarnation == 2
-    assert bench.scheduler.ctx.leases.leases == []
+    assert bench.scheduler.leases.leases == []
 
 
 def test_memory_that_stays_after_a_lease_is_the_trainers_failure() -> None:
@@ -69,7 +69,7 @@ def test_what_a_dead_trainer_leaves_behind_is_lent_to_nobody(what: str) -> None:
     bench.rule = left
     bench.die(TRAINER)
     assert bench.record("a").trainer.incarnation == 2, "the box goes on"
-    assert list(bench.scheduler.ctx.leases.fences) == [0]
+    assert list(bench.scheduler.leases.fences) == [0]
     bench.open("b")
     bench.lease("b")
     bench.wait(60.0)
@@ -156,4 +156,4 @@ def test_who_loses_its_gpu_to_a_reservation_gets_another() -> None:
 
 
 def leased(bench: Bench) -> dict[int, object]:
-    return {int(lease.gpu): lease.holder for lease in bench.scheduler.ctx.leases.leases}
+    return {int(lease.gpu): lease.holder for lease in bench.scheduler.leases.leases}

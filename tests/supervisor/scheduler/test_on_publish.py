@@ -61,7 +61,7 @@ def test_finish_waits_for_the_last_sample_and_says_published_meanwhile() -> None
 
 def test_finish_with_nothing_running_loads_at_once() -> None:
     driver = running("continue")
-    spec = driver.scheduler.ctx.fleet.pipelines[P1]
+    spec = driver.scheduler.pipelines[P1]
     spec.spec = replace(spec.spec, on_publish="finish")
     loads(driver, 0)
     driver.done.clear()
@@ -92,7 +92,7 @@ def test_finish_gives_way_to_who_needs_the_gpu() -> None:
 
 def test_finish_ends_with_the_gateway_that_held_the_samples() -> None:
     driver = running("finish")
-    gateway = driver.scheduler.ctx.fleet.pipelines[P1].gateway
+    gateway = driver.scheduler.pipelines[P1].gateway
     driver.feed(ev.MemberExited(group=gateway.id, incarnation=gateway.incarnation, member=0, code=-9))
     assert [load.version for load in driver.asked(do.LoadWeights)] == [1]
     assert driver.engine().route == 1

@@ -3,7 +3,6 @@
 import pytest
 
 from supervisor.scheduler import events as ev
-from supervisor.scheduler.planning.view import view
 from supervisor.scheduler.rollouts import Rollout, work
 from tests.supervisor.scheduler.test_engines import LIFE, P1, Driver
 from trainers.protocol.gateway_messages import Progress, RolloutProgress
@@ -50,7 +49,7 @@ def test_what_the_gateway_reports_is_what_the_planner_bids_with() -> None:
     driver.open(16)
 
     def bid() -> tuple[int, float, float]:
-        (share,) = view(driver.scheduler.ctx, frozenset()).shares
+        (share,) = driver.scheduler.view.shares
         return share.unfinished, share.expected, share.longest
 
     assert bid() == (16, 0.0, 0.0), "counts, as long as nothing is known"
