@@ -40,7 +40,7 @@ class Production:
         self._warm = False
         self._alarm: float | None = None
         self._feed(ev.Tick())
-        assert all(engine.state is EngineState.PAUSED for engine in self.scheduler.desk.fleet.engines), "an engine did not start"
+        assert all(engine.state is EngineState.PAUSED for engine in self.scheduler.engines), "an engine did not start"
         self._warm = True
 
     # -- what the box tells
