@@ -15,7 +15,7 @@ class _Order(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_field
     """Supervisor to gateway."""
 
 
-class Route(_Order, frozen=True, tag="route"):
+class Route(_Order, frozen=True, kw_only=True, tag="route"):
     """Requests may go to this engine. A route of the same engine replaces the old one (other incarnation or version)."""
 
     order: int

@@ -1,4 +1,4 @@
-"""SGLang's answer to one streaming request, read as it comes: bytes in, new tokens and at last the end out. PURE.
+"""This module reads SGLang's answer to one streaming request as it comes: bytes in, new tokens and at last the end out.
 
 Each event is one JSON object with `output_ids` and `meta_info`. By default both are cumulative; with `--incremental-streaming-output`
 they hold what is new only; `meta_info.completion_tokens` tells which. `data: [DONE]` ends it; a stream without it is a dead engine.
@@ -9,13 +9,11 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from engines.gateway.core.events import End, Finished, Refused, Tokens
+from engines.gateway.core.events import CLIENT_ERRORS, End, Finished, Refused, Tokens
 from engines.gateway.core.samples import MAX_TOKEN, Mark
 
 MAX_EVENT: Final = 256 << 20
-"""Bytes of one event: a cumulative one has some 30 bytes a token, one with hidden states far more."""
-CLIENT_ERRORS: Final = (400, 413, 422)
-"""The request is wrong, and would be so on any engine. Anything else that is not 200 is the engine's own trouble."""
+"""No event may have more bytes: a cumulative one has some 30 bytes a token, one with hidden states far more."""
 
 _Token = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
@@ -60,7 +58,7 @@ _NAN: Final = float("nan")
 
 
 class Stream:
-    """One attempt's stream. `feed` yields `Tokens` as they come; `end` is set once the engine has ended the request."""
+    """The stream of one attempt. `feed` yields `Tokens` as they come; `end` is set once the engine has ended the request."""
 
     def __init__(self, attempt: int) -> None:
         self._attempt = attempt
@@ -70,7 +68,7 @@ class Stream:
         self.end: End | None = None
 
     def feed(self, data: bytes) -> Iterator[Tokens]:
-        """Raises StreamError for what is not SGLang's dialect."""
+        """Read further bytes. Raises StreamError for what is not SGLang's dialect."""
         self._buffer += data
         if len(self._buffer) > MAX_EVENT:
             raise StreamError(f"an event of more than {MAX_EVENT} bytes")
@@ -99,7 +97,7 @@ class Stream:
             self.end = Finished(reason, _WHOLE.decode(body).meta_info)
 
     def _news(self, event: _Event) -> Tokens | None:
-        """What is new in a cumulative or incremental event. Ids and log-probs are paired; more of one than of the other wait."""
+        """Return what is new in a cumulative or incremental event. Ids and log-probs are paired; more of one than of the other wait."""
         meta, known = event.meta_info, self._known
         pairs = meta.output_token_logprobs
         count = len(event.output_ids) if pairs is None else min(len(event.output_ids), len(pairs))
@@ -108,7 +106,7 @@ class Stream:
         elif known + count == meta.completion_tokens:
             first = 0  # incremental
         elif meta.completion_tokens <= known:
-            return None  # says again what it has said: the last word of an abort
+            return None  # repeats what it has sent before: the last event of an abort
         else:
             raise StreamError(f"{meta.completion_tokens} tokens announced, {count} sent, {known} known")
         ids = event.output_ids[first:count]
@@ -117,7 +115,7 @@ class Stream:
         logprobs = [_NAN] * len(ids) if pairs is None else [_NAN if pair[0] is None else pair[0] for pair in pairs[first:count]]
         self._known += len(ids)
         self._mark(meta)
-        return Tokens(self._attempt, ids, logprobs, self._marks)
+        return Tokens(self._attempt, ids, logprobs, marks=self._marks)
 
     def _mark(self, meta: _Meta) -> None:
         if meta.weight_versions:
@@ -139,7 +137,7 @@ class Stream:
 
 
 def error_text(body: bytes) -> str:
-    """The message in an error body of SGLang's (it has several shapes), else its beginning."""
+    """Return the message in an error body of SGLang's (it has several shapes), else its beginning."""
     try:
         decoded = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
