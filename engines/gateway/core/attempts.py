@@ -8,7 +8,7 @@ from engines.gateway.core import continuation
 from engines.gateway.core.engines import Engine
 from engines.gateway.core.events import CLIENT_ERRORS, Abort, Broken, End, Finished, Grew, Refused, Start, Tokens
 from engines.gateway.core.records import Attempt, Sample
-from engines.gateway.core.samples import Failure
+from engines.gateway.core.samples import Failure, Rows, cut
 from trainers.protocol.gateway_messages import Done
 
 PATIENCE: Final = 5.0
@@ -63,7 +63,15 @@ class Attempts:
         self._running[number] = attempt
         engine.running += 1
         body = continuation.body_of_rest(sample.request, sample.ids, sample.seed)
-        return Start(attempt=number, engine=engine.rank, incarnation=engine.incarnation, url=engine.url, key=engine.key, body=body)
+        return Start(
+            attempt=number,
+            engine=engine.rank,
+            incarnation=engine.incarnation,
+            url=engine.url,
+            key=engine.key,
+            body=body,
+            rows=continuation.asks_for_rows(sample.request),
+        )
 
     def abort(self, attempt: Attempt, now: float) -> list[Abort]:
         """Ask the engine once to end it; after the patience it is among the `impatient`."""
@@ -107,21 +115,23 @@ def receive(attempt: Attempt, sample: Sample, event: Tokens, decode: continuatio
     attempt.marks = event.marks
     request, known = sample.request, len(sample.ids)
     room = len(event.ids) if request.limit is None else max(0, request.limit - known)
-    ids, logprobs = event.ids[:room], event.logprobs[:room]
-    sample.grow(ids, logprobs)
+    ids, logprobs, rows = event.ids[:room], event.logprobs[:room], cut(event.rows, 0, room)
+    if attempt.start == 0 and event.prompt_meta:
+        sample.prompt_meta = event.prompt_meta
+    sample.grow(ids, logprobs, rows)
     match = None
     if request.stops and decode and attempt.start > 0:
         found = continuation.straddling(request, sample.ids, attempt.start, known, decode)
         if found is not None:
             match = StopMatch(*found)
-            ids, logprobs = ids[: max(0, match.kept - known)], logprobs[: max(0, match.kept - known)]
-    return _grown(sample, ids, logprobs), match
+            ids = ids[: max(0, match.kept - known)]
+    return _grown(sample, ids, logprobs[: len(ids)], cut(rows, 0, len(ids))), match
 
 
-def _grown(sample: Sample, ids: Sequence[int], logprobs: Sequence[float]) -> list[Grew]:
+def _grown(sample: Sample, ids: Sequence[int], logprobs: Sequence[float], rows: Rows) -> list[Grew]:
     if sample.request.atomic or not ids:
         return []
-    grown = [Grew(asker, ids, logprobs) for asker, streams in sample.askers.items() if streams]
+    grown = [Grew(asker, ids, logprobs, rows) for asker, streams in sample.askers.items() if streams]
     if grown:
         sample.streamed = True
     return grown

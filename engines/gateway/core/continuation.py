@@ -3,7 +3,7 @@
 Token in, token out: the continuation's prompt is prompt + tokens so far. Three things need care at the seam.
 An abort overtakes the end of a request, so the tokens so far may already end with an end-of-sequence token, a stop string or the last
 token allowed (`finish_reason`). A stop string may lie across the seam, where neither engine sees it whole (`straddling`). And some options keep
-state inside the engine or return what cannot be put together (penalties, grammars, experts, hidden states, top log-probs): those
+state inside the engine or return what cannot be put together (penalties, grammars, experts, hidden states): those
 requests are *atomic*, and are redone from the prompt (`is_atomic`).
 """
 
@@ -28,14 +28,21 @@ _NEUTRAL: Final[Mapping[str, Any]] = {
 """The sampling parameters that carry state over tokens, and the value with which they do not."""
 
 PLAIN_OPTIONS: Final = frozenset({"extra_key", "priority", "lora_path"})
-"""Fields of a body that do not change what is returned; any other makes the request atomic."""
+"""Fields of a body that do not change what is returned."""
+ROW_OPTIONS: Final = frozenset({"logprob_start_len", "top_logprobs_num", "token_ids_logprob", "return_text_in_logprobs"})
+"""Fields of a body that ask for rows of tokens or of the prompt. Any field that is neither plain nor of these makes the request atomic."""
 
 
 def is_atomic(params: Mapping[str, Any], options: Iterable[str], *, stops: bool, can_decode: bool) -> bool:
     """Whether the request must come from one engine in one piece."""
     if any(params.get(name, neutral) not in (neutral, None) for name, neutral in _NEUTRAL.items()):
         return True
-    return (stops and not can_decode) or not PLAIN_OPTIONS.issuperset(options)
+    return (stops and not can_decode) or not (PLAIN_OPTIONS | ROW_OPTIONS).issuperset(options)
+
+
+def asks_for_rows(request: Request) -> bool:
+    """Return whether the request asks for more of each token, or of the prompt, than ids and log-probs."""
+    return not PLAIN_OPTIONS.issuperset(request.options)
 
 
 def body_of_rest(request: Request, ids: Sequence[int], seed: int | None) -> dict[str, Any]:
@@ -52,7 +59,7 @@ def body_of_rest(request: Request, ids: Sequence[int], seed: int | None) -> dict
         "sampling_params": params,
         "stream": True,
         "return_logprob": True,
-        "logprob_start_len": request.options.get("logprob_start_len", -1),
+        "logprob_start_len": -1 if ids else request.options.get("logprob_start_len", -1),  # the prompt's own are known already
     }
 
 

@@ -19,7 +19,7 @@ from engines.gateway.core.ordering.waiting import MAX_WAITING, Waiting
 from engines.gateway.core.publish_policy import PublishPolicy
 from engines.gateway.core.records import Attempt, Phase, Rollout, Sample
 from engines.gateway.core.rollouts import Rollouts
-from engines.gateway.core.samples import Failure, Outcome, SampleKey, State
+from engines.gateway.core.samples import Failure, Outcome, SampleKey, State, cut
 from trainers.protocol import gateway_messages
 
 _CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
@@ -188,7 +188,7 @@ class Dispatch:
             return
         if ask.streams and sample.ids and not sample.request.atomic:
             sample.streamed = True
-            self._effects.append(events.Grew(ask.asker, sample.ids.tolist(), sample.logprobs.tolist()))
+            self._effects.append(events.Grew(ask.asker, sample.ids.tolist(), sample.logprobs.tolist(), cut(sample.rows, 0, None)))
         if sample.outcome is not None:
             self._effects.append(events.Deliver(ask.asker, sample.outcome))
         else:
@@ -240,7 +240,7 @@ class Dispatch:
         if sample is None:
             return
         if isinstance(end, events.Finished) and not attempts.is_abort(end):
-            self._complete(sample, end.reason, end.meta)
+            self._complete(sample, end.reason, end.meta if attempt.start == 0 else {})
         elif (failure := attempts.failure_of(attempt, sample, end, self._now)) is not None:
             self._settle(sample, failure)
         else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
-from engines.gateway.core.samples import Mark, Outcome, Request
+from engines.gateway.core.samples import Mark, Outcome, Request, Rows
 from trainers.protocol.gateway_messages import Done, Order
 
 CLIENT_ERRORS: Final = (400, 413, 422)
@@ -34,18 +34,26 @@ class Leave:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """An engine has made new tokens. `marks`: the labels of *all* tokens of the attempt so far, or empty where the engine gives none."""
+    """An engine has made new tokens. `marks`: the labels of *all* tokens of the attempt so far, or empty where the engine gives none.
+
+    `rows`: what else the request asked for of each of these tokens. `prompt_meta`: what the engine says of the prompt, with its first tokens.
+    """
 
     attempt: int
     ids: Sequence[int]
     logprobs: Sequence[float]
     _: KW_ONLY
     marks: tuple[Mark, ...] = ()
+    rows: Rows = field(default_factory=dict)
+    prompt_meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The engine has ended the request itself; `reason` is SGLang's finish_reason (also of type `abort`)."""
+    """The engine has ended the request itself; `reason` is SGLang's finish_reason (also of type `abort`).
+
+    `meta`: what is left of meta_info: neither the rows of tokens nor the reason.
+    """
 
     reason: Mapping[str, Any]
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -92,7 +100,10 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Send `body` to the engine at `url`, under a request id of its own; answered by `Tokens` and one `Ended`."""
+    """Send `body` to the engine at `url`, under a request id of its own; answered by `Tokens` and one `Ended`.
+
+    `rows`: the request asks for more of each token, or of the prompt, than ids and log-probs.
+    """
 
     attempt: int
     engine: int
@@ -100,6 +111,7 @@ class Start:
     url: str
     key: str
     body: dict[str, Any]
+    rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +135,7 @@ class Grew:
     asker: int
     ids: Sequence[int]
     logprobs: Sequence[float]
+    rows: Rows = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from engines.gateway.core.engines import Engine
-from engines.gateway.core.samples import LOGPROBS, TOKENS, Answer, Mark, Outcome, Request, SampleKey, Span, State
+from engines.gateway.core.samples import LOGPROBS, TOKENS, Answer, Mark, Outcome, Request, Rows, SampleKey, Span, State
 from trainers.protocol.gateway_messages import RolloutProgress
 
 MAX_LOSSES: Final = 8
@@ -151,6 +151,7 @@ class Sample:
 
     `serial`: the order in which samples were asked for. `prompt`: the hash of its prompt. `place`: where it stands in the queue, None while
     it does not; `estimate`: what was expected of it when it got that place. `born`: the version under which its first token was asked for.
+    `rows` and `prompt_meta`: as of an `Answer`.
     `streamed`: somebody has been sent tokens of it, which cannot be taken back. `closing`: its rollout is closed, so what there is counts.
     """
 
@@ -168,6 +169,8 @@ class Sample:
     askers: dict[int, bool] = field(default_factory=dict)
     ids: "array[int]" = field(default_factory=lambda: array(TOKENS))
     logprobs: "array[float]" = field(default_factory=lambda: array(LOGPROBS))
+    rows: dict[str, list[Any]] = field(default_factory=dict)
+    prompt_meta: Mapping[str, Any] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     attempt: Attempt | None = None
     closing: bool = False
@@ -181,8 +184,11 @@ class Sample:
             self.born = attempt.version
         self.attempt = attempt
 
-    def grow(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Add tokens. An engine that makes some does not fail with the request."""
+    def grow(self, ids: Sequence[int], logprobs: Sequence[float], rows: Rows) -> None:
+        """Add tokens, and the rows that come with them. An engine that makes some does not fail with the request."""
+        for name in {*self.rows, *rows}:
+            known = self.rows.setdefault(name, [None] * len(self.ids))
+            known.extend(rows.get(name) or [None] * len(ids))
         self.ids.extend(ids)
         self.logprobs.extend(logprobs)
         self.losses = 0
@@ -194,17 +200,19 @@ class Sample:
         return self.losses >= MAX_LOSSES and now - self.losing_since >= LOSING_S
 
     def restart(self) -> None:
-        """Forget every token."""
+        """Forget every token, and what was said of the prompt."""
         del self.ids[:], self.logprobs[:], self.spans[:]
+        self.rows, self.prompt_meta = {}, {}
 
     def keep(self, count: int) -> None:
         """Forget every token after the first `count`."""
         del self.ids[count:], self.logprobs[count:]
+        for values in self.rows.values():
+            del values[count:]
         self.spans = [msgspec.structs.replace(span, end=min(span.end, count)) for span in self.spans if span.start < count]
 
     def answer(self, reason: Mapping[str, Any], meta: Mapping[str, Any]) -> Answer:
-        """Return what its askers get; `meta` is the engine's meta_info of the last attempt."""
-        cached = meta.get("cached_tokens")
+        """Return what its askers get; `meta` is meta_info of the attempt that made all of it, if one did."""
         if reason.get("type") == "length":
             reason = {**reason, "length": len(self.ids)}  # its last engine has counted its own part only
         return Answer(
@@ -213,6 +221,7 @@ class Sample:
             finish_reason=reason,
             spans=tuple(self.spans),
             prompt_tokens=len(self.request.prompt),
-            cached_tokens=cached if isinstance(cached, int) else 0,
-            meta=meta if self.request.atomic else None,
+            rows=self.rows,
+            prompt_meta=self.prompt_meta,
+            meta=meta,
         )

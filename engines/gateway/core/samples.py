@@ -1,7 +1,7 @@
 """This module defines what a sample is as data: its key, its request, the spans of its tokens, its answer or failure."""
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from enum import Enum
 from typing import Any, Final
@@ -15,6 +15,13 @@ TOKENS: Final = "i"
 LOGPROBS: Final = "d"
 """The array type of log-probabilities: 8 bytes, so that what the engine said is what the trainer gets, bit for bit."""
 MAX_TOKEN: Final = 2**31 - 1
+Rows = Mapping[str, Sequence[Any]]
+"""Fields of meta_info that have one row for each output token (top log-probs and the like), beside ids and log-probs themselves."""
+
+
+def cut(rows: Rows, start: int | None, end: int | None) -> dict[str, Sequence[Any]]:
+    """Return the rows of the tokens [start, end)."""
+    return {name: values[start:end] for name, values in rows.items()}
 
 
 class SampleKey(msgspec.Struct, frozen=True, order=True):
@@ -78,15 +85,26 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A finished sample; `finish_reason` is SGLang's, `meta` the engine's own meta_info where the request was atomic."""
+    """A finished sample. `finish_reason` is SGLang's; `rows` are what the request asked for beside ids and log-probs, token by token.
+
+    `prompt_meta`: what the engine that read the prompt first said of it (`cached_tokens`, log-probs of the prompt).
+    `meta`: the rest of the engine's meta_info; empty for an answer that was put together from several attempts, which no engine knows as one.
+    """
 
     ids: "array[int]"
     logprobs: "array[float]"
     finish_reason: Mapping[str, Any]
     spans: tuple[Span, ...]
     prompt_tokens: int
-    cached_tokens: int = 0
-    meta: Mapping[str, Any] | None = None
+    rows: Rows = field(default_factory=dict)
+    prompt_meta: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that were in the cache of the engine that read it."""
+        cached = self.prompt_meta.get("cached_tokens")
+        return cached if isinstance(cached, int) else 0
 
 
 @dataclass(frozen=True, slots=True)

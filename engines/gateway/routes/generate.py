@@ -7,7 +7,7 @@ import msgspec
 from aiohttp import web
 
 from engines.gateway.core.events import Deliver, Grew
-from engines.gateway.core.samples import Answer, Failure, Request
+from engines.gateway.core.samples import Answer, Failure, Request, Rows
 from engines.gateway.routes import request_bodies
 from engines.gateway.routes.asking import Asking, hinted, identity, number, sample_names
 from engines.gateway.routes.errors import RequestError
@@ -17,6 +17,8 @@ from engines.gateway.shell import Shell
 
 _NOT_THE_SAMPLES: Final = frozenset({"rollout_closed", "rollout_unknown", "no_engine", "full"})
 """Failures that say nothing of the samples themselves: asking again later may help, so the request as a whole gets them."""
+_LOGPROBS: Final = ("input_token_", "input_top_", "output_token_", "output_top_")
+"""Fields of meta_info that begin so are for requests that want log-probs; every request gets them upstream."""
 
 
 class GenerateRoutes:
@@ -116,10 +118,13 @@ class _PartialAnswer:
         self._request, self._text = request, text
         self._ids: list[int] = []
         self._logprobs: list[float] = []
+        self._rows: dict[str, list[Any]] = {}
 
     def grow(self, effect: Grew, known: request_bodies.Generate, rid: str) -> dict[str, Any]:
         self._ids += effect.ids
         self._logprobs += effect.logprobs
+        for name, rows in effect.rows.items():
+            self._rows.setdefault(name, []).extend(rows)
         self._text.push(effect.ids)
         meta: dict[str, Any] = {
             "id": rid,
@@ -128,7 +133,7 @@ class _PartialAnswer:
             "completion_tokens": len(self._ids),
         }
         if known.return_logprob:
-            meta["output_token_logprobs"] = token_logprobs(self._ids, self._logprobs)
+            meta.update(logprob_fields(self._ids, self._logprobs, self._rows))
         return {"text": self._text.sent, "output_ids": self._ids, "meta_info": meta}
 
 
@@ -142,7 +147,9 @@ def meta_info(answer: Answer, rid: str, *, logprobs: bool) -> dict[str, Any]:
         else:
             versions.append({"version": label, "start": span.start, "end": span.end})
     meta = {
-        **(answer.meta or {}),
+        "input_token_logprobs": [],
+        **answer.meta,
+        **answer.prompt_meta,
         "id": rid,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
@@ -153,12 +160,12 @@ def meta_info(answer: Answer, rid: str, *, logprobs: bool) -> dict[str, Any]:
         "spans": answer.spans,
     }
     if not logprobs:
-        meta.pop("output_token_logprobs", None)
-    elif "output_token_logprobs" not in meta:
-        meta["output_token_logprobs"] = token_logprobs(answer.ids.tolist(), answer.logprobs.tolist())
+        return {name: value for name, value in meta.items() if not name.startswith(_LOGPROBS)}
+    meta.update(logprob_fields(answer.ids.tolist(), answer.logprobs.tolist(), answer.rows))
     return meta
 
 
-def token_logprobs(ids: list[int], logprobs: list[float]) -> list[tuple[float, int, None]]:
-    """Return SGLang's `output_token_logprobs`: (log-prob, token id, no text) of each token."""
-    return [(logprob, token, None) for token, logprob in zip(ids, logprobs, strict=True)]
+def logprob_fields(ids: list[int], logprobs: list[float], rows: Rows) -> dict[str, Any]:
+    """Return the fields of meta_info that have a row for each token: `output_token_logprobs` is (log-prob, token id, text or None)."""
+    pairs = [(logprob, token, None) for token, logprob in zip(ids, logprobs, strict=True)]
+    return {"output_token_logprobs": pairs, **rows, "output_token_logprobs_length": len(ids)}

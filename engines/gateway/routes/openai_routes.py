@@ -65,7 +65,7 @@ class OpenAIRoutes:
         def event(item: tuple[int, Grew | Deliver]) -> dict[str, Any]:
             index, effect = item
             if isinstance(effect, Grew):
-                return choices[index].grow(effect.ids, effect.logprobs)
+                return choices[index].grow(effect.ids, effect.logprobs, effect.rows)
             if isinstance(effect.outcome, Failure):
                 return RequestError.of(effect.outcome).body()
             answers.append(effect.outcome)

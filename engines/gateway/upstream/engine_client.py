@@ -38,7 +38,7 @@ class EngineClient:
     async def run(self, start: Start, rid: str, on_tokens: Callable[[Tokens], None]) -> End:
         """Send the request under `rid`, hand on its tokens as they come. Cancel it to close the connection (the engine then aborts)."""
         accepted = False
-        stream = Stream(start.attempt)
+        stream = Stream(start.attempt, rows=start.rows)
         body = msgspec.json.encode({**start.body, "rid": rid})
         try:
             async with self._session.post(f"{start.url}/generate", data=body, headers=_headers(start.key)) as response:
