@@ -22,8 +22,10 @@ from types import TracebackType
 from typing import Any, Final, Literal
 
 from multiprocess import connection, context, process
+from trainshed.launch import resolve
 
-from trainers.launch import resolve
+from trainers.protocol.child_env import CHECKOUT
+from trainers.user_code import BUILT_IN, forget
 
 BOOT_S: Final = 60.0
 """Seconds that a worker has to start and import the verifier."""
@@ -180,6 +182,8 @@ def _result(answer: object) -> float | Failure:
 def _work(entry: str, channel: Any) -> None:
     """A worker's life."""
     _die_with(_parent().sentinel)
+    if entry not in BUILT_IN:
+        forget({str(CHECKOUT)})
     verifier = resolve(entry)
     channel.send_bytes(b'"ready"')
     while True:

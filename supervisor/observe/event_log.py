@@ -11,7 +11,7 @@ from supervisor.scheduler import actions as do
 from supervisor.scheduler.actions import Action, StartTrainer, TellTrainer
 from supervisor.scheduler.context import About
 from supervisor.scheduler.events import ActionFailed, Event, GatewayReady, MemberExited, TrainerSaid
-from supervisor.scheduler.groups.faults import Cause, Fault
+from supervisor.scheduler.faults import Cause, Fault
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.ids import EngineId, GatewayId, GroupId, Incarnation, PipelineId, TrainerId
 
@@ -61,12 +61,12 @@ class EventLog:
             case _:
                 pass
         self._asked.pop(getattr(event, "id", 0), None)
-        for level, about, what in scheduler.desk.notes:
+        for level, about, what in scheduler.notes:
             getattr(self._log(scheduler, about), level)(what)
         for action in actions:
             self._begun(action)
         self._compare(scheduler)
-        for word, fault in scheduler.desk.turns:
+        for word, fault in scheduler.fault_changes:
             self._fault_changed(scheduler, word, fault)
 
     def _log(
@@ -123,7 +123,7 @@ class EventLog:
                 pass
 
     def _compare(self, scheduler: Scheduler) -> None:
-        for pipeline in scheduler.desk.fleet.pipelines.values():
+        for pipeline in scheduler.pipelines.values():
             state = pipeline.trainer.state.value
             if self._trainers.get(pipeline.id, "cold") != state:
                 log = log_for(self._run_log, pipeline.trainer.id, pipeline.trainer.incarnation)
@@ -152,13 +152,13 @@ class EventLog:
             collateral=list(fault.collateral),
             attempt=fault.attempt,
             silent_s=round(fault.silent, 3),
-            gpus=list(scheduler.desk.fleet.engine(fault.engine).gpus),
+            gpus=list(scheduler.engine(fault.engine).gpus),
         )
 
 
 def _incarnation(scheduler: Scheduler, group: GroupId) -> Incarnation:
     """Returns the present incarnation of a group."""
-    pipeline = scheduler.desk.fleet.pipelines[group.pipeline]
+    pipeline = scheduler.pipelines[group.pipeline]
     match group:
         case EngineId(rank=rank):
             return pipeline.engines[rank].incarnation

@@ -33,7 +33,7 @@ class Constants:
 
 def snapshot(constants: Constants, scheduler: Scheduler, usage: Usage | None, *, uptime_s: float) -> Snapshot:
     """The state of the run at this moment. `usage` is what was measured just now; None where nothing was."""
-    leases = scheduler.desk.leases
+    leases = scheduler.leases
     now = time.monotonic()  # the clock of the scheduler's events
     gpus = []
     for gpu in constants.gpus:
@@ -51,14 +51,12 @@ def snapshot(constants: Constants, scheduler: Scheduler, usage: Usage | None, *,
                 fenced=leases.fenced(gpu.id),
             )
         )
-    pipelines = tuple(
-        _pipeline(pipeline, constants.urls.get(pipeline.id, ""), leases, now) for pipeline in scheduler.desk.fleet.pipelines.values()
-    )
+    pipelines = tuple(_pipeline(pipeline, constants.urls.get(pipeline.id, ""), leases, now) for pipeline in scheduler.pipelines.values())
     return Snapshot(
         run=constants.run,
         started_at=constants.started_at,
         uptime_s=uptime_s,
-        stopping=bool(scheduler.desk.stopping),
+        stopping=bool(scheduler.stopping),
         gpus=tuple(gpus),
         pipelines=pipelines,
     )
@@ -155,4 +153,4 @@ def _gateway(gateway: Gateway, url: str, now: float) -> GatewayView:
 def _failure(group: Engine | Trainer | Gateway, well: bool, now: float) -> FailureView | None:
     if group.failed_at is None:
         return None
-    return FailureView(reason=group.note, ago_s=round(max(0.0, now - group.failed_at), 3), over=well, asked=group.asked)
+    return FailureView(reason=group.note, ago_s=round(max(0.0, now - group.failed_at), 3), over=well, asked=group.by_operator)

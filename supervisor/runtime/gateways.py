@@ -8,16 +8,14 @@ from typing import Final, assert_never
 import anyio
 
 from engines.gateway.core.attempts import PATIENCE
-from supervisor.config.schema.tables import Gateway as GatewayTable
-from supervisor.config.schema.tables import Health as HealthTable
-from supervisor.host.channel import Channel
-from supervisor.host.channel import PeerFailed as ChannelFailed
+from supervisor.config.schema.tables import GatewayTable, HealthTable
+from supervisor.host.channel import Channel, ChannelFailure
 from supervisor.host.ports import Ports
 from supervisor.host.processes.group import Command, Group
 from supervisor.runtime.driver import Loop
 from supervisor.runtime.group_lifecycle import GroupLifecycle
 from supervisor.runtime.kinds.engine_kind import Endpoint
-from supervisor.runtime.run_facts import Code, RunFacts
+from supervisor.runtime.run_facts import RunFacts
 from supervisor.scheduler import actions as do
 from supervisor.scheduler.events import ActionFailed, GatewayReady, GatewaySaid, Ordered, PeerFailed
 from trainers.protocol.child_env import FD
@@ -140,7 +138,7 @@ class Gateways:
         id, paths, environment, pipelines = action.pipeline, self._facts.paths, self._facts.environment, self._facts.pipelines
         listener, table = self._listeners.fileno(id), pipelines.table(id)
         env = environment.complete(
-            environment.inherited("gateway").kept, paths.tag(GatewayId(id), action.incarnation), Code.OURS, ours={FD: str(descriptor)}
+            environment.inherited("gateway").kept, paths.tag(GatewayId(id), action.incarnation), ours={FD: str(descriptor)}
         )
         who = ["--pipeline", id, "--listen-fd", str(listener), "--seed", str(table.seed), "--model", str(paths.model(table))]
         return Command(
@@ -155,7 +153,15 @@ class Gateways:
     def route(self, action: do.Route, endpoint: Endpoint) -> Ordered | None:
         """Queue the order that lets requests go to this endpoint. Answers as `order` does."""
         id, engine = action.id, action.engine
-        route = Route(id, engine.rank, action.incarnation, endpoint.url, endpoint.key, endpoint.slots, action.version)
+        route = Route(
+            order=id,
+            engine=engine.rank,
+            incarnation=action.incarnation,
+            url=endpoint.url,
+            key=endpoint.key,
+            slots=endpoint.slots,
+            version=action.version,
+        )
         return self._send(engine.pipeline, route)
 
     def order(self, action: OtherOrder) -> Ordered | None:
@@ -196,7 +202,7 @@ class Gateways:
             case _:
                 assert_never(report)
 
-    def _failed(self, id: PipelineId, incarnation: Incarnation, failure: ChannelFailed) -> None:
+    def _failed(self, id: PipelineId, incarnation: Incarnation, failure: ChannelFailure) -> None:
         live = self._lifecycle.live(GatewayId(id))
         event = PeerFailed(group=GatewayId(id), incarnation=incarnation, reason=str(failure))
         if live is None:

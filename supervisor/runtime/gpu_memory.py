@@ -12,7 +12,7 @@ import anyio
 from anyio import to_thread
 
 from supervisor.config.schema.tables import Config
-from supervisor.host.foreign import outside
+from supervisor.host.foreign import is_foreign
 from supervisor.host.gpus.emptiness import MIB, Usage, Verdict, judge
 from supervisor.host.gpus.meter import GpuMeter, MeasureFailed
 from supervisor.host.processes.proc import table
@@ -98,7 +98,7 @@ class GpuMemory:
         processes = await to_thread.run_sync(table)
 
         def theirs(gpu: GpuId) -> int:
-            return sum(bytes_ for pid, bytes_ in usage.by_pid[gpu].items() if pid not in ours and outside(pid, processes))
+            return sum(bytes_ for pid, bytes_ in usage.by_pid[gpu].items() if pid not in ours and is_foreign(pid, processes))
 
         return tuple(v.gpu for v in held if not v.offenders and v.used - theirs(v.gpu) <= v.allowed)
 

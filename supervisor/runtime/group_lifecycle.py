@@ -14,15 +14,16 @@ import anyio
 from anyio import to_thread
 
 from supervisor.attempt.journal import Journal
-from supervisor.config.schema.tables import Health
-from supervisor.host.foreign import none_of
+from supervisor.config.schema.tables import HealthTable
+from supervisor.host.foreign import all_foreign_to
 from supervisor.host.ports import WINDOW, Ports, Window, holder, listeners
-from supervisor.host.processes.crash_report import CrashClass, exit_class
-from supervisor.host.processes.group import Command, Group, Member, Processes, census
+from supervisor.host.processes.group import Command, Group, Member, Processes, Status, census
 from supervisor.host.processes.proc import table
+from supervisor.observe.crash_report import CrashClass, exit_class
 from supervisor.runtime.driver import Loop
 from supervisor.scheduler.actions import StopGroup
 from supervisor.scheduler.events import GroupGone, MemberExited
+from supervisor.scheduler.scheduler import UNKNOWN_CODE
 from trainers.protocol.child_env import TAG
 from trainers.protocol.ids import EngineId, GroupId, Incarnation
 
@@ -85,7 +86,7 @@ class Groups:
 class GroupLifecycle:
     """Starts and ends groups. A start that is under way when its group is to be stopped is interrupted first."""
 
-    def __init__(self, groups: Groups, loop: Loop, ports: Ports, health: Health) -> None:
+    def __init__(self, groups: Groups, loop: Loop, ports: Ports, health: HealthTable) -> None:
         self._groups = groups
         self._loop = loop
         self._ports = ports
@@ -141,11 +142,12 @@ class GroupLifecycle:
 
     async def _watch(self, live: LiveGroup, member: Member, before: int) -> None:
         exit_ = await member.ended()
-        code = exit_.status.code if exit_.status.code is not None else -exit_.status.signal if exit_.status.signal is not None else -255
-        note = "" if code == 0 or live.stopping else self._crash_note(live, member, code, before)
+        status = exit_.status
+        code = status.returncode if status.returncode is not None else UNKNOWN_CODE
+        note = "" if code == 0 or live.stopping else self._crash_note(live, member, status, before)
         self._loop.feed(MemberExited(group=live.id, incarnation=live.incarnation, member=member.index, code=code, note=note))
 
-    def _crash_note(self, live: LiveGroup, member: Member, code: int, before: int) -> str:
+    def _crash_note(self, live: LiveGroup, member: Member, status: Status, before: int) -> str:
         """Writes the crash record to the log, and returns its class and last line. `before` bytes of the member's log are of earlier lives."""
         try:
             with open(member.command.log, "rb") as file:
@@ -154,9 +156,14 @@ class GroupLifecycle:
                 tail = file.read()
         except OSError:
             tail = b""
-        record = exit_class(tail, code if code >= 0 else None, -code if code < 0 else None)
+        record = exit_class(tail, status)
         self._loop.log_for(live.id, live.incarnation).error(
-            "member ended", member=member.index, pid=member.pid, code=code, crash=record.crash.value, last_lines=list(record.last_lines)
+            "member ended",
+            member=member.index,
+            pid=member.pid,
+            code=status.returncode,
+            crash=record.crash.value,
+            last_lines=list(record.last_lines),
         )
         last = record.last_lines[-1] if record.last_lines and record.crash is not CrashClass.KILLED else ""
         return f"{record.crash.value}{': ' + last if last else ''}"
@@ -171,7 +178,7 @@ class GroupLifecycle:
         exit_ = await live.group.exited()
         if exit_.index is None and not live.stopping:
             note = f"pid {exit_.pid}"
-            self._loop.feed(MemberExited(group=live.id, incarnation=live.incarnation, member=-1, code=-255, note=note))
+            self._loop.feed(MemberExited(group=live.id, incarnation=live.incarnation, member=-1, code=UNKNOWN_CODE, note=note))
 
     # -- its end
 
@@ -227,7 +234,7 @@ class GroupLifecycle:
 
         def look() -> int | None:
             processes = table()
-            return next((port for port in ports if not none_of(of, listeners(port), processes, pids)), None)
+            return next((port for port in ports if not all_foreign_to(of, listeners(port), processes, pids)), None)
 
         return await to_thread.run_sync(look)
 

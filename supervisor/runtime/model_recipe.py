@@ -4,13 +4,14 @@ import msgspec
 
 from supervisor.config.schema.tables import ModelRecipe
 from supervisor.host.gpus.meter import visible
-from supervisor.host.processes.crash_report import exit_class
 from supervisor.host.processes.group import Command
+from supervisor.observe.crash_report import exit_class
 from supervisor.runtime.group_lifecycle import TAIL, Groups
-from supervisor.runtime.run_facts import Code, RunFacts
+from supervisor.runtime.run_facts import RunFacts
 from supervisor.scheduler.actions import PrepareModel
 from supervisor.scheduler.events import ActionFailed, ModelReady
-from trainers.protocol.ids import PipelineId, TrainerId
+from trainers.protocol.ids import Incarnation, PipelineId, TrainerId, model_log_name
+from trainers.user_code import python_path
 
 
 class Models:
@@ -44,14 +45,17 @@ class Models:
         if exit_.status.code == 0:
             return None
         log = command.log
-        crash = exit_class(log.read_bytes()[-TAIL:] if log.is_file() else b"", exit_.status.code, exit_.status.signal)
+        crash = exit_class(log.read_bytes()[-TAIL:] if log.is_file() else b"", exit_.status)
         return f"{recipe.make} ended with {exit_.status}: {crash.crash.value}" + (f": {crash.last_lines[-1]}" if crash.last_lines else "")
 
     def _command(self, id: PipelineId, recipe: ModelRecipe) -> Command:
         paths, environment, table = self._facts.paths, self._facts.environment, self._facts.pipelines.table(id)
         env = environment.complete(
-            environment.inherited("trainer").kept, paths.tag(TrainerId(id), 0), Code.USERS, gpus=visible(()), path=(table.trainer.cwd,)
+            environment.inherited("trainer").kept,
+            paths.tag(TrainerId(id), Incarnation(0)),
+            python_path=python_path(recipe.make, table.trainer.cwd),
+            gpus=visible(()),
         )
         arguments = ["--make", recipe.make, str(paths.model(table)), msgspec.json.encode(recipe.options).decode()]
         folder = paths.directory.path
-        return Command(argv=arguments, module="trainers.launch", env=env, cwd=folder, log=folder / "logs" / f"{id}.model.log")
+        return Command(argv=arguments, module="trainshed.launch", env=env, cwd=folder, log=folder / "logs" / model_log_name(id))

@@ -16,7 +16,6 @@ from supervisor.runtime.driver import Loop
 from supervisor.runtime.gpu_memory import GpuMemory
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.events import OperatorAsked, Stop
-from supervisor.scheduler.operators import foretold, refused
 from trainers.protocol.ids import EngineId, GatewayId, TrainerId
 
 
@@ -87,8 +86,8 @@ class OperatorRequests:
         rank = target.rank if isinstance(target, EngineId) else None
         part = "gateway" if isinstance(target, GatewayId) else "trainer" if isinstance(target, TrainerId) else ""
         asked = OperatorAsked(verb=request.verb, pipeline=target.pipeline, rank=rank, part=part)
-        if (why := refused(self.scheduler.desk, asked)) != "":
+        if (why := self.scheduler.refusal(asked)) != "":
             raise UsageError(f"{why}.")
-        lines = [f"{about}: {what}" for about, what in foretold(self.scheduler.desk, asked)]  # before it is done, so that it says what was
+        lines = [f"{about}: {what}" for about, what in self.scheduler.preview(asked)]  # before it is done, so that it says what was
         self.loop.feed(asked)
         return Done("\n".join(lines))

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.host.channel import Channel, FailureKind
-from supervisor.host.channel import PeerFailed as ChannelFailed
+from supervisor.attempt.checkpoints import Remembered
+from supervisor.host.channel import Channel, ChannelFailure, FailureKind
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.group import Command, Group
 from supervisor.runtime.driver import Loop
 from supervisor.runtime.group_lifecycle import GroupLifecycle
-from supervisor.runtime.run_facts import Code, RunFacts
+from supervisor.runtime.run_facts import RunFacts
 from supervisor.runtime.snapshots import TrainerOutput
 from supervisor.scheduler.actions import StartTrainer, TellTrainer
 from supervisor.scheduler.events import ActionFailed, PeerFailed, Told, TrainerSaid, TrainerStarted
-from trainers.launch import environment as torchrun_variables
 from trainers.protocol.child_env import FD, URL
 from trainers.protocol.ids import PipelineId, TrainerId
 from trainers.protocol.trainer_messages import Hello, TrainerMessage, Welcome
+from trainers.user_code import python_path, torchrun_variables
 
 
 @dataclass(slots=True)
@@ -43,6 +43,7 @@ class Ranks:
         """Spawn all ranks. Raises SpawnFailed, NoPortFree."""
         pipeline, incarnation = action.pipeline, action.incarnation
         trainer = TrainerId(pipeline)
+        resume = await self._output.resume_point(pipeline)
         self._lifecycle.when_gone(trainer, self._output.transport(pipeline).abandon)
         window = self._lifecycle.reserve(trainer)
         commands: list[Command] = []
@@ -52,7 +53,7 @@ class Ranks:
             for rank in range(len(self._facts.pipelines.table(pipeline).trainer.gpus)):
                 ours, their = socket.socketpair()
                 theirs.append(their)
-                ranks.append(self._rank(action, rank, ours))
+                ranks.append(self._rank(action, resume, rank, ours))
                 commands.append(self._command(action, rank, their.fileno(), window.first))
             self._ranks[pipeline] = ranks
             self._lifecycle.when_gone(trainer, lambda: self._close(pipeline))
@@ -64,13 +65,13 @@ class Ranks:
                 their.close()
         if group is None:
             return ActionFailed(id=action.id, reason="stopped while it was started")
-        return TrainerStarted(id=action.id, pids=tuple(member.pid for member in group.members))
+        return TrainerStarted(id=action.id, pids=tuple(member.pid for member in group.members), steps_done=resume.steps_done)
 
     def _close(self, pipeline: PipelineId) -> None:
         for rank in self._ranks.pop(pipeline, ()):
             rank.channel.close()
 
-    def _rank(self, action: StartTrainer, rank: int, ours: socket.socket) -> _Rank:
+    def _rank(self, action: StartTrainer, resume: Remembered, rank: int, ours: socket.socket) -> _Rank:
         pipeline, incarnation = action.pipeline, action.incarnation
         feed = self._loop.feed
 
@@ -79,26 +80,26 @@ class Ranks:
                 record.channel.send(record.welcome)
             feed(TrainerSaid(pipeline=pipeline, incarnation=incarnation, rank=rank, message=message))
 
-        def failed(failure: ChannelFailed) -> None:
+        def failed(failure: ChannelFailure) -> None:
             live = self._lifecycle.live(TrainerId(pipeline))
             if failure.kind is FailureKind.CLOSED or (live is not None and live.stopping):
                 return  # its exit, watched by pidfd, says more
             feed(PeerFailed(group=TrainerId(pipeline), incarnation=incarnation, reason=f"rank {rank}: {failure}"))
 
-        record = _Rank(Channel(ours, TrainerMessage, received, failed), self._welcome(action, rank))
+        record = _Rank(Channel(ours, TrainerMessage, received, failed), self._welcome(action, resume, rank))
         return record
 
-    def _welcome(self, action: StartTrainer, rank: int) -> Welcome:
+    def _welcome(self, action: StartTrainer, resume: Remembered, rank: int) -> Welcome:
         id, paths, pipelines = action.pipeline, self._facts.paths, self._facts.pipelines
         table = pipelines.table(id)
-        trainer, resume = table.trainer, self._output.resume_point(id)
+        trainer = table.trainer
         return Welcome(
             pipeline=id,
             rank=rank,
             world_size=len(trainer.gpus),
             seed=table.seed,
             steps=trainer.steps,
-            steps_done=action.steps_done,
+            steps_done=resume.steps_done,
             model=str(paths.model(table)),
             url=pipelines.urls[id],
             weights=self._output.transport(id).inbox,
@@ -124,9 +125,8 @@ class Ranks:
         env = environment.complete(
             base,
             paths.tag(TrainerId(id), action.incarnation),
-            Code.USERS,
+            python_path=python_path(trainer.entry, trainer.cwd, trainer.env.get("PYTHONPATH")),
             gpus=visible(self._facts.pipelines.select([trainer.gpus[rank]])),
-            path=(trainer.cwd, trainer.env.get("PYTHONPATH")),
             ours={FD: str(descriptor), URL: self._facts.pipelines.urls[id]},
         )
         if rank == 0 and chosen.dropped:
@@ -134,7 +134,7 @@ class Ranks:
         entry = trainer.entry
         return Command(
             argv=[entry] if entry is not None else list(trainer.command or ()),
-            module="trainers.launch" if entry is not None else None,
+            module="trainshed.launch" if entry is not None else None,
             env=env,
             cwd=Path(trainer.cwd) if trainer.cwd is not None else Path.cwd(),
             log=paths.directory.log_of(TrainerId(id), rank),

@@ -28,12 +28,12 @@ from supervisor.attempt.sweep import sweep
 from supervisor.config.child_environment import secrets as secret_values
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError
-from supervisor.host.gpus.inventory import inventory
-from supervisor.host.gpus.meter import GpuMeter, GpusUnusable
-from supervisor.host.ports import NoPortFree, Ports, PortsUnusable, metrics_listener
+from supervisor.host.gpus.inventory import open_meter
+from supervisor.host.gpus.meter import GpuMeter
+from supervisor.host.ports import NoPortFree, Ports, metrics_listener
 from supervisor.host.processes import guardian_link
 from supervisor.host.processes.group import Processes
-from supervisor.host.processes.pool import Prewarm
+from supervisor.host.processes.pool import PrewarmedPool
 from supervisor.observe import control_socket
 from supervisor.observe.event_log import EventLog
 from supervisor.observe.logs import Logs
@@ -49,7 +49,7 @@ from supervisor.runtime.operator_requests import OperatorRequests, StatusSource,
 from supervisor.runtime.perform import Performer
 from supervisor.runtime.probes import Probes
 from supervisor.runtime.ranks import Ranks
-from supervisor.runtime.run_facts import ChildEnvironment, Code, Pipelines, RunFacts, RunPaths
+from supervisor.runtime.run_facts import ChildEnvironment, Pipelines, RunFacts, RunPaths
 from supervisor.runtime.scheduler_spec import box_spec
 from supervisor.runtime.snapshots import SharedMemory, TrainerOutput, folder_of, make_folders
 from supervisor.runtime.startup import DetachedStart, Exposition, Options, ShowProgress, as_setup_error
@@ -141,18 +141,15 @@ class Run:
             journal = Journal(directory.journal, time.time)
             stack.callback(journal.close)
             shm = self._shared_memory(journal, stack)
-            try:
-                meter = inventory(config.host.gpus, config.host.virtual)
-                stack.callback(meter.close)
-                ports = Ports(
-                    *config.host.ports,
-                    run=directory.run_id,
-                    passed_over=lambda port, who: logs.log.warning("a port is taken; its window is passed over", port=port, holder=who),
-                )
-                stack.callback(ports.close)
-                metrics = metrics_listener(config.host.metrics_port) if config.host.metrics_port is not None else None
-            except (GpusUnusable, PortsUnusable) as error:
-                raise SetUpError(str(error)) from error
+            meter = open_meter(config.host.gpus, config.host.virtual)
+            stack.callback(meter.close)
+            ports = Ports(
+                *config.host.ports,
+                run=directory.run_id,
+                passed_over=lambda port, who: logs.log.warning("a port is taken; its window is passed over", port=port, holder=who),
+            )
+            stack.callback(ports.close)
+            metrics = metrics_listener(config.host.metrics_port) if config.host.metrics_port is not None else None
             if metrics is not None:
                 stack.enter_context(metrics)
             listeners = self._listeners(ports)
@@ -246,7 +243,7 @@ class Run:
             processes=processes,
             engines=engines,
             performer=performer,
-            probes=Probes(loop, scheduler.desk.fleet, engines, config.health),
+            probes=Probes(loop, scheduler, engines, config.health),
             status=status,
             stopper=stopper,
             operator=OperatorRequests(scheduler, loop, stopper, status),
@@ -330,7 +327,7 @@ async def _show_progress(show: ShowProgress, status: StatusSource, logs: Logs) -
             logs.say(line)
 
 
-def _prewarm(facts: RunFacts) -> Prewarm:
-    directory, environment, tag = facts.paths.directory.path, facts.environment, facts.paths.tag("prewarm", 1)
-    env = environment.complete(environment.inherited("trainer").kept, tag, Code.OURS)
-    return Prewarm(env=env, tag=tag, directory=directory, log=directory / "logs" / "prewarm.log")
+def _prewarm(facts: RunFacts) -> PrewarmedPool:
+    directory, environment, tag = facts.paths.directory.path, facts.environment, f"{facts.paths.directory.run_id}:prewarm:1"
+    env = environment.complete(environment.inherited("trainer").kept, tag)
+    return PrewarmedPool(env=env, tag=tag, directory=directory, log=directory / "logs" / "prewarm.log")

@@ -7,17 +7,16 @@ Nothing here changes while the run goes on. What changes has one owner: the grou
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from supervisor.attempt.directory import RunDirectory
 from supervisor.config.child_environment import Child, Chosen, choose
-from supervisor.config.schema.tables import Config, Pipeline
+from supervisor.config.schema.tables import Config, PipelineTable
 from supervisor.host.gpus.meter import Gpu, Visible
 from trainers.protocol.child_env import GPUS, OUR_PATH, RUN, TAG
-from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId
+from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId, tag
 
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -30,10 +29,10 @@ class Pipelines:
     gpus: tuple[Gpu, ...]
     urls: Mapping[PipelineId, str]
 
-    def __iter__(self) -> Iterator[tuple[PipelineId, Pipeline]]:
+    def __iter__(self) -> Iterator[tuple[PipelineId, PipelineTable]]:
         return ((PipelineId(table.name), table) for table in self.config.pipeline)
 
-    def table(self, id: PipelineId) -> Pipeline:
+    def table(self, id: PipelineId) -> PipelineTable:
         return next(table for name, table in self if name == id)
 
     def select(self, ids: Iterable[int]) -> list[Gpu]:
@@ -54,7 +53,7 @@ class RunPaths:
     directory: RunDirectory
     shm: Path
 
-    def model(self, pipeline: Pipeline) -> Path:
+    def model(self, pipeline: PipelineTable) -> Path:
         """Returns the model path, which is version 0: the one that is named, or the one that the recipe will fill."""
         model = pipeline.engine.model
         return Path(model).absolute() if isinstance(model, str) else self.directory.models(pipeline.name) / "v0"
@@ -63,17 +62,9 @@ class RunPaths:
         """Returns a folder in shared memory for this incarnation of an engine only. It is not made here."""
         return self.shm / ".tmp" / f"{engine.pipeline}.{engine.rank}.{incarnation}"
 
-    def tag(self, who: GroupId | str, incarnation: int) -> str:
+    def tag(self, group: GroupId, incarnation: Incarnation) -> str:
         """Returns what the environment of every process of this incarnation shows, so that a lost one can be recognised."""
-        return f"{self.directory.run_id}:{who}:{incarnation}"
-
-
-class Code(Enum):
-    """Whose code a child runs, which decides what it may import of ours."""
-
-    OURS = "a program of this checkout, in our own Python"
-    USERS = "a user's code: a command, an entry, a recipe"
-    FOREIGN = "a program with an interpreter of its own, which imports nothing of ours"
+        return tag(self.directory.run_id, group, incarnation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,29 +86,24 @@ class ChildEnvironment:
         self,
         base: Mapping[str, str],
         tag: str,
-        code: Code,
         *,
+        python_path: str | None = OUR_PATH,
         gpus: Visible | None = None,
-        path: Iterable[str | None] = (),
         ours: Mapping[str, str] = _NOTHING,
     ) -> dict[str, str]:
         """Returns `base` with our own variables over it: nobody else sets these.
 
-        `path` are folders that follow ours on PYTHONPATH, `ours` further variables of `trainers.protocol.child_env`. A foreign program
-        gets no PYTHONPATH, and decides about its threads itself.
+        `python_path` is by default that of our own programs; a user's code has another (`trainers.user_code.python_path`), and None is a
+        program with an interpreter of its own, which imports nothing of ours and decides about its threads itself. `ours` are further
+        variables of `trainers.protocol.child_env`.
         """
         made = {**base, RUN: str(self.directory), TAG: tag, **ours}
         if gpus is not None:
-            made |= gpus.env if code is not Code.FOREIGN else {"CUDA_VISIBLE_DEVICES": gpus.env["CUDA_VISIBLE_DEVICES"]}
             made |= {GPUS: ",".join(gpus.devices)} if gpus.devices else {}
-        if code is not Code.FOREIGN:
-            made |= {"PYTHONPATH": _python_path(code, path), "PYTHONUNBUFFERED": "1"}
+            made |= gpus.env if python_path is not None else {"CUDA_VISIBLE_DEVICES": gpus.env["CUDA_VISIBLE_DEVICES"]}
+        if python_path is not None:
+            made |= {"PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"}
         return made
-
-
-def _python_path(code: Code, folders: Iterable[str | None]) -> str:
-    """Returns our part of the path, then the folders that are given. Both kinds of code get the same part today."""
-    return os.pathsep.join(filter(None, [OUR_PATH, *folders]))
 
 
 @dataclass(frozen=True, slots=True)

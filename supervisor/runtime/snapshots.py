@@ -110,9 +110,9 @@ class TrainerOutput:
     def transport(self, pipeline: PipelineId) -> WeightTransport:
         return self._transports[pipeline]
 
-    def resume_point(self, pipeline: PipelineId) -> Remembered:
-        """Returns the checkpoints that are kept, and the last version that was published."""
-        return self._checkpoints[pipeline].known
+    async def resume_point(self, pipeline: PipelineId) -> Remembered:
+        """Returns the checkpoints that are on the disk now, and the last version that was published."""
+        return await to_thread.run_sync(self._checkpoints[pipeline].usable)
 
     async def adopt(self, action: AdoptSnapshot) -> SnapshotAdopted | ActionFailed:
         try:

@@ -60,7 +60,7 @@ def as_setup_error(error: Exception, directory: RunDirectory) -> SupervisorError
         if isinstance(leaf, SetUpError | UsageError):
             return leaf
         if isinstance(leaf, OSError | SpawnFailed) and not directory.begun:
-            why = disk.told(leaf, directory.path) if isinstance(leaf, OSError) else ""
+            why = disk.reason(leaf, directory.path) if isinstance(leaf, OSError) else ""
             return SetUpError(f"the run cannot begin: {why or leaf}.")
     return None
 
@@ -117,7 +117,7 @@ class DetachedStart:
     def observe(self, _event: Event, _actions: Sequence[Action], scheduler: Scheduler, _now: float) -> None:
         if self._starting is None:
             return
-        verdict = self._starting.look(scheduler.desk.fleet.pipelines.values())
+        verdict = self._starting.look(scheduler.pipelines.values())
         if verdict is None:
             return
         self._starting = None

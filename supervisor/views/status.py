@@ -1,4 +1,4 @@
-"""A snapshot as tables. Text of children is made plain and never read as markup."""
+"""This module shows a status as tables. Text of children is made plain and never read as markup."""
 
 from rich.console import Console
 from rich.text import Text
@@ -8,6 +8,7 @@ from supervisor.observe.status import EngineView, FailureView, GpuView, Pipeline
 from supervisor.observe.waiting_reasons import priority_words, role_words
 from supervisor.scheduler.spec import Priority
 from supervisor.views.table import Column, Row, render
+from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
 _STYLES = {
     "serving": "green",
@@ -23,7 +24,7 @@ _LONGEST_REMARK = 1000
 
 
 def cell(value: object, style: str = "") -> Text:
-    """One table cell; None is a dash."""
+    """Return one table cell; None is a dash."""
     return Text("-" if value is None or value == "" else one_line(str(value), 120), style=style or "")
 
 
@@ -42,7 +43,7 @@ def duration(seconds: float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """`8 s ago`, `3 min ago`, `2 h ago`, `4 days ago`."""
+    """Return `8 s ago`, `3 min ago`, `2 h ago`, `4 days ago`."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size or (seconds >= size and unit != "days"):
             return f"{seconds / size:.0f} {unit} ago"
@@ -56,7 +57,7 @@ def reward(first: float | None, last: float | None) -> str | None:
 
 
 def lines(snapshot: Snapshot, width: int | None) -> list[Text]:
-    """The whole picture: pipelines, processes, GPUs. `width` is the terminal's; None is a pipe: nothing is left out."""
+    """Return all of it: pipelines, processes, GPUs. `width` is the terminal's; None is a pipe, where nothing is left out."""
     head = Text(f"{one_line(snapshot.run, 120)}, up {duration(snapshot.uptime_s)}", style="bold")
     if snapshot.stopping:
         head.append("  stopping", style="bold yellow")
@@ -64,7 +65,7 @@ def lines(snapshot: Snapshot, width: int | None) -> list[Text]:
 
 
 def _row(cells: tuple[object, ...], remarks: tuple[str, ...], state: str, remark_style: str = "") -> Row:
-    """The second cell is the `state`."""
+    """Return a row. The second cell is the `state`."""
     texts = ["" if value is None else one_line(str(value), 120) for value in cells]
     return Row(texts, [one_line(remark, _LONGEST_REMARK) for remark in remarks], ("bold", _STYLES.get(state, "")), remark_style)
 
@@ -101,7 +102,7 @@ def _groups(snapshot: Snapshot, width: int | None) -> list[Text]:
         rows.append(_trainer_row(view))
         gateway = view.gateway
         state = gateway.state if gateway.pid is None or gateway.state != "cold" else "serving"
-        cells = (f"{view.name}/gateway", state, gateway.incarnation, gateway.pid, None, None, None, None)
+        cells = (str(GatewayId(PipelineId(view.name))), state, gateway.incarnation, gateway.pid, None, None, None, None)
         rows.append(_row(cells, (gateway.url, _failure(gateway.failure)), state))
         rows += [_engine_row(view.name, engine) for engine in view.engines]
     return render("Processes", columns, rows, width)
@@ -111,7 +112,7 @@ def _trainer_row(view: PipelineView) -> Row:
     trainer = view.trainer
     holds = f"holds its GPUs for {', '.join(map(role_words, trainer.holds))}" if trainer.holds else ""
     cells = (
-        f"{view.name}/trainer", trainer.state, trainer.incarnation, _numbers(trainer.pids), _numbers(trainer.gpus), None, None,
+        str(TrainerId(PipelineId(view.name))), trainer.state, trainer.incarnation, _numbers(trainer.pids), _numbers(trainer.gpus), None, None,
         trainer.restarts or None,
     )  # fmt: skip
     return _row(cells, (holds, trainer.note, _failure(trainer.failure)), trainer.state)
@@ -120,14 +121,14 @@ def _trainer_row(view: PipelineView) -> Row:
 def _engine_row(pipeline: str, engine: EngineView) -> Row:
     version = f"v{engine.version}" if engine.version is not None else None
     cells = (
-        f"{pipeline}/engine/{engine.rank}", engine.state, engine.incarnation, _numbers(engine.pids), _numbers(engine.gpus), version,
+        str(EngineId(PipelineId(pipeline), engine.rank)), engine.state, engine.incarnation, _numbers(engine.pids), _numbers(engine.gpus), version,
         engine.in_flight or None, engine.restarts or None,
     )  # fmt: skip
     return _row(cells, (engine.note, _failure(engine.failure)), engine.state)
 
 
 def _failure(failure: FailureView | None) -> str:
-    """What went wrong last: of what is well again it is history, and says so."""
+    """Say what went wrong last. When it is well again, that is history, and the text says so."""
     if failure is None:
         return ""
     if failure.asked:
@@ -140,7 +141,7 @@ def _numbers(numbers: tuple[int, ...]) -> str:
 
 
 def _first(text: str) -> str:
-    """`4711 +7` for a list of eight."""
+    """Shorten a list of eight to `4711 +7`."""
     first, *more = text.split()
     return f"{first} +{len(more)}" if more else first
 
@@ -157,7 +158,7 @@ def _gpus(snapshot: Snapshot, width: int | None) -> list[Text]:
 
 
 def _priority(name: str | None) -> str | None:
-    """As the design calls it."""
+    """Return a priority as people call it."""
     known = Priority.__members__.get((name or "").upper())
     return name if known is None else priority_words(known)
 
@@ -168,7 +169,7 @@ def _memory(gpu: GpuView) -> str:
 
 
 def show(snapshot: Snapshot, console: Console | None = None) -> None:
-    """Prints it, as wide as the terminal; on a pipe nothing is left out or wrapped."""
+    """Print it, as wide as the terminal; on a pipe nothing is left out or wrapped."""
     console = console if console is not None else Console()
     width = console.width if console.is_terminal else None
     for line in lines(snapshot, width):

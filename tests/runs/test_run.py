@@ -212,12 +212,12 @@ KEEPS = '''
 """The built-in trainer, but in its first life rank 0 takes a piece of a GPU that nobody lent it, and keeps it."""
 import os
 import time
-import trainshed.device
+import trainshed.virtual_gpu
 from trainers.grpo import main as real_main
 
 def main():
     if os.environ["TRAINSHED_TAG"].endswith(":1") and os.environ["RANK"] == "0":
-        kept = trainshed.device.Pool(trainshed.device.parse_device("virtual:GPU"), 4 << 20)
+        kept = trainshed.virtual_gpu.Pool(trainshed.virtual_gpu.parse_device("virtual:GPU"), 4 << 20)
         kept.touch()
         THEN
     real_main()

@@ -94,7 +94,7 @@ def test_it_is_one_file_of_the_standard_library_for_python_3_9() -> None:
     tree = ast.parse(Path(trainshed.__file__).read_text("utf-8"), feature_version=(3, 9))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"trainshed"}  # trainshed.device, where it is there
+    assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"trainshed"}  # trainshed.resident, where it is there
 
 
 def test_it_works_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Paths of the file are taken from the file's own folder, so that a configuration means the same from everywhere.
 """
 
+import difflib
 import os
 import sys
 import tempfile
@@ -19,8 +20,9 @@ from supervisor.config.machine.programs import at
 from supervisor.config.schema import defaults
 from supervisor.config.schema.findings import Finding, GpuFact
 from supervisor.config.schema.rules import ENTRY, Draft, DraftPipeline
-from supervisor.config.schema.tables import Config, Engine, Host, ModelRecipe, Pipeline, Trainer
+from supervisor.config.schema.tables import Config, EngineTable, HostTable, ModelRecipe, PipelineTable, TrainerTable
 from trainers.protocol.child_env import CHECKOUT, CLIENT
+from trainers.user_code import BUILT_IN, python_path
 
 _SOCKET_ROOM: Final = 85
 """Bytes of an SGLang engine's own folder in shared memory (`supervisor.runtime.kinds.sglang`): it makes sockets there."""
@@ -52,7 +54,7 @@ def resolved(config: Config, base: Path, gpus: Sequence[GpuFact] = ()) -> Config
     return replace(config, host=host, pipeline=[_resolved_pipeline(pipeline, base, gpus) for pipeline in config.pipeline])
 
 
-def _resolved_pipeline(pipeline: Pipeline, base: Path, gpus: Sequence[GpuFact]) -> Pipeline:
+def _resolved_pipeline(pipeline: PipelineTable, base: Path, gpus: Sequence[GpuFact]) -> PipelineTable:
     engine, trainer = pipeline.engine, pipeline.trainer
     if isinstance(engine.model, str):
         folder = _model_folder(engine.model, base)
@@ -72,7 +74,7 @@ def _interpreter(python: str, base: Path) -> str:
     return programs.resolve(python, base, programs.search_path({}, os.environ)) or python
 
 
-def _host(host: Host, base: Path) -> Iterator[Finding]:
+def _host(host: HostTable, base: Path) -> Iterator[Finding]:
     shm = at(base, host.shm)
     if not os.path.isdir(shm):
         yield Finding("host.shm", host.shm, "is not a directory", "Name one that exists, on a fast disk where /dev/shm is small.")
@@ -109,7 +111,7 @@ def _model_folder(model: str, base: Path) -> Path:
     return hf_cache.snapshot(model, os.environ) or folder
 
 
-def _engine(engine: Engine, path: str, base: Path, cwd: Path) -> Iterator[Finding]:
+def _engine(engine: EngineTable, path: str, base: Path, cwd: Path) -> Iterator[Finding]:
     if isinstance(engine.model, str) and engine.model:
         yield from _model(_model_folder(engine.model, base), engine.model, f"{path}.model")
     if not isinstance(engine.model, str):
@@ -118,7 +120,7 @@ def _engine(engine: Engine, path: str, base: Path, cwd: Path) -> Iterator[Findin
         yield from _context(engine, f"{path}.context", base)
 
 
-def _python(engine: Engine, key: str, base: Path, host: Host | None) -> Iterator[Finding]:
+def _python(engine: EngineTable, key: str, base: Path, host: HostTable | None) -> Iterator[Finding]:
     if engine.python is None:
         return
     folder = at(base, engine.python).parent.parent
@@ -128,7 +130,7 @@ def _python(engine: Engine, key: str, base: Path, host: Host | None) -> Iterator
     yield from programs.findings(engine.python, key, base, programs.search_path({}, os.environ), remedy)
 
 
-def _context(engine: Engine, key: str, base: Path) -> Iterator[Finding]:
+def _context(engine: EngineTable, key: str, base: Path) -> Iterator[Finding]:
     """Left out: the model must say it."""
     remedy = "Write the tokens of prompt and answer together, for example context = 8192."
     if not isinstance(engine.model, str):
@@ -147,7 +149,7 @@ def _recipe(recipe: ModelRecipe, path: str, cwd: Path) -> Iterator[Finding]:
         yield from builtin_trainer.recipe_options(recipe.options, f"{path}.options")
 
 
-def _sockets(host: Host, pipeline: DraftPipeline, base: Path, name: str) -> Iterator[Finding]:
+def _sockets(host: HostTable, pipeline: DraftPipeline, base: Path, name: str) -> Iterator[Finding]:
     """SGLang makes Unix sockets in a folder below `shm`, whose path has a limit."""
     longest = f"{at(base, host.shm)}/trainshed-{name[:40]}-{'x' * 12}/.tmp/{pipeline.name or ''}.99.999"
     if (over := len(os.fsencode(longest)) - _SOCKET_ROOM) > 0:
@@ -187,7 +189,7 @@ def _model(folder: Path, value: str, key: str) -> Iterator[Finding]:
         yield Finding(key, value, f"{folder} has no readable config.json", remedy)
 
 
-def _trainer(trainer: Trainer, path: str, cwd: Path) -> Iterator[Finding]:
+def _trainer(trainer: TrainerTable, path: str, cwd: Path) -> Iterator[Finding]:
     if not os.path.isdir(cwd):
         yield Finding(f"{path}.cwd", trainer.cwd or "", f"{cwd} is not a directory", "Name the folder that the trainer shall run in.")
     elif trainer.command and trainer.command[0]:
@@ -207,10 +209,11 @@ def _code(spec: str, key: str, cwd: Path, env: dict[str, str]) -> Generator[Find
     """The function of `module:function`, where it can be found by reading alone."""
     if not ENTRY.match(spec):
         return None  # a rule has said so
-    theirs = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
-    found = entry_points.find(spec, [str(CHECKOUT), str(CLIENT), str(cwd), *theirs, *filter(None, sys.path)])
+    path = python_path(spec, str(cwd), env.get("PYTHONPATH")).split(os.pathsep)
+    found = entry_points.find(spec, [*path, *(folder for folder in sys.path if folder not in ("", str(CHECKOUT), str(CLIENT)))])
     if isinstance(found, entry_points.Missing):
-        where = "It is looked for in this checkout, in the trainer's `cwd` (by default this file's folder) and in PYTHONPATH of its `env`."
-        yield Finding(key, spec, found.problem, found.remedy or where)
+        where = "It is looked for in the trainer's `cwd` (by default this file's folder) and in PYTHONPATH of its `env`."
+        ours = difflib.get_close_matches(spec, BUILT_IN, n=1, cutoff=0.9)
+        yield Finding(key, spec, found.problem, f'Did you mean "{ours[0]}"?' if ours else found.remedy or where)
         return None
     return found

@@ -5,7 +5,7 @@ from typing import ClassVar
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.child import Command
 from supervisor.runtime.kinds.engine_kind import EngineLife, EngineStart, Log
-from supervisor.runtime.run_facts import Code, RunFacts
+from supervisor.runtime.run_facts import RunFacts
 from trainers.protocol.child_env import API_KEY
 
 
@@ -32,5 +32,5 @@ def _command(start: EngineStart) -> Command:
     argv = ["--model", str(start.model), "--slots", str(table.slots), "--context", str(table.context)]
     argv += ["--host", "127.0.0.1", "--port", str(start.endpoint.window.first), "--gpu", gpus.devices[0], *table.args]
     inherited = environment.inherited("engine", table.pass_env, table.env).kept
-    env = environment.complete(inherited, start.tag, Code.OURS, gpus=gpus, ours={API_KEY: start.endpoint.key})
+    env = environment.complete(inherited, start.tag, gpus=gpus, ours={API_KEY: start.endpoint.key})
     return Command(argv=argv, module="engines.embedded", env=env, cwd=paths.directory.path, log=paths.directory.log_of(start.engine))

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 import structlog
 
 from engines.control import EngineControl
-from supervisor.config.schema.tables import Engine, Pipeline
+from supervisor.config.schema.tables import EngineTable, PipelineTable
 from supervisor.host.gpus.meter import Gpu
 from supervisor.host.ports import Window
 from supervisor.host.processes.child import Command
@@ -47,11 +47,11 @@ class EngineStart:
     endpoint: Endpoint
 
     @property
-    def pipeline(self) -> Pipeline:
+    def pipeline(self) -> PipelineTable:
         return self.facts.pipelines.table(self.engine.pipeline)
 
     @property
-    def table(self) -> Engine:
+    def table(self) -> EngineTable:
         return self.pipeline.engine
 
     @property

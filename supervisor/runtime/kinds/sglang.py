@@ -24,7 +24,7 @@ from supervisor.host.processes.child import Command, SpawnFailed
 from supervisor.host.processes.guardian import LEFT_OVER, TRACES
 from supervisor.observe.event_log import log_for
 from supervisor.runtime.kinds.engine_kind import EngineLife, EngineStart, Log
-from supervisor.runtime.run_facts import Code, RunFacts
+from supervisor.runtime.run_facts import RunFacts
 from trainers.protocol.ids import EngineId, Incarnation, PipelineId, Version
 
 NAME: Final = "sglang"
@@ -142,7 +142,7 @@ def _command(start: EngineStart, folder: Path, known: Profile, member: members.M
     gpus = visible([bundle[position] for position in member.gpus])
     return Command(
         argv=sglang.arguments(described),
-        env=environment.complete(inherited, start.tag, Code.FOREIGN, gpus=gpus),
+        env=environment.complete(inherited, start.tag, python_path=None, gpus=gpus),
         cwd=directory.path,
         log=directory.log_of(start.engine, member.index or None),
         niceness=described.niceness,

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.harness.fake_supervisor import FakeSupervisor, environment
 from tests.harness.sampler import Sampler
 from trainers.grpo import tiny
-from trainers.launch import environment as torchrun
+from trainers.user_code import torchrun_variables
 
 SCRIPT = Path(__file__).resolve().parents[3] / "examples" / "own_trainer.py"
 SEEN = """
@@ -53,7 +53,7 @@ def weights_after_a_step(folder: Path, world_size: int) -> tuple[dict[str, Tenso
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-P", "-c", SEEN, os.fspath(SCRIPT), str(rank)],
-                env={**environment(supervisor, rank), **torchrun(rank, world_size, port), "GLOO_SOCKET_IFNAME": "lo"},
+                env={**environment(supervisor, rank), **torchrun_variables(rank, world_size, port), "GLOO_SOCKET_IFNAME": "lo"},
                 pass_fds=[supervisor.descriptor(rank)], stdout=subprocess.PIPE, text=True,
             )
             for rank in range(world_size)

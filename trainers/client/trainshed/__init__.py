@@ -614,7 +614,7 @@ def _mover(gpus: Sequence[str], device: str) -> Any:
     """Trainshed's own mover where this file is part of Trainshed (it knows virtual GPUs), else a plain one."""
     if sys.version_info >= (3, 11) and gpus:
         with contextlib.suppress(ImportError):
-            from trainshed.device import Resident
+            from trainshed.resident import Resident
 
             return Resident(gpus[0])
     return _PlainMover(device)
