@@ -1,4 +1,4 @@
-"""What `[pipeline.trainer] options` may say to the built-in trainer. The defaults rise on the tiny tasks in five rollouts."""
+"""The options of the built-in trainer (`[pipeline.trainer] options`). With the defaults the reward rises on the tiny tasks within five rollouts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,7 +9,7 @@ from trainers.grpo.tasks import LENGTH, TASKS
 
 @dataclass(frozen=True)
 class Settings:
-    """`prompts` x `group` samples a rollout; `epochs` passes over them in minibatches of `minibatch` samples (over all ranks)."""
+    """A rollout has `prompts` x `group` samples; the trainer makes `epochs` passes in minibatches of `minibatch` samples (over all ranks)."""
 
     task: str = "parity"
     prompts: int = 16
@@ -43,7 +43,7 @@ class Settings:
 
     @staticmethod
     def read(options: Mapping[str, Any]) -> "Settings":
-        """Raises ValueError, naming the key, for one that does not exist or has the wrong type."""
+        """Returns the settings that the options make. Raises ValueError, naming the key, for one that does not exist or has the wrong type."""
         types = {field.name: type(field.default) for field in fields(Settings)}
         values: dict[str, Any] = {}
         for key, given in options.items():
