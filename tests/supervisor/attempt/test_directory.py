@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.attempt.directory import RunDirectory, is_running, new_attempt, open_attempt
-from supervisor.config.schema.tables import Config
+from supervisor.config.schema.tables import Config, HostTable
 from supervisor.errors import SetUpError, UsageError
 from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId, log_name
 
