@@ -15,6 +15,7 @@ import pytest
 import supervisor
 from engines.lifecycle import state
 from tests.harness import import_graph
+from trainers.protocol.child_env import OUR_PATH
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("supervisor", "engines", "trainers") for path in sorted((CHECKOUT / folder).rglob("*.py"))]
@@ -207,6 +208,6 @@ def test_supervisor_side_modules_never_load_torch() -> None:
     )
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code], env={"PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-P", "-c", code], env={"PYTHONPATH": OUR_PATH}, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "False"
