@@ -15,6 +15,7 @@ from tests.harness.mutation import Mutant, Survived, killer
 HEALTH, PROBES, GROUPS = "engines/lifecycle/health.py", "supervisor/runtime/probes.py", "supervisor/scheduler/groups/engines.py"
 LIFE, ENGINES, SCHEDULER = "supervisor/runtime/group_lifecycle.py", "supervisor/runtime/engines.py", "supervisor/scheduler/scheduler.py"
 FLEET = "engines/gateway/core/engines.py"
+TABLES = "supervisor/config/schema/tables.py"
 PURE, RULES, HOST = "tests/engines/lifecycle/test_health.py", "tests/supervisor/scheduler/test_engines.py", "tests/runs/test_groups.py"
 ENDINGS, ENDS = "supervisor/scheduler/groups/engine_teardown.py", "tests/supervisor/scheduler/test_engine_teardown.py"
 PORTS, WINDOWS = "supervisor/host/ports.py", "tests/supervisor/host/test_ports.py"
@@ -29,7 +30,7 @@ MUTANTS = {
     "f2 a full engine is no healthy one": Mutant(HEALTH, "        if problem is None and not self._silent(pulse, now):\n            return None", "        if problem is None:\n            return self._good(pulse, probe, now)", PURE, "f2_a_canary"),
     "f2 the canary at the start": Mutant(ENGINES, "await control.canary(limit)", "pass", HOST, "green_light"),
     "f3 one probe at a time": Mutant(HEALTH, "if pulse.asked is not None or pulse.condemned:", "if pulse.condemned:", PURE, "f3"),
-    "f4 the default limits": Mutant(HEALTH, "progress_within: float = 25.0", "progress_within: float = 0.5", PURE, "f4"),
+    "f4 the default limits": Mutant(TABLES, "progress_timeout_s: Seconds = 25.0", "progress_timeout_s: Seconds = 0.5", PURE, "f4"),
     "f5 descendants": Mutant("supervisor/host/processes/proc.py", "if stat.pid not in known and stat.start >= born", "if False and stat.start >= born", HOST, "f5_r15"),
     "f6 ports before confirmed": Mutant(LIFE, "if isinstance(group, EngineId) and (held :=", "if False and (held :=", HOST, "f6_r16"),
     "f6 unconfirmed is stuck": Mutant(GROUPS, "case GroupGone(confirmed=True):", "case GroupGone(confirmed=_):", RULES, "f6_not"),
@@ -71,13 +72,13 @@ MUTANTS = {
     "f20 two starts at a time": Mutant(GROUPS, "if starting >= desk.box.rules.max_starting or", "if", RULES, "f20"),
     "f21 streaks die with a life": Mutant(HEALTH, "if pulse is None or pulse.look.incarnation != look.incarnation:", "if pulse is None:", PURE, "f21"),
     "f21 verdicts about the dead": Mutant(SCHEDULER, "if engine.incarnation == incarnation:\n                engines.fail(self.desk, engine, cause", "if True:\n                engines.fail(self.desk, engine, cause", RULES, "f21"),
-    "f22 the guardian ends everything": Mutant("supervisor/host/processes/guardian.py", "        for pid in left:\n            kill(pid)", "        for pid in ():\n            kill(pid)", HOST, "f22"),
+    "f22 the guardian ends everything": Mutant("supervisor/host/processes/guardian.py", "        for pid in living:\n            kill(pid)", "        for pid in ():\n            kill(pid)", HOST, "f22"),
     "f22 the next start sweeps": Mutant("supervisor/attempt/sweep.py", "killed = [stat.pid for stat in found if _kill(stat.identity)]", "killed: list[int] = []", "tests/supervisor/attempt/test_journal.py", "swept or double_kill"),
     "f23 tokens of the dead": Mutant("engines/gateway/core/continuation.py", "\"input_ids\": [*request.prompt, *ids],", "\"input_ids\": [*request.prompt],", HOST, "f23"),
     "f24 our own lateness": Mutant(PROBES, "self.health.lagged(time.monotonic())", "pass", HOST, "f24"),
     "f24 our own lateness, pure": Mutant(HEALTH, "if self._late is not None and self._late >= probe.began:", "if False:", PURE, "f24"),
     "f25 killed before anything starts": Mutant(LIFE, "            living.group.kill(health.release_deadline_s) if action.kill else", "            _nobody() if action.kill else", HOST, "f25 and one-1"),
-    "r1 a program that cannot be executed": Mutant("supervisor/host/processes/child.py", "    if said:\n", "    if False:\n", "tests/supervisor/host/test_processes.py", "failures_to_start"),
+    "r1 a program that cannot be executed": Mutant("supervisor/host/processes/child.py", "    if reply:\n", "    if False:\n", "tests/supervisor/host/test_processes.py", "failures_to_start"),
     "r10 liveness": Mutant(HEALTH, "return Kind.LIVENESS if pulse.next[Kind.LIVENESS] <= now else None", "return None", PURE, "hung_process"),
     "r15 KILL after the grace": Mutant("supervisor/host/processes/group.py", "        return await self.kill(kill_s)", "        return frozenset()", "tests/supervisor/host/test_processes.py", "stubborn"),
     "r18 memory of strangers": Mutant("supervisor/host/gpus/emptiness.py", "used = usage.total[gpu]", "used = sum(groups.values())", "tests/supervisor/host/test_emptiness.py", "within_residuals"),

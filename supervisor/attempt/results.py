@@ -71,7 +71,7 @@ class Account:
     def refused(self, error: OSError) -> None:
         """The disk has not taken a record of ours."""
         self._logs.log.warning("a record could not be written down", why=str(error))
-        self._disk_is(disk.told(error, self._directory.path))
+        self._disk_is(disk.reason(error, self._directory.path))
 
     def _disk_is(self, full: str) -> None:
         if full and not self._full:
@@ -118,7 +118,7 @@ class Account:
             lost_log_lines=self._logs.lost,
             notes=(f"{self._full[0].upper()}{self._full[1:]}.",) if self._full else (),
         )
-        self._directory.last_words()
+        self._directory.release_reserve()
         if not (self._keep(figures) and self._keep(summary)):
             told = f"What came of the run could not be written down in {self._directory.path}."
             summary = msgspec.structs.replace(summary, notes=(*summary.notes, told))

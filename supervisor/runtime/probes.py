@@ -7,9 +7,9 @@ import anyio
 import anyio.abc
 
 from engines.control import EngineControl, EngineError, EngineRefused
-from engines.lifecycle.health import Health, Kind, Look, Mode, Outcome, Probe, Rates, Word
+from engines.lifecycle.health import Health, Kind, Look, Mode, Outcome, Probe, Word
 from engines.lifecycle.state import EngineState
-from supervisor.config.schema.tables import HealthTable
+from supervisor.config.limits import rates
 from supervisor.runtime.context import Site
 from supervisor.runtime.engines import Engines
 from supervisor.scheduler.events import ProbeFailed
@@ -17,22 +17,6 @@ from supervisor.scheduler.records import Engine, Fleet
 from trainers.protocol.ids import EngineId
 
 MODES: Final = {EngineState.SERVING: Mode.SERVING, EngineState.PAUSED: Mode.ASLEEP}
-
-
-def rates(settings: HealthTable) -> Rates:
-    return Rates(
-        liveness_every=settings.probe_s,
-        liveness_within=settings.probe_timeout_s,
-        liveness_failures=settings.probe_failures,
-        progress_every=settings.progress_s,
-        progress_within=settings.progress_timeout_s,
-        progress_failures=settings.progress_failures,
-        request_failures=settings.request_failures,
-        silence=settings.silence_s,
-        canary_within=settings.canary_s,
-        asleep_every=settings.asleep_s,
-        lag=settings.lag_s,
-    )
 
 
 class Probes:

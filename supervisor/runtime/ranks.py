@@ -10,8 +10,7 @@ from anyio import to_thread
 
 from supervisor.attempt.checkpoints import Remembered
 from supervisor.config.child_environment import choose
-from supervisor.host.channel import Channel
-from supervisor.host.channel import PeerFailed as ChannelFailed
+from supervisor.host.channel import Channel, ChannelFailure
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.group import Command, Group
 from supervisor.runtime.context import Site
@@ -73,7 +72,7 @@ class Ranks:
                 record.channel.send(record.welcome)
             feed(TrainerSaid(pipeline=pipeline, incarnation=incarnation, rank=rank, message=message))
 
-        def failed(failure: ChannelFailed) -> None:
+        def failed(failure: ChannelFailure) -> None:
             living = self._site.living.get(TrainerId(pipeline))
             if failure.kind.name == "CLOSED" or (living is not None and living.stopping):
                 return  # its exit, watched by pidfd, says more

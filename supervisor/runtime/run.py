@@ -24,12 +24,12 @@ from supervisor.config.child_environment import choose
 from supervisor.config.child_environment import secrets as secret_values
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError
-from supervisor.host.gpus.inventory import inventory
+from supervisor.host.gpus.inventory import open_meter
 from supervisor.host.gpus.meter import GpuMeter
 from supervisor.host.ports import NoPortFree, Ports, metrics_listener
 from supervisor.host.processes import guardian_link
 from supervisor.host.processes.group import Processes
-from supervisor.host.processes.pool import Prewarm
+from supervisor.host.processes.pool import PrewarmedPool
 from supervisor.observe import control_socket
 from supervisor.observe.event_log import Narrator
 from supervisor.observe.logs import Logs
@@ -92,7 +92,7 @@ async def _run(config: Config, directory: RunDirectory, options: Options, guard:
         journal.shared(shm)
         stack.callback(shutil.rmtree, shm, ignore_errors=True)
         _make_shared_memory(shm, config)
-        meter = inventory(config.host.gpus, config.host.virtual)
+        meter = open_meter(config.host.gpus, config.host.virtual)
         ports = Ports(
             *config.host.ports,
             run=directory.run_id,
@@ -246,10 +246,10 @@ class _Run:
         await tasks.start(metrics_server.serve, self.scraped, page)
         self._logs.log.info("metrics", url=f"http://127.0.0.1:{self._config.host.metrics_port}/metrics")
 
-    def _prewarm(self) -> Prewarm:
+    def _prewarm(self) -> PrewarmedPool:
         env = {**choose("trainer", os.environ).kept, "PYTHONPATH": OUR_PATH, "PYTHONUNBUFFERED": "1"}
         tag = f"{self._directory.run_id}:prewarm:1"
-        return Prewarm(env=env, tag=tag, directory=self._directory.path, log=self._directory.path / "logs" / "prewarm.log")
+        return PrewarmedPool(env=env, tag=tag, directory=self._directory.path, log=self._directory.path / "logs" / "prewarm.log")
 
     # -- what is heard
 

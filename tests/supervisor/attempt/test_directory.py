@@ -52,8 +52,8 @@ def test_there_is_room_for_the_last_words(tmp_path: Path) -> None:
     attempt = begun(tmp_path)
     (reserve,) = (path for path in attempt.path.iterdir() if path.stat().st_size == 64 << 10)
     assert reserve.stat().st_blocks * 512 >= 64 << 10
-    attempt.last_words()
-    attempt.last_words()
+    attempt.release_reserve()
+    attempt.release_reserve()
     assert not reserve.exists()
     attempt.close()
 

@@ -16,7 +16,7 @@ import pytest
 from trainshed.virtual_gpu import memfd_name
 
 from supervisor.host.gpus.emptiness import MIB, Usage, judge
-from supervisor.host.gpus.inventory import inventory
+from supervisor.host.gpus.inventory import open_meter
 from supervisor.host.gpus.meter import GpusUnusable, MeasureFailed, visible
 from supervisor.host.gpus.nvml import NvmlGpus, NvmlThread
 from supervisor.host.gpus.virtual import VirtualGpus
@@ -279,7 +279,7 @@ def test_a_driver_that_hangs_does_not_stop_the_loop(monkeypatch: pytest.MonkeyPa
 def test_wrong_lists_name_their_key(wanted: dict[str, Any], fault: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("supervisor.host.gpus.nvml.pynvml", Driver(fault))
     with pytest.raises(GpusUnusable, match=words):
-        inventory(**wanted)
+        open_meter(**wanted)
 
 
 def test_a_driver_that_hangs_at_the_start_is_named() -> None:
@@ -289,7 +289,7 @@ def test_a_driver_that_hangs_at_the_start_is_named() -> None:
 
 
 def test_virtual_gpus_from_the_configuration() -> None:
-    meter = inventory(virtual=3)
+    meter = open_meter(virtual=3)
     assert [gpu.device for gpu in meter.gpus] == ["virtual:0", "virtual:1", "virtual:2"]
     assert not meter.measures_others
 

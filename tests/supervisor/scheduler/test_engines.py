@@ -12,9 +12,10 @@ from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.groups.faults import Cause, Fault
 from supervisor.scheduler.records import Engine
-from supervisor.scheduler.spec import BoxSpec, Limits, PipelineSpec, Rules
+from supervisor.scheduler.spec import BoxSpec, PipelineSpec
 from tests.harness.boxes import box, pipeline
 from tests.harness.checked_scheduler import well
+from tests.harness.defaults import default_limits, default_rules
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.gateway_messages import EngineLoad, Progress, RolloutProgress
 from trainers.protocol.ids import EngineId, GpuId, Incarnation, PipelineId, TrainerId, Version
@@ -22,7 +23,7 @@ from trainers.protocol.ids import EngineId, GpuId, Incarnation, PipelineId, Trai
 P1 = PipelineId("p1")
 ENGINE = EngineId(P1, 0)
 LIFE = Incarnation(1)
-LIMITS = Limits()
+LIMITS = default_limits()
 A = TypeVar("A", bound=do.Action)
 Rule = Callable[[do.Action], ev.Event | None]
 
@@ -249,7 +250,7 @@ def test_f17_a_start_that_is_never_answered_ends_at_its_deadline() -> None:
 @pytest.mark.parametrize("deaf", [do.StartGroup, do.LoadWeights, do.Pause])
 def test_one_attempt_has_one_deadline(deaf: type) -> None:
     """The worst order of things: everything takes as long as it may."""
-    limits = Limits(start=900, load=600, pause=600, attempt=1000)
+    limits = default_limits(start=900, load=600, pause=600, attempt=1000)
     desk = Desk(box(2, pipeline("p1", [0], [0, 1], ranks=1), limits=limits))
     desk.deaf = (do.StartGroup, do.LoadWeights, do.Pause)
     desk.open()
@@ -290,7 +291,7 @@ def test_f18_a_crash_loop_ends_in_retirement_with_growing_pauses() -> None:
 
 
 def test_f20_at_most_two_start_at_a_time() -> None:
-    spec = box(8, pipeline("p1", [0], list(range(8)), ranks=1), limits=LIMITS, rules=Rules(max_starting=2))
+    spec = box(8, pipeline("p1", [0], list(range(8)), ranks=1), limits=LIMITS, rules=default_rules(max_starting=2))
     desk = Desk(spec)
     desk.deaf = (do.StartGroup,)
     desk.open(64)
