@@ -80,7 +80,7 @@ class EngineTable(_Table, frozen=True, forbid_unknown_fields=True):
 
     model: str | ModelRecipe
     gpus: list[int]
-    kind: Literal["embedded", "sglang"] = "embedded"
+    kind: str = "embedded"  # one of `supervisor.config.kinds`; `load` refuses others
     tp: Positive = 1
     ep: Positive = 1  # sglang: expert-parallel size within the tp GPUs
     members: Literal["one", "per-gpu"] = "one"  # sglang: processes of one engine

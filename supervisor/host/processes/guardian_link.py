@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from supervisor.host.processes import bootstrap
+from supervisor.host.processes.guardian import SWEPT_PREFIX
 
-SWEPT_PREFIX: Final = "trainshed-"
 LONGEST: Final = 2000
 """Characters of what is said to the one who waits for a detached run."""
 
