@@ -1,4 +1,5 @@
-"""The resolved picture of a configuration: who may hold which GPU, and whether it fits. PURE; `supervisor.views.check` prints it.
+"""This module draws the picture of a sound configuration: who may hold which GPU, and whether it fits. `supervisor.views.check` prints it,
+and gives it what was looked up.
 
 Numbers are lower bounds from what is known without starting anything. What is not known is None and shown as `unmeasured`,
 never guessed.

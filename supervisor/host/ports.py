@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from supervisor.errors import SetUpError
@@ -68,8 +69,9 @@ class Ports:
         """`run` is what other supervisors call us by; `passed_over` is told once of a port that somebody has, and who."""
         if not 1024 <= first < last <= 65535:
             raise PortsUnusable("two ports from 1024 to 65535 are wanted, the lower one first", key="host.ports", value=[first, last])
-        low, high = ephemeral_range()
-        if first <= high and last >= low and outside(low, high) is not None:
+        ephemeral = ephemeral_range()
+        if ephemeral is not None and first <= ephemeral[1] and last >= ephemeral[0] and outside(*ephemeral) is not None:
+            low, high = ephemeral
             problem = f"overlaps the kernel's ephemeral ports {low}..{high}, from which any connection may take one; stay outside"
             raise PortsUnusable(problem, key="host.ports", value=[first, last])
         self._first, self._last = first, last
@@ -162,7 +164,7 @@ def _mark(name: str) -> socket.socket | None:
 
 
 def can_bind(port: int, address: str = "0.0.0.0") -> bool:
-    """Whether nobody listens on this port of the address (by default: on any IPv4 address). Connections that linger after their end do not count."""
+    """Whether nobody listens on this port at this IPv4 address (by default at any). Connections that linger after their end do not count."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -170,6 +172,21 @@ def can_bind(port: int, address: str = "0.0.0.0") -> bool:
         except OSError:
             return False
     return True
+
+
+def free_ports(low: int, high: int) -> Iterator[int]:
+    """Yields the ports from `low` to `high` that can be bound now and that no supervisor has reserved."""
+    reserved = reserved_ports()
+    return (port for port in range(low, high + 1) if port not in reserved and can_bind(port))
+
+
+def reserved_ports() -> frozenset[int]:
+    """Returns the ports that supervisors on this machine, we included, have marked as theirs; none where the kernel does not say."""
+    try:
+        names = [name.removeprefix(_PORT_MARK) for name in _marks() if name.startswith(_PORT_MARK)]
+    except OSError:
+        return frozenset()
+    return frozenset(int(name) for name in names if name.isdigit())
 
 
 def metrics_listener(port: int) -> socket.socket:
@@ -186,23 +203,23 @@ def metrics_listener(port: int) -> socket.socket:
     return listener
 
 
-def ephemeral_range() -> tuple[int, int]:
-    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
-        low, high = file.read().split()
-    return int(low), int(high)
+def ephemeral_range() -> tuple[int, int] | None:
+    """Returns the first and the last port that the kernel gives to outgoing connections; None where it cannot be read."""
+    try:
+        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()
+        return int(low), int(high)
+    except (OSError, ValueError):
+        return None
 
 
 def outside(low: int, high: int) -> tuple[int, int] | None:
-    """The widest window beside the kernel's. None where it has taken nearly all: then ours lies within it, and a port found taken is passed over."""
+    """Returns the widest window beside the kernel's range of ephemeral ports `low..high`.
+
+    None where that range has nearly all ports: then our window lies within it, and a port found taken is passed over.
+    """
     below, above = (max(1024, low - 10000), low - 1), (high + 1, min(65535, high + 10000))
     first, last = max(below, above, key=lambda window: window[1] - window[0])
     return (first, last) if last - first >= 1000 else None
-
-
-def marked() -> frozenset[int]:
-    """Ports that supervisors on this machine have reserved, this one included. Raises OSError where the kernel does not say it."""
-    names = (name.removeprefix(_PORT_MARK) for name in _marks() if name.startswith(_PORT_MARK))
-    return frozenset(int(name) for name in names if name.isdigit())
 
 
 def holder(port: int) -> str:

@@ -7,14 +7,14 @@ from supervisor.config.schema.findings import Finding
 from supervisor.config.schema.rules import Draft
 from supervisor.config.schema.tables import HostTable
 from supervisor.host.ports import WINDOW as TRAINER
-from supervisor.host.ports import can_bind, ephemeral_range, marked, outside
+from supervisor.host.ports import can_bind, ephemeral_range, free_ports, outside
 
 
 def findings(host: HostTable, draft: Draft) -> Iterator[Finding]:
     low, high = host.ports
     if not 1024 <= low < high <= 65535:
         return  # a rule has said so
-    ephemeral = ephemeral_ports()
+    ephemeral = ephemeral_range()
     if ephemeral is not None and low <= ephemeral[1] and ephemeral[0] <= high and (beside := outside(*ephemeral)) is not None:
         problem = f"overlaps the ports that the kernel gives to outgoing connections ({ephemeral[0]} to {ephemeral[1]})"
         remedy = f"Choose a window outside, for example {list(beside)}, or change net.ipv4.ip_local_port_range."
@@ -59,20 +59,3 @@ def unplaced(wanted: Iterable[int], free: Iterable[int]) -> list[int]:
         else:
             runs[place] = (runs[place][0] + size, runs[place][1] - size)
     return missing
-
-
-def free_ports(low: int, high: int) -> Iterator[int]:
-    """Ports that can be bound now, on any address, and that no other supervisor of this machine has reserved."""
-    try:
-        reserved = marked()
-    except OSError:
-        reserved = frozenset()
-    return (port for port in range(low, high + 1) if port not in reserved and can_bind(port))
-
-
-def ephemeral_ports() -> tuple[int, int] | None:
-    """The kernel's window for outgoing connections, None where it cannot be read."""
-    try:
-        return ephemeral_range()
-    except (OSError, ValueError):
-        return None

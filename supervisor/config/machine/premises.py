@@ -191,6 +191,7 @@ def _trainer(trainer: TrainerTable, path: str, cwd: Path) -> Iterator[Finding]:
         search = programs.search_path(trainer.env, os.environ)
         yield from programs.findings(trainer.command[0], f"{path}.command", cwd, search, "Give the path of a program.")
         yield from programs.script_findings(trainer.command, f"{path}.command", cwd)
+        yield from programs.old_client_findings(trainer.command, f"{path}.command", cwd, trainer.env)
     if trainer.entry is not None:
         function = yield from _code(trainer.entry, f"{path}.entry", cwd, trainer.env)
         if function is not None and (wanted := entry_points.needs(function)):

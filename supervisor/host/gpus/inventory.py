@@ -1,4 +1,4 @@
-"""The GPUs that an operator asks for, behind one interface."""
+"""Opens the GPUs that `[host]` asks for."""
 
 from supervisor.host.gpus.meter import GpuMeter, GpusUnusable
 from supervisor.host.gpus.nvml import NvmlGpus, Wanted

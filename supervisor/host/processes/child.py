@@ -19,6 +19,7 @@ import anyio
 
 from supervisor.host.processes import bootstrap
 from supervisor.host.processes.proc import Identity, read_stat
+from trainers.protocol.child_env import TAG
 
 BOOT_LINE: Final = (sys.executable, "-I", "-S", "-E", bootstrap.__file__)
 NICE_ERRORS: Final = {2: "no such file", 13: "not permitted", 7: "arguments and environment too long", 8: "not a program"}
@@ -136,7 +137,7 @@ def start_plain(command: Command) -> PlainChild:
         stat = read_stat(process.pid)
         assert stat is not None, "a child of ours stays until we collect it"
         ours.setblocking(False)
-        return PlainChild(process, stat.identity, command.env.get("TRAINSHED_TAG", ""), os.pidfd_open(process.pid), ours)
+        return PlainChild(process, stat.identity, command.env.get(TAG, ""), os.pidfd_open(process.pid), ours)
     except OSError as error:
         ours.close()
         raise SpawnFailed(f"cannot start {command}: {describe(error)}") from error

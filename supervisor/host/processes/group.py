@@ -19,6 +19,7 @@ from supervisor.host.processes.child import Child, Command, SpawnFailed, Status,
 from supervisor.host.processes.pidfd import kill_all, send
 from supervisor.host.processes.pool import Prewarm
 from supervisor.host.processes.proc import Identity, Lineage, command_of, lineage, read_stat, table, tag_of
+from trainers.protocol.child_env import TAG
 
 __all__ = ["Command", "Group", "Member", "MemberExit", "Processes", "SpawnFailed", "Status", "census"]
 
@@ -223,7 +224,7 @@ class Processes:
         Raises SpawnFailed (then nothing of it is left). Once begun it is not interrupted by cancellation: the group is then
         known here and ends with this object at the latest.
         """
-        assert all(command.env.get("TRAINSHED_TAG") == tag for command in commands), "the tag is how lost descendants are found"
+        assert all(command.env.get(TAG) == tag for command in commands), "the tag is how lost descendants are found"
         children: list[Child] = []
         try:
             with anyio.fail_after(deadline_s, shield=True):

@@ -4,7 +4,7 @@ Standard library only, one thread, executed as `python -I -S -E supervisor/host/
 It is a subreaper, so that every descendant of the supervisor becomes its child at the latest when the supervisor ends; it then
 kills them all, removes what the supervisor had registered, and exits with the supervisor's code.
 
-The supervisor writes lines to the descriptor in `TRAINSHED_GUARDIAN_FD` (see `guarded.py`): `sweep <path>` registers a path for
+The supervisor writes lines to the descriptor in `TRAINSHED_GUARDIAN_FD` (see `guardian_link.py`): `sweep <path>` registers a path for
 removal, `keep <path>` takes it back, `ready <code> <text>` lets the command of `run --detach` print the text and return with the code.
 """
 
@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
+GUARDIAN, GUARDIAN_FD = "TRAINSHED_GUARDIAN", "TRAINSHED_GUARDIAN_FD"
+"""Variables of the supervisor's environment: the guardian's pid, and the descriptor that leads to it. (`guardian_link.py` takes them out.)"""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 KILL_SECONDS = 10.0
 """How long processes may take to die (a process inside a driver call can outlast SIGKILL); normally they need milliseconds."""
@@ -154,7 +156,7 @@ def end_all(seconds: float) -> list[int]:
 def start(arguments: list[str], report: int) -> subprocess.Popen[bytes]:
     checkout = Path(__file__).resolve().parents[3]
     path = os.pathsep.join(part for part in (str(checkout), os.environ.get("PYTHONPATH", "")) if part)
-    environment = {**os.environ, "PYTHONPATH": path, "TRAINSHED_GUARDIAN": str(os.getpid()), "TRAINSHED_GUARDIAN_FD": str(report)}
+    environment = {**os.environ, "PYTHONPATH": path, GUARDIAN: str(os.getpid()), GUARDIAN_FD: str(report)}
     command = [sys.executable, "-P", "-m", os.environ.get("TRAINSHED_GUARDED_MODULE", "supervisor"), *arguments]
     return subprocess.Popen(command, env=environment, pass_fds=(report,), start_new_session=True)
 

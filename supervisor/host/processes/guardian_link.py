@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from supervisor.host.processes import bootstrap
-from supervisor.host.processes.guardian import SWEPT_PREFIX
+from supervisor.host.processes.guardian import GUARDIAN, GUARDIAN_FD, SWEPT_PREFIX
 
 LONGEST: Final = 2000
 """Characters of what is said to the one who waits for a detached run."""
@@ -54,7 +54,7 @@ def enter() -> Guard:
     Raises SystemExit when the guardian is gone already: nobody would clean up after us.
     """
     bootstrap.become_subreaper()
-    guardian, descriptor = os.environ.pop("TRAINSHED_GUARDIAN", None), os.environ.pop("TRAINSHED_GUARDIAN_FD", None)
+    guardian, descriptor = os.environ.pop(GUARDIAN, None), os.environ.pop(GUARDIAN_FD, None)
     if guardian is None or descriptor is None:
         return Guard(None)
     if not bootstrap.die_with_parent(signal.SIGTERM, int(guardian)):

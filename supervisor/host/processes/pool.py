@@ -36,6 +36,7 @@ from supervisor.host.processes.child import (
     wait_exit,
 )
 from supervisor.host.processes.proc import Identity, read_stat
+from trainers.protocol.child_env import TAG
 
 PRELOAD: Final = (
     "torch",
@@ -98,7 +99,7 @@ class Prewarm:
     """One pool. `env` is the environment that its imports see; `directory` is ours alone (the socket is born there, and unlinked)."""
 
     def __init__(self, *, env: Mapping[str, str], tag: str, directory: Path, log: Path, modules: Sequence[str] = PRELOAD) -> None:
-        self._command = Command(argv=(), env={**env, "OMP_NUM_THREADS": "1", "TRAINSHED_TAG": tag}, cwd=directory, log=log)
+        self._command = Command(argv=(), env={**env, "OMP_NUM_THREADS": "1", TAG: tag}, cwd=directory, log=log)
         self._directory = directory
         self._modules = tuple(modules)
         self._server: _Server | None = None
@@ -109,7 +110,7 @@ class Prewarm:
     @property
     def tag(self) -> str:
         """The tag that the environment of its children shows to others."""
-        return self._command.env["TRAINSHED_TAG"]
+        return self._command.env[TAG]
 
     def pids(self) -> set[int]:
         return {self._server.child.identity.pid} if self._server is not None else set()

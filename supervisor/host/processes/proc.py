@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-TAG = "TRAINSHED_TAG"
+from trainers.protocol.child_env import TAG
 
 
 class Identity(NamedTuple):
