@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from engines.lifecycle.health import Health, Kind, Look, Mode, Probe, Rates, Word
+from engines.lifecycle.health import Diagnosis, Health, Kind, Look, Mode, Probe, Rates
 from trainers.protocol.ids import EngineId, Incarnation, PipelineId
 
 ENGINES, TICK, LIFE = 8, 0.5, Incarnation(1)
@@ -41,7 +41,7 @@ class Ours(Health):
 
     def condemns(self, probe: Probe, problem: str, look: Look, now: float) -> bool:
         outcome = self.ended(probe, problem, look, now)
-        return outcome is not None and outcome.word is Word.CONDEMNED
+        return outcome is not None and outcome.diagnosis is Diagnosis.CONDEMNED
 
 
 @dataclass
