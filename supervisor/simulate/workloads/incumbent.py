@@ -1,4 +1,4 @@
-"""This policy follows the incumbent's rules, to compare with: ROLL's RLix, our own implementation from a description of its behaviour.
+"""This policy follows the incumbent's rules, to compare with: our own implementation, from a description of its behaviour.
 
 One cycle decides for everybody: releases, then trainings in order of arrival, then engines by gap ratio; all pauses, then all wakes,
 then everybody who waited is told. A cycle runs when a pipeline has reported something, and once a second when shares have drifted. Its driver
