@@ -5,7 +5,7 @@ from collections.abc import Callable
 from supervisor.errors import UsageError
 from supervisor.observe.control_socket import ActRequest, Done
 from supervisor.scheduler import Scheduler
-from supervisor.scheduler.events import Event, OperatorAsked
+from supervisor.scheduler.events import Event, OperatorAsked, Part
 from trainers.protocol.ids import EngineId, GatewayId, TrainerId
 
 
@@ -13,7 +13,7 @@ def act(scheduler: Scheduler, feed: Callable[[Event], None], request: ActRequest
     """One line for each group that it concerns. Raises UsageError: nothing of that name, or not for such a verb."""
     target = request.target
     rank = target.rank if isinstance(target, EngineId) else None
-    part = "gateway" if isinstance(target, GatewayId) else "trainer" if isinstance(target, TrainerId) else ""
+    part: Part = "gateway" if isinstance(target, GatewayId) else "trainer" if isinstance(target, TrainerId) else ""
     asked = OperatorAsked(verb=request.verb, pipeline=target.pipeline, rank=rank, part=part)
     if (why := scheduler.refusal(asked)) != "":
         raise UsageError(f"{why}.")
