@@ -1,4 +1,4 @@
-"""What the order of dispatch is worth, and what it costs: `PYTHONPATH=. .venv/bin/python bench/longest_first.py [--seeds 5]`.
+"""What the order of dispatch is worth, and what it costs: `bin/bench longest_first [--seeds 5]`.
 
 The gateway's own dispatch core in virtual time: every engine makes one token a second for each sample that runs there. A rollout is
 64 prompts of 8 samples each on 4 engines of 16 slots; lengths are log-normal between prompts (0.7) and within a group (0.4). Printed is

@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from trainers.protocol.child_env import TAG
+
 LONGEST: Final = 15
 """Bytes that the kernel keeps."""
 
@@ -18,8 +20,9 @@ def short_name(environ: Mapping[str, str]) -> str:
 
     Of a name that is too long the pipeline's part is cut: the kind of the process and its number must be seen.
     """
-    _, _, tagged = environ.get("TRAINSHED_TAG", "").partition(":")
-    pipeline, slash, rest = tagged.rpartition(":")[0].partition("/")
+    _, _, tagged = environ.get(TAG, "").partition(":")
+    group = tagged.rpartition(":")[0]
+    pipeline, slash, rest = group.partition("/")
     if not slash:
         return ""
     end = f"/{rest}"[:LONGEST]

@@ -25,6 +25,7 @@ from engines.embedded.snapshot import BadSnapshot
 from engines.embedded.text import Text
 from engines.embedded.wire import Limits
 from trainers.process_title import name_this_process
+from trainers.protocol.child_env import API_KEY
 
 OPEN = ("/health", "/health_generate", "/ready")
 
@@ -107,7 +108,7 @@ def _engine(arguments: argparse.Namespace, device: Device, core: Core, text: Tex
         "pid": os.getpid(),
         "engine": "trainshed-embedded",
     }
-    key = os.environ.get("TRAINSHED_API_KEY") or None
+    key = os.environ.get(API_KEY) or None
     return Engine(limits, text, gate, desk, compute, str(arguments.model), shown, key=key)
 
 

@@ -25,6 +25,7 @@ from engines.gateway.routes.text import Text
 from engines.gateway.shell import Exchange
 from engines.gateway.upstream.engine_client import EngineClient
 from trainers.process_title import name_this_process
+from trainers.protocol.child_env import FD
 from trainers.protocol.framing import FrameError
 
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = _log(arguments.pipeline)
     try:
         text = Text(arguments.model)
-        control = socket.socket(fileno=int(os.environ["TRAINSHED_FD"]))
+        control = socket.socket(fileno=int(os.environ[FD]))
         listener = socket.socket(fileno=arguments.listen_fd)
     except Exception as error:  # tokenizers raises a bare Exception for a bad file
         log.error("cannot start", error=f"{type(error).__name__}: {error}", model=str(arguments.model))

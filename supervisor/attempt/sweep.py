@@ -1,6 +1,6 @@
 """After a double kill (guardian and supervisor at once) the next start removes what is left, by the journals of earlier runs.
 
-Nobody is killed but on a full match: same boot, same pid, same start time, and the tag in its environment.
+A process is killed only on a full match: same boot, same pid, same start time, and the tag in its environment.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ OURS: Final = "trainshed-"
 
 @dataclass
 class Swept:
-    """What a sweep did. `running` are journals whose supervisor lives: left alone."""
+    """What a sweep did. `running` are journals whose supervisor lives; they are left alone."""
 
     killed: list[int] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -48,7 +48,7 @@ def sweep(runs: Path) -> Swept:
 
 
 def survivors(journal: Path) -> list[int]:
-    """Pids of what a dead supervisor has left alive: a guardian that was killed with it could not end them."""
+    """Return the pids that a dead supervisor has left alive, because a guardian that was killed with it could not end them."""
     try:
         members, born = _left(list(read(journal)))
     except OSError:
@@ -94,7 +94,7 @@ def _is_left(stat: Stat, members: dict[Identity, str], born: dict[str, int]) -> 
 
 
 def _kill(identity: Identity) -> bool:
-    """Kill and wait for the end (a second at most). The pidfd is opened first, so that the identity checked is the one killed."""
+    """Kill a process and wait for its end (a second at most). The pidfd is opened first, so that the identity checked is the one killed."""
     try:
         pidfd = os.pidfd_open(identity.pid)
     except ProcessLookupError:
@@ -127,7 +127,7 @@ def _remove_left(lines: list[Line], swept: Swept) -> None:
 
 
 def may_remove(path: Path) -> bool:
-    """An absolute path without detours, unmistakably ours: name, owner, a folder and no link."""
+    """Return whether a path is unmistakably ours: absolute, without detours, our name, our user, a folder and no link."""
     try:
         stat = path.lstat()
     except OSError:

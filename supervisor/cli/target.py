@@ -1,4 +1,4 @@
-"""The one place where an operator's `p1/engine/0` becomes ids."""
+"""This is the one place where an operator's `p1/engine/0` becomes ids."""
 
 import re
 from typing import Final
@@ -11,7 +11,7 @@ _FORM: Final = re.compile(r"^([a-z][a-z0-9_-]{0,31})(?:/(engine|trainer|gateway)
 
 
 def parse(text: str) -> Target:
-    """`p1`, `p1/engine/0`, `p1/trainer` or `p1/gateway`. Raises UsageError."""
+    """Parse `p1`, `p1/engine/0`, `p1/trainer` or `p1/gateway`. Raises UsageError."""
     match = _FORM.match(text)
     if match is not None:
         pipeline, kind, rank = PipelineId(match[1]), match[2], match[3]

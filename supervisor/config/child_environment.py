@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Final, Literal, NamedTuple
 
+from trainers.protocol.child_env import PREFIX
+
 Child = Literal["engine", "trainer", "gateway"]
 
 _ALL: Final = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -26,7 +28,7 @@ DEFAULTS: Final[Mapping[Child, tuple[str, ...]]] = {
 }
 """Patterns of names (fnmatch, case-sensitive) that each kind of child gets without being asked for."""
 NEVER: Final = (
-    "TRAINSHED_*",
+    f"{PREFIX}*",
     "CUDA_VISIBLE_DEVICES",
     "PYTHONPATH",
     "RANK",

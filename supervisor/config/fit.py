@@ -12,7 +12,7 @@ from typing import Literal
 from supervisor.config.child_environment import choose
 from supervisor.config.machine.model_files import ModelSize
 from supervisor.config.schema.findings import GpuFact
-from supervisor.config.schema.tables import Config, Pipeline
+from supervisor.config.schema.tables import Config, PipelineTable
 from supervisor.scheduler.spec import ROLE_PRIORITY, Priority
 from trainers.protocol.ids import EngineId, GpuId, PipelineId
 
@@ -115,7 +115,7 @@ def picture(config: Config, machine: Machine, sizes: Mapping[str, ModelSize | No
     return Picture(parts, gpus, tuple(_rooms(config, machine, sizes)), config.host.ports, variables, notes)
 
 
-def _parts(pipeline: Pipeline) -> Iterator[Part]:
+def _parts(pipeline: PipelineTable) -> Iterator[Part]:
     engine, trainer = pipeline.engine, pipeline.trainer
     ours = engine.kind == "embedded"
     program = "engines.embedded" if ours else f"{engine.python} -m sglang.launch_server"
@@ -139,7 +139,7 @@ def _gpu(gpu: GpuFact, config: Config, sizes: Mapping[str, ModelSize | None]) ->
     return GpuPlan(gpu, claims, needs, verdict(needs, gpu.total_bytes) if claims else "fits")
 
 
-def _claims(pipeline: Pipeline, gpu: GpuId, size: ModelSize | None) -> Iterator[Claim]:
+def _claims(pipeline: PipelineTable, gpu: GpuId, size: ModelSize | None) -> Iterator[Claim]:
     """Who of this pipeline may hold the GPU, highest priority first."""
     name = PipelineId(pipeline.name)
     trainer, engine = pipeline.trainer, pipeline.engine
@@ -153,7 +153,7 @@ def _claims(pipeline: Pipeline, gpu: GpuId, size: ModelSize | None) -> Iterator[
         yield Claim(name, str(EngineId(name, rank)), "rollout", Priority.ROLLOUT, _engine_needs(pipeline, size))
 
 
-def _engine_needs(pipeline: Pipeline, size: ModelSize | None) -> int | None:
+def _engine_needs(pipeline: PipelineTable, size: ModelSize | None) -> int | None:
     engine = pipeline.engine
     if size is None:
         return None
@@ -162,7 +162,7 @@ def _engine_needs(pipeline: Pipeline, size: ModelSize | None) -> int | None:
     return (size.weights + _pool(pipeline, size)) // engine.tp
 
 
-def _pool(pipeline: Pipeline, size: ModelSize) -> int:
+def _pool(pipeline: PipelineTable, size: ModelSize) -> int:
     """Bytes of an SGLang engine's KV pool, over all its GPUs; 0 where they are not known."""
     engine = pipeline.engine
     return (engine.kv_tokens or (engine.context or 0) * engine.slots) * (size.kv_token or 0) // 2  # as 16 bits, SGLang's default
@@ -224,5 +224,5 @@ def _notes(config: Config, machine: Machine) -> Iterator[str]:
             yield f"{pipeline.name}: PYTHONPATH of this shell ({outer}) is not passed on; {said}."
 
 
-def _wanted(pipeline: Pipeline) -> Sequence[int]:
+def _wanted(pipeline: PipelineTable) -> Sequence[int]:
     return [*pipeline.engine.gpus, *pipeline.trainer.gpus, *(gpu for gpus in pipeline.trainer.roles.values() for gpu in gpus)]

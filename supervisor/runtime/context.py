@@ -10,7 +10,7 @@ import structlog
 from supervisor.attempt.checkpoints import Checkpoints
 from supervisor.attempt.directory import RunDirectory
 from supervisor.attempt.journal import Journal
-from supervisor.config.schema.tables import Config, Pipeline
+from supervisor.config.schema.tables import Config, PipelineTable
 from supervisor.host.gpus.meter import Gpu, GpuMeter
 from supervisor.host.ports import Ports
 from supervisor.host.processes.group import Group, Processes
@@ -54,7 +54,7 @@ class Site:
     published: dict[PipelineId, int] = field(default_factory=dict)
     urls: dict[PipelineId, str] = field(default_factory=dict)
 
-    def pipeline(self, id: PipelineId) -> Pipeline:
+    def pipeline(self, id: PipelineId) -> PipelineTable:
         return next(pipeline for pipeline in self.config.pipeline if pipeline.name == id)
 
     def gpus(self, ids: tuple[GpuId, ...] | list[int]) -> list[Gpu]:

@@ -8,10 +8,8 @@ import anyio
 
 from engines.gateway.core.attempts import PATIENCE
 from supervisor.config.child_environment import choose
-from supervisor.config.schema.tables import Gateway as GatewayTable
-from supervisor.config.schema.tables import Health as HealthTable
-from supervisor.host.channel import Channel
-from supervisor.host.channel import PeerFailed as ChannelFailed
+from supervisor.config.schema.tables import GatewayTable, HealthTable
+from supervisor.host.channel import Channel, ChannelFailure
 from supervisor.host.processes.group import Command, Group
 from supervisor.runtime.context import Site
 from supervisor.runtime.endpoints import Fronts
@@ -166,7 +164,7 @@ class Gateways:
             case Progress():
                 self._site.feed(GatewaySaid(pipeline=id, incarnation=incarnation, progress=report))
 
-    def _failed(self, id: PipelineId, incarnation: Incarnation, failure: ChannelFailed) -> None:
+    def _failed(self, id: PipelineId, incarnation: Incarnation, failure: ChannelFailure) -> None:
         living = self._site.living.get(GatewayId(id))
         told = PeerFailed(group=GatewayId(id), incarnation=incarnation, reason=str(failure))
         if living is None:

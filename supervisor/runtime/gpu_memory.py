@@ -11,7 +11,7 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
-from supervisor.host.foreign import outside
+from supervisor.host.foreign import is_foreign
 from supervisor.host.gpus.emptiness import MIB, Usage, Verdict, judge
 from supervisor.host.gpus.meter import MeasureFailed
 from supervisor.host.processes.group import census
@@ -90,7 +90,7 @@ class Memory:
         processes = await to_thread.run_sync(table)
 
         def theirs(gpu: GpuId) -> int:
-            return sum(bytes_ for pid, bytes_ in usage.by_pid[gpu].items() if pid not in ours and outside(pid, processes))
+            return sum(bytes_ for pid, bytes_ in usage.by_pid[gpu].items() if pid not in ours and is_foreign(pid, processes))
 
         return tuple(v.gpu for v in held if not v.offenders and v.used - theirs(v.gpu) <= v.allowed)
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import anyio
 from anyio import to_thread
 
-from supervisor.host.foreign import none_of
+from supervisor.host.foreign import all_foreign_to
 from supervisor.host.ports import holder, listeners
-from supervisor.host.processes.crash_report import CrashClass, exit_class
-from supervisor.host.processes.group import Command, Group, Member, census
+from supervisor.host.processes.group import Command, Group, Member, Status, census
 from supervisor.host.processes.proc import table
+from supervisor.observe.crash_report import CrashClass, exit_class
 from supervisor.runtime.context import Living, Site
 from supervisor.scheduler.actions import StopGroup
 from supervisor.scheduler.events import GroupGone, MemberExited
+from supervisor.scheduler.scheduler import UNKNOWN_CODE
 from trainers.protocol.ids import EngineId, GroupId, Incarnation
 
 PORT_POLL_S = 0.02
@@ -60,12 +61,13 @@ class Life:
 
     async def _watch(self, group: GroupId, incarnation: Incarnation, member: Member, before: int) -> None:
         exit_ = await member.ended()
-        code = exit_.status.code if exit_.status.code is not None else -exit_.status.signal if exit_.status.signal is not None else -255
+        status = exit_.status
+        code = status.returncode if status.returncode is not None else UNKNOWN_CODE
         living = self._site.living.get(group)
-        note = "" if code == 0 or (living is not None and living.stopping) else self._crash_note(group, incarnation, member, code, before)
+        note = "" if code == 0 or (living is not None and living.stopping) else self._crash_note(group, incarnation, member, status, before)
         self._site.feed(MemberExited(group=group, incarnation=incarnation, member=member.index, code=code, note=note))
 
-    def _crash_note(self, group: GroupId, incarnation: Incarnation, member: Member, code: int, before: int) -> str:
+    def _crash_note(self, group: GroupId, incarnation: Incarnation, member: Member, status: Status, before: int) -> str:
         """The crash record goes to the log, its class and last line into the event. `before` bytes of its log are of earlier lives."""
         try:
             with open(member.command.log, "rb") as file:
@@ -74,10 +76,15 @@ class Life:
                 tail = file.read()
         except OSError:
             tail = b""
-        record = exit_class(tail, code if code >= 0 else None, -code if code < 0 else None)
+        record = exit_class(tail, status)
         log = self._site.group_log(group, incarnation)
         log.error(
-            "member ended", member=member.index, pid=member.pid, code=code, crash=record.crash.value, last_lines=list(record.last_lines)
+            "member ended",
+            member=member.index,
+            pid=member.pid,
+            code=status.returncode,
+            crash=record.crash.value,
+            last_lines=list(record.last_lines),
         )
         last = record.last_lines[-1] if record.last_lines and record.crash is not CrashClass.KILLED else ""
         return f"{record.crash.value}{': ' + last if last else ''}"
@@ -110,7 +117,7 @@ class Life:
 
         def look() -> int | None:
             processes = table()
-            return next((port for port in ports if not none_of(of, listeners(port), processes, pids)), None)
+            return next((port for port in ports if not all_foreign_to(of, listeners(port), processes, pids)), None)
 
         return await to_thread.run_sync(look)
 
@@ -127,7 +134,7 @@ class Life:
         exit_ = await living.group.exited()
         if exit_.index is None and not living.stopping:
             note = f"pid {exit_.pid}"
-            self._site.feed(MemberExited(group=group, incarnation=incarnation, member=-1, code=-255, note=note))
+            self._site.feed(MemberExited(group=group, incarnation=incarnation, member=-1, code=UNKNOWN_CODE, note=note))
 
     async def end(self, action: StopGroup) -> GroupGone:
         """Every pid of that incarnation, or the word that one could not be ended."""

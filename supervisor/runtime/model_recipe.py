@@ -4,8 +4,8 @@ import msgspec
 
 from supervisor.config.child_environment import choose
 from supervisor.config.schema.tables import ModelRecipe
-from supervisor.host.processes.crash_report import exit_class
 from supervisor.host.processes.group import Command
+from supervisor.observe.crash_report import exit_class
 from supervisor.runtime.context import Site
 from supervisor.runtime.group_lifecycle import TAIL
 from supervisor.scheduler.actions import PrepareModel
@@ -51,5 +51,5 @@ async def _make(site: Site, id: PipelineId, recipe: ModelRecipe) -> str | None:
             site.journal.gone(tag)
     if exit_.status.code == 0:
         return None
-    crash = exit_class(log.read_bytes()[-TAIL:] if log.is_file() else b"", exit_.status.code, exit_.status.signal)
+    crash = exit_class(log.read_bytes()[-TAIL:] if log.is_file() else b"", exit_.status)
     return f"{recipe.make} ended with {exit_.status}: {crash.crash.value}" + (f": {crash.last_lines[-1]}" if crash.last_lines else "")

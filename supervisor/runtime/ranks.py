@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from anyio import to_thread
 
+from supervisor.attempt.checkpoints import Remembered
 from supervisor.config.child_environment import choose
-from supervisor.host.channel import Channel
-from supervisor.host.channel import PeerFailed as ChannelFailed
+from supervisor.host.channel import Channel, ChannelFailure
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.group import Command, Group
 from supervisor.runtime.context import Site
@@ -40,6 +41,7 @@ class Ranks:
         """Spawn all ranks. Raises SpawnFailed, NoPortFree."""
         pipeline, incarnation = action.pipeline, action.incarnation
         trainer = self._site.pipeline(pipeline).trainer
+        resume = await to_thread.run_sync(self._site.checkpoints[pipeline].usable)
         window = self._site.ports.reserve(TrainerId(pipeline))
         commands: list[Command] = []
         theirs: list[socket.socket] = []
@@ -48,7 +50,7 @@ class Ranks:
             for rank in range(len(trainer.gpus)):
                 ours, their = socket.socketpair()
                 theirs.append(their)
-                ranks.append(self._rank(action, rank, ours))
+                ranks.append(self._rank(action, resume, rank, ours))
                 commands.append(self._command(action, rank, their.fileno(), window.first))
             self._ranks[pipeline] = ranks
             for rank, record in enumerate(ranks):
@@ -59,9 +61,9 @@ class Ranks:
                 their.close()
         if group is None:
             return ActionFailed(id=action.id, reason="stopped while it was started")
-        return TrainerStarted(id=action.id, pids=tuple(member.pid for member in group.members))
+        return TrainerStarted(id=action.id, pids=tuple(member.pid for member in group.members), steps_done=resume.steps_done)
 
-    def _rank(self, action: StartTrainer, rank: int, ours: socket.socket) -> _Rank:
+    def _rank(self, action: StartTrainer, resume: Remembered, rank: int, ours: socket.socket) -> _Rank:
         pipeline, incarnation = action.pipeline, action.incarnation
         feed = self._site.feed
 
@@ -70,16 +72,16 @@ class Ranks:
                 record.channel.send(record.welcome)
             feed(TrainerSaid(pipeline=pipeline, incarnation=incarnation, rank=rank, message=message))
 
-        def failed(failure: ChannelFailed) -> None:
+        def failed(failure: ChannelFailure) -> None:
             living = self._site.living.get(TrainerId(pipeline))
             if failure.kind.name == "CLOSED" or (living is not None and living.stopping):
                 return  # its exit, watched by pidfd, says more
             feed(PeerFailed(group=TrainerId(pipeline), incarnation=incarnation, reason=f"rank {rank}: {failure}"))
 
-        record = _Rank(Channel(ours, TrainerMessage, heard, failed), self._welcome(action, rank))
+        record = _Rank(Channel(ours, TrainerMessage, heard, failed), self._welcome(action, resume, rank))
         return record
 
-    def _welcome(self, action: StartTrainer, rank: int) -> Welcome:
+    def _welcome(self, action: StartTrainer, resume: Remembered, rank: int) -> Welcome:
         site, id = self._site, action.pipeline
         pipeline = site.pipeline(id)
         return Welcome(
@@ -88,14 +90,14 @@ class Ranks:
             world_size=len(pipeline.trainer.gpus),
             seed=pipeline.seed,
             steps=pipeline.trainer.steps,
-            steps_done=action.steps_done,
+            steps_done=resume.steps_done,
             model=str(site.model(id)),
             url=site.urls[id],
             weights=str(site.weights(id)),
             directory=str(site.directory.checkpoints(id)),
             gpus=visible(site.gpus([pipeline.trainer.gpus[rank]])).devices,
             roles=("init", "train", *(role for role, gpus in pipeline.trainer.roles.items() if pipeline.trainer.gpus[rank] in gpus)),
-            checkpoint_path=site.checkpoints[id].known.newest,
+            checkpoint_path=resume.newest,
             version=site.published.get(id, 0) if action.restore else 0,
             options={name: msgspec.Raw(msgspec.json.encode(value)) for name, value in pipeline.trainer.options.items()},
         )

@@ -14,7 +14,7 @@ def refusal(error: Exception, directory: RunDirectory) -> SupervisorError | None
         if isinstance(leaf, SetUpError | UsageError):
             return leaf
         if isinstance(leaf, OSError | SpawnFailed) and not directory.begun:
-            why = disk.told(leaf, directory.path) if isinstance(leaf, OSError) else ""
+            why = disk.reason(leaf, directory.path) if isinstance(leaf, OSError) else ""
             return SetUpError(f"the run cannot begin: {why or leaf}.")
     return None
 

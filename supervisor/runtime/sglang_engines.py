@@ -15,7 +15,7 @@ from engines.sglang import command as sglang
 from engines.sglang.versions import Profile, UnknownVersion, profile
 from supervisor.config.child_environment import choose
 from supervisor.config.machine.sglang_interpreter import NoSglang, sglang_version
-from supervisor.config.schema.tables import Engine
+from supervisor.config.schema.tables import EngineTable
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.child import Command, SpawnFailed
 from supervisor.host.processes.guardian import LEFT_OVER, TRACES
@@ -115,7 +115,7 @@ class Sglang:
         log = site.directory.log_of(engine, member.index or None)
         return Command(argv=sglang.arguments(described), env=env, cwd=site.directory.path, log=log, niceness=described.niceness)
 
-    def _described(self, engine: EngineId, incarnation: Incarnation, spec: Engine, shape: list[str]) -> sglang.Spec:
+    def _described(self, engine: EngineId, incarnation: Incarnation, spec: EngineTable, shape: list[str]) -> sglang.Spec:
         assert spec.python is not None, "a rule refuses it"
         assert spec.context is not None, "load fills it in"
         place = self._places[engine]

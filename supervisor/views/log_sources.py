@@ -1,4 +1,4 @@
-"""The parts of a run that have logs, under the names that an operator writes: `p1`, `p1/engine/0`, `p1/trainer`, `p1/model`, `supervisor`, `prewarm`."""
+"""The log sources of a run have the names that an operator writes: `p1`, `p1/engine/0`, `p1/trainer`, `p1/model`, `supervisor`, `prewarm`."""
 
 import os
 import re
@@ -23,7 +23,7 @@ _TARGET: Final = re.compile(rf"^{_NAME}(?:/(?:(?P<whole>model|gateway)|(?P<kind>
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Whose lines a log file has. `kind` alone names what belongs to no pipeline."""
+    """A source is the child, or the part of ours, that writes a log file. `kind` alone names what belongs to no pipeline."""
 
     kind: str
     pipeline: str | None = None
@@ -35,23 +35,23 @@ class Source:
 
     @property
     def timed(self) -> bool:
-        """Whether its lines are records of ours that say when they were written."""
+        """Return whether its lines are records of ours that say when they were written."""
         return self.kind in (SUPERVISOR, "gateway")
 
     @property
     def order(self) -> tuple[object, ...]:
-        """p2 before p10, and so are engines."""
+        """Return a sort key: p2 comes before p10, and so do engines."""
         kind = _KINDS.index(self.kind) if self.kind in _KINDS else -1
         return (natural(self.pipeline or ""), kind, self.rank or 0, self.member or 0)
 
 
 def natural(name: str) -> tuple[tuple[int, str | int], ...]:
-    """A sort key by which numbers within a name are numbers."""
+    """Return a sort key by which numbers within a name are numbers."""
     return tuple((1, int(part)) if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name) if part)
 
 
 def source_of(file: str) -> Source | None:
-    """Of a file in `logs/`; None when it is none of ours."""
+    """Return the source of a file in `logs/`; None when it is none of ours."""
     if file == f"{PREWARM}.log":
         return Source(PREWARM)
     match = _FILE.match(file)
@@ -63,7 +63,7 @@ def source_of(file: str) -> Source | None:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to show. All None is everything; `own` is `supervisor` or `prewarm`."""
+    """A selection says what to show. All None is everything; `own` is `supervisor` or `prewarm`."""
 
     own: str | None = None
     pipeline: str | None = None
@@ -71,7 +71,7 @@ class Selection:
     rank: int | None = None
 
     def takes(self, source: Source) -> bool:
-        """Whether this child's file is wanted."""
+        """Return whether this child's file is wanted."""
         if self.own is not None:
             return source.kind == self.own
         return (
@@ -81,7 +81,7 @@ class Selection:
         )
 
     def takes_record(self, record: Mapping[str, Any]) -> bool:
-        """Of the supervisor's records those about what was chosen; what is said of a whole pipeline is said of each of its parts."""
+        """Return whether a record of the supervisor is wanted. What is logged of a pipeline counts for each of its parts."""
         if self.own is not None:
             return self.own == SUPERVISOR
         if self.pipeline is None:
@@ -117,7 +117,7 @@ def _several(name: str, count: int) -> str:
 
 
 def parts_of(attempt: Path) -> dict[str, Part]:
-    """Each pipeline of a run, in natural order: as it was configured, and what has left a log there."""
+    """Return each pipeline of a run, in natural order: as it was configured, and by the logs that are there."""
     found: dict[str, Part] = {}
     try:
         config = msgspec.json.decode((attempt / "config.resolved.json").read_bytes())
@@ -141,7 +141,7 @@ def parts_of(attempt: Path) -> dict[str, Part]:
 
 
 def select(attempt: Path, text: str | None) -> Selection:
-    """What an operator names of this run; nothing is all of it. Raises UsageError, which says what there is."""
+    """Return what an operator's text selects of this run; None is all of it. Raises UsageError, which says what there is."""
     if text is None:
         return Selection()
     parts = parts_of(attempt)

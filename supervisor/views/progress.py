@@ -1,11 +1,11 @@
-"""One line a pipeline on the console while a run is under way. Pure: the driver gives the state and the time."""
+"""This module writes one line a pipeline to the console while a run is under way."""
 
 from supervisor.observe.status import PipelineView, Snapshot
 from supervisor.views.status import reward
 
 
 def line(view: PipelineView) -> str:
-    """`p1  step 3/5  samples 192/256  engines 2/4  reward 0.085 → 0.412  weights v2`."""
+    """Return `p1  step 3/5  samples 192/256  engines 2/4  reward 0.085 → 0.412  weights v2`."""
     parts = [view.name, f"step {view.step}/{view.steps}"]
     if view.target:
         parts.append(f"samples {view.samples_done}/{view.target}")
@@ -19,14 +19,14 @@ def line(view: PipelineView) -> str:
 
 
 class Progress:
-    """Says a pipeline's line when its step, state or weights changed, else at most every `every_s` seconds, and only if it differs."""
+    """Progress gives a pipeline's line when its step, state or weights changed, else at most every `every_s` seconds, and only if it differs."""
 
     def __init__(self, every_s: float = 2.0) -> None:
         self._every_s = every_s
         self._said: dict[str, tuple[float, tuple[object, ...], str]] = {}
 
     def __call__(self, snapshot: Snapshot, now: float) -> list[str]:
-        """The lines that are worth printing now (`now` in seconds of any clock that only grows)."""
+        """Return the lines that are worth printing now (`now` in seconds of any clock that only grows)."""
         lines = []
         for view in snapshot.pipelines:
             text = line(view)

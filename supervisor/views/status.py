@@ -1,4 +1,4 @@
-"""A snapshot as tables. Text of children is made plain and never read as markup."""
+"""This module shows a status as tables. Text of children is made plain and never read as markup."""
 
 from rich.console import Console
 from rich.text import Text
@@ -23,7 +23,7 @@ _LONGEST_REMARK = 1000
 
 
 def cell(value: object, style: str = "") -> Text:
-    """One table cell; None is a dash."""
+    """Return one table cell; None is a dash."""
     return Text("-" if value is None or value == "" else one_line(str(value), 120), style=style or "")
 
 
@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """`8 s ago`, `3 min ago`, `2 h ago`, `4 days ago`."""
+    """Return `8 s ago`, `3 min ago`, `2 h ago`, `4 days ago`."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size or (seconds >= size and unit != "days"):
             return f"{seconds / size:.0f} {unit} ago"
@@ -56,7 +56,7 @@ def reward(first: float | None, last: float | None) -> str | None:
 
 
 def lines(snapshot: Snapshot, width: int | None) -> list[Text]:
-    """The whole picture: pipelines, processes, GPUs. `width` is the terminal's; None is a pipe: nothing is left out."""
+    """Return all of it: pipelines, processes, GPUs. `width` is the terminal's; None is a pipe, where nothing is left out."""
     head = Text(f"{one_line(snapshot.run, 120)}, up {duration(snapshot.uptime_s)}", style="bold")
     if snapshot.stopping:
         head.append("  stopping", style="bold yellow")
@@ -64,7 +64,7 @@ def lines(snapshot: Snapshot, width: int | None) -> list[Text]:
 
 
 def _row(cells: tuple[object, ...], remarks: tuple[str, ...], state: str, remark_style: str = "") -> Row:
-    """The second cell is the `state`."""
+    """Return a row. The second cell is the `state`."""
     texts = ["" if value is None else one_line(str(value), 120) for value in cells]
     return Row(texts, [one_line(remark, _LONGEST_REMARK) for remark in remarks], ("bold", _STYLES.get(state, "")), remark_style)
 
@@ -127,7 +127,7 @@ def _engine_row(pipeline: str, engine: EngineView) -> Row:
 
 
 def _failure(failure: FailureView | None) -> str:
-    """What went wrong last: of what is well again it is history, and says so."""
+    """Say what went wrong last. When it is well again, that is history, and the text says so."""
     if failure is None:
         return ""
     if failure.asked:
@@ -140,7 +140,7 @@ def _numbers(numbers: tuple[int, ...]) -> str:
 
 
 def _first(text: str) -> str:
-    """`4711 +7` for a list of eight."""
+    """Shorten a list of eight to `4711 +7`."""
     first, *more = text.split()
     return f"{first} +{len(more)}" if more else first
 
@@ -157,7 +157,7 @@ def _gpus(snapshot: Snapshot, width: int | None) -> list[Text]:
 
 
 def _priority(name: str | None) -> str | None:
-    """As the design calls it."""
+    """Return a priority as people call it."""
     known = Priority.__members__.get((name or "").upper())
     return name if known is None else priority_words(known)
 
@@ -168,7 +168,7 @@ def _memory(gpu: GpuView) -> str:
 
 
 def show(snapshot: Snapshot, console: Console | None = None) -> None:
-    """Prints it, as wide as the terminal; on a pipe nothing is left out or wrapped."""
+    """Print it, as wide as the terminal; on a pipe nothing is left out or wrapped."""
     console = console if console is not None else Console()
     width = console.width if console.is_terminal else None
     for line in lines(snapshot, width):

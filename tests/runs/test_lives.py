@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from supervisor.config.child_environment import Chosen
-from supervisor.host.channel import FailureKind, PeerFailed
+from supervisor.host.channel import ChannelFailure, FailureKind
 from supervisor.host.processes import bootstrap
 from supervisor.host.processes.group import Command, Processes
 from supervisor.runtime import gateways, ranks
@@ -88,7 +88,7 @@ async def test_a_gateway_whose_channel_ends_is_told_by_its_exit_if_there_is_one(
         living = SimpleNamespace(stopping=False, group=SimpleNamespace(ended=ended))
         site: Any = SimpleNamespace(living={GatewayId(P1): living}, feed=fed.append, spawn_task=tasks.start_soon)
         of: Any = None
-        gateways.Gateways(site, of, of)._failed(P1, Incarnation(1), PeerFailed(FailureKind.CLOSED))
+        gateways.Gateways(site, of, of)._failed(P1, Incarnation(1), ChannelFailure(FailureKind.CLOSED))
         assert not fed, "not at once: a death closes descriptors a moment before it is seen"
     assert len(fed) == told
     assert [event.reason for event in fed if isinstance(event, ev.PeerFailed)] == ["the peer closed its end"][:told]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from trainers.grpo.settings import BadOption
 from trainers.grpo.tasks import TASKS
 
 SPECIAL: Final = ("<pad>", "<eos>", "<unk>")
@@ -63,12 +64,12 @@ def make(
 
 
 def refuse(options: Mapping[str, Any]) -> None:
-    """Raises ValueError for the first of these options of `make` that it cannot carry out; imports nothing heavy."""
+    """Raises BadOption for the first of these options of `make` that it cannot carry out; imports nothing heavy."""
     for name, value in options.items():
         if name == "task" and value not in TASKS:
-            raise ValueError(f"task {value!r} is none of {', '.join(TASKS)}")
+            raise BadOption(name, value, "is none of", choices=tuple(TASKS))
         if name in SIZES and (value < 1 or value & (value - 1)):
-            raise ValueError(f"{name} = {value} is no power of two")
+            raise BadOption(name, value, "is no power of two")
 
 
 def write_tokenizer(directory: Path, context: int) -> None:

@@ -20,7 +20,7 @@ from supervisor.config.machine.programs import at
 from supervisor.config.schema import defaults
 from supervisor.config.schema.findings import Finding, GpuFact
 from supervisor.config.schema.rules import ENTRY, Draft, DraftPipeline
-from supervisor.config.schema.tables import Config, Engine, Host, ModelRecipe, Pipeline, Trainer
+from supervisor.config.schema.tables import Config, EngineTable, HostTable, ModelRecipe, PipelineTable, TrainerTable
 from trainers.protocol.child_env import CHECKOUT, CLIENT
 from trainers.user_code import BUILT_IN, python_path
 
@@ -54,7 +54,7 @@ def resolved(config: Config, base: Path, gpus: Sequence[GpuFact] = ()) -> Config
     return replace(config, host=host, pipeline=[_resolved_pipeline(pipeline, base, gpus) for pipeline in config.pipeline])
 
 
-def _resolved_pipeline(pipeline: Pipeline, base: Path, gpus: Sequence[GpuFact]) -> Pipeline:
+def _resolved_pipeline(pipeline: PipelineTable, base: Path, gpus: Sequence[GpuFact]) -> PipelineTable:
     engine, trainer = pipeline.engine, pipeline.trainer
     if isinstance(engine.model, str):
         folder = _model_folder(engine.model, base)
@@ -74,7 +74,7 @@ def _interpreter(python: str, base: Path) -> str:
     return programs.resolve(python, base, programs.search_path({}, os.environ)) or python
 
 
-def _host(host: Host, base: Path) -> Iterator[Finding]:
+def _host(host: HostTable, base: Path) -> Iterator[Finding]:
     shm = at(base, host.shm)
     if not os.path.isdir(shm):
         yield Finding("host.shm", host.shm, "is not a directory", "Name one that exists, on a fast disk where /dev/shm is small.")
@@ -111,7 +111,7 @@ def _model_folder(model: str, base: Path) -> Path:
     return hf_cache.snapshot(model, os.environ) or folder
 
 
-def _engine(engine: Engine, path: str, base: Path, cwd: Path) -> Iterator[Finding]:
+def _engine(engine: EngineTable, path: str, base: Path, cwd: Path) -> Iterator[Finding]:
     if isinstance(engine.model, str) and engine.model:
         yield from _model(_model_folder(engine.model, base), engine.model, f"{path}.model")
     if not isinstance(engine.model, str):
@@ -120,7 +120,7 @@ def _engine(engine: Engine, path: str, base: Path, cwd: Path) -> Iterator[Findin
         yield from _context(engine, f"{path}.context", base)
 
 
-def _python(engine: Engine, key: str, base: Path, host: Host | None) -> Iterator[Finding]:
+def _python(engine: EngineTable, key: str, base: Path, host: HostTable | None) -> Iterator[Finding]:
     if engine.python is None:
         return
     folder = at(base, engine.python).parent.parent
@@ -130,7 +130,7 @@ def _python(engine: Engine, key: str, base: Path, host: Host | None) -> Iterator
     yield from programs.findings(engine.python, key, base, programs.search_path({}, os.environ), remedy)
 
 
-def _context(engine: Engine, key: str, base: Path) -> Iterator[Finding]:
+def _context(engine: EngineTable, key: str, base: Path) -> Iterator[Finding]:
     """Left out: the model must say it."""
     remedy = "Write the tokens of prompt and answer together, for example context = 8192."
     if not isinstance(engine.model, str):
@@ -149,7 +149,7 @@ def _recipe(recipe: ModelRecipe, path: str, cwd: Path) -> Iterator[Finding]:
         yield from builtin_trainer.recipe_options(recipe.options, f"{path}.options")
 
 
-def _sockets(host: Host, pipeline: DraftPipeline, base: Path, name: str) -> Iterator[Finding]:
+def _sockets(host: HostTable, pipeline: DraftPipeline, base: Path, name: str) -> Iterator[Finding]:
     """SGLang makes Unix sockets in a folder below `shm`, whose path has a limit."""
     longest = f"{at(base, host.shm)}/trainshed-{name[:40]}-{'x' * 12}/.tmp/{pipeline.name or ''}.99.999"
     if (over := len(os.fsencode(longest)) - _SOCKET_ROOM) > 0:
@@ -189,7 +189,7 @@ def _model(folder: Path, value: str, key: str) -> Iterator[Finding]:
         yield Finding(key, value, f"{folder} has no readable config.json", remedy)
 
 
-def _trainer(trainer: Trainer, path: str, cwd: Path) -> Iterator[Finding]:
+def _trainer(trainer: TrainerTable, path: str, cwd: Path) -> Iterator[Finding]:
     if not os.path.isdir(cwd):
         yield Finding(f"{path}.cwd", trainer.cwd or "", f"{cwd} is not a directory", "Name the folder that the trainer shall run in.")
     elif trainer.command and trainer.command[0]:

@@ -45,5 +45,4 @@ def findings(python: str, value: str, key: str, environ: Mapping[str, str]) -> I
     except NoSglang as error:
         yield Finding(key, value, str(error), "Name the interpreter of an environment that has it: `pip install sglang` there.")
     except UnknownVersion as error:
-        problem, _, remedy = str(error).partition(": ")
-        yield Finding(key, value, problem, f"{remedy[0].upper()}{remedy[1:]}.")
+        yield Finding(key, value, error.problem, f"{error.remedy[0].upper()}{error.remedy[1:]}.")

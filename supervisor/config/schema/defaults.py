@@ -7,14 +7,14 @@ from msgspec.structs import replace
 
 from supervisor.config.machine.model_files import ModelSize
 from supervisor.config.schema.findings import GpuFact
-from supervisor.config.schema.tables import Engine
+from supervisor.config.schema.tables import EngineTable
 
 EMBEDDED_CONTEXT: Final = 64
 STATIC_SHARE: Final = 0.75
 """Of a GPU's memory, for weights and KV pool where nobody has said how large the pool shall be; the rest is for graphs, activations and sleepers."""
 
 
-def filled(engine: Engine, size: ModelSize | None, context: int | None, gpus: Sequence[GpuFact]) -> Engine:
+def filled(engine: EngineTable, size: ModelSize | None, context: int | None, gpus: Sequence[GpuFact]) -> EngineTable:
     """`context` is what the model was made for; `gpus` those of the host, empty where they were not looked up. A missing context of an
     SGLang engine whose model does not say it stays missing: `premises` refuses that."""
     if engine.kind == "embedded":
@@ -25,7 +25,7 @@ def filled(engine: Engine, size: ModelSize | None, context: int | None, gpus: Se
     return replace(engine, context=tokens, kv_tokens=_pool(engine, size, tokens, gpus))
 
 
-def _pool(engine: Engine, size: ModelSize | None, context: int, gpus: Sequence[GpuFact]) -> int:
+def _pool(engine: EngineTable, size: ModelSize | None, context: int, gpus: Sequence[GpuFact]) -> int:
     """Room for every slot's longest sequence, or what the smallest GPU holds beside the weights; one sequence at least. It hangs on
     no other process, so that it is the same at every start."""
     wanted = engine.slots * context

@@ -12,7 +12,7 @@ from typing import Final
 from engines.lifecycle.members import MOST_MEMBERS
 from engines.sglang.command import refused
 from supervisor.config.schema.findings import Finding
-from supervisor.config.schema.tables import Engine, Gateway, Host, Trainer
+from supervisor.config.schema.tables import EngineTable, GatewayTable, HostTable, TrainerTable
 from supervisor.scheduler.spec import ROLE_PRIORITY
 from trainers.protocol.ids import PipelineId
 
@@ -33,21 +33,21 @@ class DraftPipeline:
 
     path: str
     name: PipelineId | None
-    engine: Engine | None
-    trainer: Trainer | None
-    gateway: Gateway | None = None
+    engine: EngineTable | None
+    trainer: TrainerTable | None
+    gateway: GatewayTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
     """A file, its sound parts. `gpus` is the number of GPUs of the host, None where it could not be found out."""
 
-    host: Host | None
+    host: HostTable | None
     pipelines: tuple[DraftPipeline, ...] = field(default=())
     gpus: int | None = None
 
 
-def gpu_count(host: Host | None) -> int | None:
+def gpu_count(host: HostTable | None) -> int | None:
     """How many GPUs the file itself names; None for "auto"."""
     if host is None:
         return None
@@ -68,7 +68,7 @@ def findings(draft: Draft) -> Iterator[Finding]:
             yield from _gateway(pipeline.gateway, f"{pipeline.path}.gateway")
 
 
-def _host(host: Host) -> Iterator[Finding]:
+def _host(host: HostTable) -> Iterator[Finding]:
     if host.gpus is None and host.virtual is None:
         remedy = 'Write gpus = "auto" (every NVIDIA GPU), gpus = [0, 1] (indices or UUIDs), or virtual = 4 on a machine without GPUs.'
         yield Finding("host", "", "says neither `gpus` nor `virtual`", remedy, also=("host.gpus", "host.virtual"))
@@ -113,7 +113,7 @@ def _names(pipelines: Sequence[DraftPipeline]) -> Iterator[Finding]:
         seen.add(pipeline.name)
 
 
-def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
+def _engine(engine: EngineTable, path: str, gpus: int | None) -> Iterator[Finding]:
     key = f"{path}.gpus"
     yield from _gpu_list(engine.gpus, key, gpus)
     if engine.gpus and len(engine.gpus) % engine.tp:
@@ -155,7 +155,7 @@ def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
     yield from _environment(engine.env, engine.pass_env, path)
 
 
-def _shape(engine: Engine, path: str) -> Iterator[Finding]:
+def _shape(engine: EngineTable, path: str) -> Iterator[Finding]:
     if flags := refused(engine.args):
         one = len(flags) == 1
         remedy = f"Remove {'it' if one else 'them'}: the supervisor sets {'it' if one else 'them'} (size of the group: `tp`, `ep`; more engines: more `gpus`)."
@@ -172,7 +172,7 @@ def _shape(engine: Engine, path: str) -> Iterator[Finding]:
         yield Finding(f"{path}.members", engine.members, problem, 'Lower tp, or write members = "one".', also=(f"{path}.tp",))
 
 
-def _trainer(trainer: Trainer, path: str, gpus: int | None) -> Iterator[Finding]:
+def _trainer(trainer: TrainerTable, path: str, gpus: int | None) -> Iterator[Finding]:
     yield from _gpu_list(trainer.gpus, f"{path}.gpus", gpus)
     both = (f"{path}.command", f"{path}.entry")
     if trainer.command is None and trainer.entry is None:
@@ -197,11 +197,11 @@ def _trainer(trainer: Trainer, path: str, gpus: int | None) -> Iterator[Finding]
     yield from _environment(trainer.env, trainer.pass_env, path)
 
 
-def _gateway(gateway: Gateway, path: str) -> Iterator[Finding]:
+def _gateway(gateway: GatewayTable, path: str) -> Iterator[Finding]:
     if gateway.max_version_lag is not None and gateway.on_publish == "restart":
         key, problem = f"{path}.max_version_lag", 'has no meaning beside on_publish = "restart", which lets nothing lag behind at all'
         yield Finding(key, gateway.max_version_lag, problem, "Keep one of the two.", also=(f"{path}.on_publish",))
-    if gateway.prefix_slack != Gateway().prefix_slack and not gateway.prefix_affinity:
+    if gateway.prefix_slack != GatewayTable().prefix_slack and not gateway.prefix_affinity:
         problem = "has no meaning without prefix_affinity = true"
         yield Finding(
             f"{path}.prefix_slack", gateway.prefix_slack, problem, "Switch it on, or remove this.", also=(f"{path}.prefix_affinity",)

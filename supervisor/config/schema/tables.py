@@ -14,7 +14,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class Host(_Table, frozen=True, forbid_unknown_fields=True):
+class HostTable(_Table, frozen=True, forbid_unknown_fields=True):
     """`[host]`. Exactly one of `gpus` and `virtual` is given. `gpus` is "auto" (every NVIDIA GPU of the box), indices as nvidia-smi
     counts them, or UUIDs (never both kinds in one list: msgspec cannot say that, a rule does)."""
 
@@ -28,7 +28,7 @@ class Host(_Table, frozen=True, forbid_unknown_fields=True):
     prewarm: bool = True
 
 
-class Scheduling(_Table, frozen=True, forbid_unknown_fields=True):
+class SchedulerTable(_Table, frozen=True, forbid_unknown_fields=True):
     """`[scheduler]`."""
 
     targets: Literal["oldest-first", "proportional"] = "oldest-first"
@@ -36,7 +36,7 @@ class Scheduling(_Table, frozen=True, forbid_unknown_fields=True):
     max_starting: Positive = 2
 
 
-class Health(_Table, frozen=True, forbid_unknown_fields=True):
+class HealthTable(_Table, frozen=True, forbid_unknown_fields=True):
     """`[health]`: every awaited thing has a deadline (seconds)."""
 
     start_s: Seconds = 900.0
@@ -62,7 +62,7 @@ class Health(_Table, frozen=True, forbid_unknown_fields=True):
     restart_window_s: Seconds = 600.0
 
 
-class Logging(_Table, frozen=True, forbid_unknown_fields=True):
+class LoggingTable(_Table, frozen=True, forbid_unknown_fields=True):
     """`[logging]`."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -75,7 +75,7 @@ class ModelRecipe(_Table, frozen=True, forbid_unknown_fields=True):
     options: dict[str, str | int | float | bool] = {}
 
 
-class Engine(_Table, frozen=True, forbid_unknown_fields=True):
+class EngineTable(_Table, frozen=True, forbid_unknown_fields=True):
     """`[pipeline.engine]`."""
 
     model: str | ModelRecipe
@@ -94,7 +94,7 @@ class Engine(_Table, frozen=True, forbid_unknown_fields=True):
     start: Literal["lazy", "eager"] = "lazy"
 
 
-class Trainer(_Table, frozen=True, forbid_unknown_fields=True):
+class TrainerTable(_Table, frozen=True, forbid_unknown_fields=True):
     """`[pipeline.trainer]`. Exactly one of `command` (an argv) and `entry` ("module:function", run in our own interpreter). `gpus` is the role "train"."""
 
     gpus: list[int]
@@ -110,7 +110,7 @@ class Trainer(_Table, frozen=True, forbid_unknown_fields=True):
     pass_env: list[str] = []
 
 
-class Gateway(_Table, frozen=True, forbid_unknown_fields=True):
+class GatewayTable(_Table, frozen=True, forbid_unknown_fields=True):
     """`[pipeline.gateway]`."""
 
     # samples in flight when weights are published: go on under the new ones, begin anew under them, or end under the old ones
@@ -122,13 +122,13 @@ class Gateway(_Table, frozen=True, forbid_unknown_fields=True):
     )
 
 
-class Pipeline(_Table, frozen=True, forbid_unknown_fields=True):
+class PipelineTable(_Table, frozen=True, forbid_unknown_fields=True):
     """`[[pipeline]]`."""
 
     name: Name
-    engine: Engine
-    trainer: Trainer
-    gateway: Gateway = Gateway()
+    engine: EngineTable
+    trainer: TrainerTable
+    gateway: GatewayTable = GatewayTable()
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
     share: Annotated[float, msgspec.Meta(gt=0)] = 1.0
 
@@ -136,8 +136,8 @@ class Pipeline(_Table, frozen=True, forbid_unknown_fields=True):
 class Config(_Table, frozen=True, forbid_unknown_fields=True):
     """A whole file."""
 
-    pipeline: list[Pipeline]
-    host: Host = Host()
-    scheduler: Scheduling = Scheduling()
-    health: Health = Health()
-    logging: Logging = Logging()
+    pipeline: list[PipelineTable]
+    host: HostTable = HostTable()
+    scheduler: SchedulerTable = SchedulerTable()
+    health: HealthTable = HealthTable()
+    logging: LoggingTable = LoggingTable()

@@ -15,9 +15,8 @@ import anyio
 import pytest
 from trainshed.virtual_gpu import memfd_name
 
-from supervisor.config.schema.tables import Host
 from supervisor.host.gpus.emptiness import MIB, Usage, judge
-from supervisor.host.gpus.inventory import inventory
+from supervisor.host.gpus.inventory import open_meter
 from supervisor.host.gpus.meter import GpusUnusable, MeasureFailed, visible
 from supervisor.host.gpus.nvml import NvmlGpus, NvmlThread
 from supervisor.host.gpus.virtual import VirtualGpus
@@ -267,20 +266,20 @@ def test_a_driver_that_hangs_does_not_stop_the_loop(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("host", "fault", "words"),
+    ("wanted", "fault", "words"),
     [
-        (Host(virtual=2, gpus="auto"), "", "host.gpus and host.virtual are both given"),
-        (Host(gpus="auto"), "init", r"no NVIDIA driver here .* say `virtual = 4`"),
-        (Host(gpus="auto"), "none", "the driver shows no GPU"),
-        (Host(gpus=[0, 7]), "", r"host.gpus\[1\] = 7: not there .* this box has 2 GPU\(s\)"),
-        (Host(gpus=["GPU-a", "GPU-z"]), "", r"host.gpus\[1\] = 'GPU-z': not there"),
-        (Host(gpus=["GPU-a", "GPU-a"]), "", "listed twice"),
+        ({"virtual": 2, "gpus": "auto"}, "", "host.gpus and host.virtual are both given"),
+        ({"gpus": "auto"}, "init", r"no NVIDIA driver here .* say `virtual = 4`"),
+        ({"gpus": "auto"}, "none", "the driver shows no GPU"),
+        ({"gpus": [0, 7]}, "", r"host.gpus\[1\] = 7: not there .* this box has 2 GPU\(s\)"),
+        ({"gpus": ["GPU-a", "GPU-z"]}, "", r"host.gpus\[1\] = 'GPU-z': not there"),
+        ({"gpus": ["GPU-a", "GPU-a"]}, "", "listed twice"),
     ],
 )
-def test_wrong_lists_name_their_key(host: Host, fault: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_lists_name_their_key(wanted: dict[str, Any], fault: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("supervisor.host.gpus.nvml.pynvml", Driver(fault))
     with pytest.raises(GpusUnusable, match=words):
-        inventory(host)
+        open_meter(**wanted)
 
 
 def test_a_driver_that_hangs_at_the_start_is_named() -> None:
@@ -290,7 +289,7 @@ def test_a_driver_that_hangs_at_the_start_is_named() -> None:
 
 
 def test_virtual_gpus_from_the_configuration() -> None:
-    meter = inventory(Host(virtual=3))
+    meter = open_meter(virtual=3)
     assert [gpu.device for gpu in meter.gpus] == ["virtual:0", "virtual:1", "virtual:2"]
     assert not meter.measures_others
 

@@ -12,7 +12,7 @@ import pytest
 
 from supervisor.host.processes import bootstrap
 from supervisor.host.processes.group import Command, Group, Processes, SpawnFailed, Status
-from supervisor.host.processes.pool import PRELOAD, Prewarm
+from supervisor.host.processes.pool import PRELOAD, PrewarmedPool
 from supervisor.host.processes.proc import read_stat, table, tag_of
 from trainers.protocol.child_env import CHECKOUT, CLIENT
 
@@ -33,7 +33,7 @@ async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 
 class Pool:
-    def __init__(self, processes: Processes, prewarm: Prewarm, folder: Path) -> None:
+    def __init__(self, processes: Processes, prewarm: PrewarmedPool, folder: Path) -> None:
         self.processes, self.prewarm, self.folder = processes, prewarm, folder
 
     def command(self, program: str, *argv: str, pass_fds: tuple[int, ...] = (), env: dict[str, str] | None = None) -> Command:
@@ -60,7 +60,7 @@ class Pool:
 async def pool(folder: Path, modules: tuple[str, ...] = LIGHT) -> AsyncIterator[Pool]:
     bootstrap.become_subreaper()
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CHECKOUT)}
-    prewarm = Prewarm(env=env, tag="t:pool:1", directory=folder, log=folder / "pool.log", modules=modules)
+    prewarm = PrewarmedPool(env=env, tag="t:pool:1", directory=folder, log=folder / "pool.log", modules=modules)
     async with Processes(prewarm).running() as processes:
         yield Pool(processes, prewarm, folder)
 
@@ -214,12 +214,12 @@ async def test_a_child_dies_with_the_supervisor(tmp_path: Path) -> None:
     program = f"""
 import anyio, os, sys
 from pathlib import Path
-from supervisor.host.processes.pool import Prewarm
+from supervisor.host.processes.pool import PrewarmedPool
 from supervisor.host.processes.group import Command, Processes
 folder = Path({str(tmp_path)!r})
 async def main():
     env = {{"PYTHONPATH": {f"{CHECKOUT}:{tmp_path}"!r}, "TRAINSHED_TAG": "t:p1:1"}}
-    prewarm = Prewarm(env=env, tag="t:pool:1", directory=folder, log=folder / "pool.log", modules={LIGHT!r})
+    prewarm = PrewarmedPool(env=env, tag="t:pool:1", directory=folder, log=folder / "pool.log", modules={LIGHT!r})
     group = await Processes(prewarm).spawn([Command(argv=(), module="child", env=env, cwd=folder, log=folder / "log")], tag="t:p1:1")
     print(group.members[0].pid, *prewarm.pids(), flush=True)
     await anyio.sleep(60)

@@ -98,6 +98,22 @@ def test_a_trainer_that_comes_back_publishes_what_it_restored_before_anything_is
     assert bench.unfinished("a") == 640
 
 
+@pytest.mark.parametrize(("there", "published"), [(1, 1), (0, 1), (0, 0)])
+def test_a_trainer_whose_newest_checkpoint_is_not_there_goes_on_from_the_older_one(there: int, published: int) -> None:
+    """`there` are the steps of the older one; without any, and without published weights, there is nothing to restore."""
+    bench = one()
+    for step in range(2):
+        bench.say("a", say.Checkpoint(step, f"/checkpoints/{step}"))
+    if published:
+        bench.say("a", say.Publish(call=0, name="step"))
+    bench.rule = lambda action: ev.TrainerStarted(id=action.id, steps_done=there) if isinstance(action, do.StartTrainer) else None
+    bench.die(TRAINER)
+    trainer = bench.record("a").trainer
+    assert bench.asked(do.StartTrainer)[-1].steps_done == 2
+    assert trainer.steps_done == there
+    assert trainer.restored is (not there and not published)
+
+
 def test_only_rank_0_decides() -> None:
     bench = one(2)
     bench.say("a", say.OpenRollout(0, 8), rank=1)
@@ -198,7 +214,7 @@ def test_what_is_never_answered_has_failed_at_its_deadline() -> None:
     bench.die(GATEWAY)
     assert not bench.record("a").gateway.up
     bench.hold = lambda _: False
-    bench.later(bench.scheduler.desk.box.limits.gateway_start + 1.0)
+    bench.later(bench.scheduler.box.limits.gateway_start + 1.0)
     assert bench.record("a").gateway.up
     assert bench.record("a").gateway.incarnation == 3
 
@@ -246,7 +262,7 @@ def test_the_end_of_an_engine_that_was_asked_for_is_no_failure() -> None:
     assert bench.record("a").engines[0].state is EngineState.STOPPING
     bench.release()
     assert bench.record("a").settled
-    assert not bench.scheduler.desk.faults
+    assert not bench.scheduler.faults
     assert bench.record("a").engines[0].restarts == 0
 
 
@@ -266,7 +282,7 @@ def test_a_late_answer_of_an_engine_that_is_being_ended_changes_nothing() -> Non
     bench.feed(*map(well, wakes))
     assert bench.record("a").engines[0].state is EngineState.STOPPING
     bench.release()
-    assert bench.scheduler.desk.leases.leases == []
+    assert bench.scheduler.leases.leases == []
     assert bench.record("a").settled
 
 

@@ -1,18 +1,21 @@
-"""Why a child ended, from how it ended and what it said last. PURE: for people, never for decisions."""
+"""This module says why a child ended, from how it ended and the last lines of its log. It is for people, never for decisions."""
 
 import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
+from supervisor.host.processes.child import Status
+from supervisor.observe.sanitize import plain
+
 KEPT_LINES: Final = 20
 KEPT_COLUMNS: Final = 400
 SIGKILL, SIGTERM = 9, 15
-_ESCAPES: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b.")
-_CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class CrashClass(Enum):
+    """What to call the end of a child."""
+
     CLEAN = "clean"
     MEMORY = "out of memory"
     PORT = "port"
@@ -40,25 +43,28 @@ _SIGNS: Final = (
 
 @dataclass(frozen=True)
 class CrashRecord:
+    """The class of an exit, and the last lines of the child's log, fit for a terminal."""
+
     crash: CrashClass
     last_lines: tuple[str, ...]
 
 
-def clean(text: str) -> str:
-    """Without escape sequences and control characters, so that a child's words cannot steer a terminal or break a log line."""
-    return _CONTROLS.sub("", _ESCAPES.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\t", "    ")))
-
-
-def exit_class(log_tail: bytes, code: int | None, signal: int | None) -> CrashRecord:
-    """What to call this end. `log_tail` is the end of the child's log (a few ten KiB do); later lines count more than earlier ones."""
-    lines = [line[:KEPT_COLUMNS].rstrip() for line in clean(log_tail.decode("utf-8", "replace")).split("\n") if line.strip()]
-    last = tuple(lines[-KEPT_LINES:])
-    if code == 0:
+def exit_class(log_tail: bytes, status: Status) -> CrashRecord:
+    """Classify an exit. `log_tail` is the end of the child's log (a few ten KiB do); later lines count more than earlier ones."""
+    last = _last_lines(log_tail)
+    if status.code == 0:
         return CrashRecord(CrashClass.CLEAN, last)
     for line in reversed(last):
         for crash, sign in _SIGNS:
             if sign.search(line):
                 return CrashRecord(crash, last)
-    if signal in (SIGKILL, SIGTERM) or code in (128 + SIGKILL, 128 + SIGTERM):
+    if status.signal in (SIGKILL, SIGTERM) or status.code in (128 + SIGKILL, 128 + SIGTERM):
         return CrashRecord(CrashClass.KILLED, last)
-    return CrashRecord(CrashClass.SIGNAL if signal is not None else CrashClass.ERROR, last)
+    return CrashRecord(CrashClass.SIGNAL if status.signal is not None else CrashClass.ERROR, last)
+
+
+def _last_lines(log_tail: bytes) -> tuple[str, ...]:
+    """Return the last lines that are not empty, sanitized and cut."""
+    text = log_tail.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    lines = (plain(line).replace("\t", "    ")[:KEPT_COLUMNS].rstrip() for line in text.split("\n"))
+    return tuple([line for line in lines if line.strip()][-KEPT_LINES:])

@@ -1,8 +1,9 @@
-"""Last words and their class."""
+"""Why a child ended, from its exit and the last lines of its log."""
 
 import pytest
 
-from supervisor.host.processes.crash_report import KEPT_COLUMNS, KEPT_LINES, CrashClass, clean, exit_class
+from supervisor.host.processes.child import Status
+from supervisor.observe.crash_report import KEPT_COLUMNS, KEPT_LINES, CrashClass, exit_class
 
 
 @pytest.mark.parametrize(
@@ -25,15 +26,15 @@ from supervisor.host.processes.crash_report import KEPT_COLUMNS, KEPT_LINES, Cra
     ],
 )
 def test_classes(log: bytes, code: int | None, signal: int | None, expected: CrashClass) -> None:
-    assert exit_class(log, code, signal).crash is expected
+    assert exit_class(log, Status(code, signal)).crash is expected
 
 
 def test_last_lines_are_harmless_and_bounded() -> None:
     log = b"\x1b[31mred\x1b[0m \x1b]0;title\x07\x00\x08nul\r50%\r100%\n\xff\xfe\n" + b"x" * 5000 + b"\n" + "\u2028\x9b1mtail".encode()
-    lines = exit_class(log, 1, None).last_lines
+    lines = exit_class(log, Status(1)).last_lines
     assert lines[0] == "red nul"
     assert lines[1:3] == ("50%", "100%")
     assert len(lines[4]) == KEPT_COLUMNS
-    assert lines[-1] == "1mtail"
-    assert len(exit_class(b"line\n" * 1000, 1, None).last_lines) == KEPT_LINES
-    assert clean("a\tb") == "a    b"
+    assert lines[-1] == "tail", "a control sequence in eight bits is one, too"
+    assert len(exit_class(b"line\n" * 1000, Status(1)).last_lines) == KEPT_LINES
+    assert exit_class(b"a\tb", Status(1)).last_lines == ("a    b",)
