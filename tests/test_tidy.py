@@ -30,7 +30,6 @@ SHORTEST = 40
 SHORT_FOR_A_REASON = {
     "trainers.protocol.seeds": "what two processes must agree on; the client repeats it, and a test compares",
     "supervisor.cli.target": UNTIL_MERGED,
-    "supervisor.config.schema.defaults": UNTIL_MERGED,
     "supervisor.observe.metrics_server": UNTIL_MERGED,
     "supervisor.runtime.refusal": UNTIL_MERGED,
     "supervisor.runtime.requests": UNTIL_MERGED,
@@ -41,9 +40,6 @@ SHORT_FOR_A_REASON = {
 FULL_FOR_A_REASON = {"supervisor/runtime": UNTIL_MERGED}
 IMPURE_FOR_A_REASON = {
     "engines/gateway/upstream/sglang_stream.py": UNTIL_MERGED,
-    "supervisor/config/child_environment.py": UNTIL_MERGED,
-    "supervisor/config/fit.py": UNTIL_MERGED,
-    "supervisor/config/machine/builtin_trainer.py": UNTIL_MERGED,
     "supervisor/host/gpus/emptiness.py": UNTIL_MERGED,
     "supervisor/host/processes/crash_report.py": UNTIL_MERGED,
     "supervisor/runtime/startup.py": UNTIL_MERGED,

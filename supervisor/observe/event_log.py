@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from supervisor.runtime.context import Site
 from supervisor.scheduler import Scheduler
-from supervisor.scheduler import actions as do
 from supervisor.scheduler.actions import Action, StartTrainer, TellTrainer
 from supervisor.scheduler.context import About
 from supervisor.scheduler.events import ActionFailed, Event, GatewayReady, MemberExited, TrainerSaid
-from supervisor.scheduler.groups.faults import Cause, Fault
+from supervisor.scheduler.faults import Cause, Fault
 from trainers.protocol import trainer_messages as say
-from trainers.protocol.ids import EngineId, GatewayId, GroupId, Incarnation, PipelineId, TrainerId
+from trainers.protocol.ids import EngineId, Incarnation, PipelineId, TrainerId
 
 if TYPE_CHECKING:
     import structlog
@@ -42,22 +41,22 @@ class Narrator:
             case MemberExited(group=group, incarnation=incarnation, member=member, code=code):
                 self._site.group_log(group, incarnation).debug("member exited", member=member, code=code)
             case ActionFailed(id=id, reason=reason) if (action := self._asked.get(id)) is not None:
-                self._log(_whom(action), getattr(action, "incarnation", None)).warning(
+                self._log(action.subject, getattr(action, "incarnation", None)).warning(
                     "action failed", action=type(action).__name__, reason=reason
                 )
             case ActionFailed(id=id, reason=reason):
                 self._site.log.warning("action failed", id=id, reason=reason)
             case GatewayReady(id=id, pids=pids) if (action := self._asked.get(id)) is not None:
-                self._log(_whom(action)).info("gateway is serving", pid=pids[0] if pids else None)
+                self._log(action.subject).info("gateway is serving", pid=pids[0] if pids else None)
             case _:
                 pass
         self._asked.pop(getattr(event, "id", 0), None)
-        for level, about, what in self._scheduler.desk.notes:
+        for level, about, what in self._scheduler.notes:
             getattr(self._log(about), level)(what)
         for action in actions:
             self._told(action)
         self._moved(now)
-        for word, fault in self._scheduler.desk.turns:
+        for word, fault in self._scheduler.fault_changes:
             self._turned(word, fault)
 
     def _log(self, about: About | None, incarnation: Incarnation | None = None) -> "structlog.typing.FilteringBoundLogger":
@@ -68,17 +67,7 @@ class Narrator:
             return self._site.log.bind(pipeline=about)
         if isinstance(about, int):
             return self._site.log.bind(gpu=about)
-        return self._site.group_log(about, incarnation if incarnation is not None else self._life(about))
-
-    def _life(self, group: GroupId) -> Incarnation:
-        pipeline = self._scheduler.desk.fleet.pipelines[group.pipeline]
-        match group:
-            case EngineId(rank=rank):
-                return pipeline.engines[rank].incarnation
-            case GatewayId():
-                return pipeline.gateway.incarnation
-            case TrainerId():
-                return pipeline.trainer.incarnation
+        return self._site.group_log(about, incarnation if incarnation is not None else self._scheduler.group(about).incarnation)
 
     def _trainer_said(self, event: TrainerSaid) -> None:
         log = self._site.group_log(TrainerId(event.pipeline), event.incarnation)
@@ -122,7 +111,7 @@ class Narrator:
                 pass
 
     def _moved(self, now: float) -> None:
-        for pipeline in self._scheduler.desk.fleet.pipelines.values():
+        for pipeline in self._scheduler.pipelines.values():
             state = pipeline.trainer.state.value
             if self._trainers.get(pipeline.id, "cold") != state:
                 log = self._site.group_log(pipeline.trainer.id, pipeline.trainer.incarnation)
@@ -151,26 +140,5 @@ class Narrator:
             collateral=list(fault.collateral),
             attempt=fault.attempt,
             silent_s=round(fault.silent, 3),
-            gpus=list(self._scheduler.desk.fleet.engine(fault.engine).gpus),
+            gpus=list(self._scheduler.engine(fault.engine).gpus),
         )
-
-
-def _whom(action: Action) -> About | None:
-    """The group or pipeline that an action is for."""
-    match action:
-        case do.StopGroup(group=group):
-            return group
-        case do.Measure(holder=holder):
-            return holder
-        case do.StartTrainer(pipeline=pipeline) | do.TellTrainer(pipeline=pipeline) | do.AdoptSnapshot(pipeline=pipeline):
-            return TrainerId(pipeline)
-        case do.RecordCheckpoint(pipeline=pipeline):
-            return TrainerId(pipeline)
-        case do.StartGateway(pipeline=pipeline) | do.OpenAtGateway(pipeline=pipeline) | do.CloseAtGateway(pipeline=pipeline):
-            return GatewayId(pipeline)
-        case do.ForgetAtGateway(pipeline=pipeline) | do.TellHopeless(pipeline=pipeline):
-            return GatewayId(pipeline)
-        case do.PrepareModel(pipeline=pipeline) | do.DropSnapshot(pipeline=pipeline):
-            return pipeline
-        case _:
-            return action.engine

@@ -15,7 +15,7 @@ from supervisor.host.gpus.meter import Gpu, GpuMeter
 from supervisor.host.ports import Ports
 from supervisor.host.processes.group import Group, Processes
 from supervisor.scheduler.events import Event
-from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId
+from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, tag
 
 
 class Tasks(Protocol):
@@ -72,7 +72,7 @@ class Site:
 
     def tag(self, group: GroupId, incarnation: Incarnation) -> str:
         """What the environment of this life's processes shows, so that a lost one can be recognised."""
-        return f"{self.directory.run_id}:{group}:{incarnation}"
+        return tag(self.directory.run_id, group, incarnation)
 
     def bundle(self, engine: EngineId) -> list[Gpu]:
         spec = self.pipeline(engine.pipeline).engine

@@ -10,7 +10,7 @@ from supervisor.runtime.context import Site
 from supervisor.runtime.group_lifecycle import TAIL
 from supervisor.scheduler.actions import PrepareModel
 from supervisor.scheduler.events import ActionFailed, ModelReady
-from trainers.protocol.ids import Incarnation, PipelineId, TrainerId
+from trainers.protocol.ids import Incarnation, PipelineId, TrainerId, model_log_name
 from trainers.user_code import python_path
 
 
@@ -30,7 +30,7 @@ async def prepare(site: Site, action: PrepareModel) -> ModelReady | ActionFailed
 
 async def _make(site: Site, id: PipelineId, recipe: ModelRecipe) -> str | None:
     """Why it could not be made."""
-    log = site.directory.path / "logs" / f"{id}.model.log"
+    log = site.directory.path / "logs" / model_log_name(id)
     tag = site.tag(TrainerId(id), Incarnation(0))
     env = {
         **choose("trainer", site.environ).kept,

@@ -212,7 +212,7 @@ class _Run:
     async def _conduct(self, performer: Performer, tasks: anyio.abc.TaskGroup) -> None:
         await tasks.start(control_socket.serve, self._directory.control_socket, self._operator)
         tasks.start_soon(self._site.processes.reap_forever, name="reap orphans")
-        probes = Probes(self._site, self._scheduler.desk.fleet, performer.engines)
+        probes = Probes(self._site, self._scheduler, performer.engines)
         tasks.start_soon(probes.run, name="probes")
         await self._expose(probes, tasks)
         if self._options.progress is not None:
@@ -262,7 +262,7 @@ class _Run:
             self._tell_who_waits(self._starting)
 
     def _tell_who_waits(self, starting: Starting) -> None:
-        verdict = starting.look(self._scheduler.desk.fleet.pipelines.values())
+        verdict = starting.look(self._scheduler.pipelines.values())
         if verdict is None:
             return
         self._starting = None
@@ -295,7 +295,7 @@ class _Run:
                 self._stop(level, "operator")
                 return control_socket.Done("stopping")
             case control_socket.ActRequest():
-                return act(self._scheduler.desk, self._driver.feed, request)
+                return act(self._scheduler, self._driver.feed, request)
 
     def _snapshot(self) -> Snapshot:
         now = snapshot(self._site, self._scheduler, self._memory, started_at=self._began_at, uptime_s=time.monotonic() - self._began)

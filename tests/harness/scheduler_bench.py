@@ -86,10 +86,10 @@ class Bench:
         self.say(name, say.RequestLease(call=call, roles=roles or ("train",)))
 
     def record(self, name: str) -> Pipeline:
-        return self.scheduler.desk.fleet.pipelines[PipelineId(name)]
+        return self.scheduler.pipelines[PipelineId(name)]
 
     def unfinished(self, name: str) -> int:
-        return self.record(name).unfinished(self.now, self.scheduler.desk.box.limits.quiet_rollout)
+        return self.record(name).unfinished(self.now, self.scheduler.box.limits.quiet_rollout)
 
     def train(self, name: str, call: int = 0, *roles: str) -> None:
         """A whole lease: granted, and left again."""
@@ -106,7 +106,7 @@ class Bench:
         return [message for message in self.heard[name] if isinstance(message, kind)]
 
     def awake(self, name: str) -> list[int]:
-        engines = self.scheduler.desk.fleet.pipelines[PipelineId(name)].engines
+        engines = self.scheduler.pipelines[PipelineId(name)].engines
         return [rank for rank, engine in engines.items() if engine.state is EngineState.SERVING]
 
     def granted(self, name: str) -> bool:

@@ -14,11 +14,16 @@ from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.scheduler import Scheduler
 from supervisor.scheduler.spec import BoxSpec
-from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, TrainerId, Version
+from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, Version
 
 from . import chaos
 from .fakes import FakePipeline, FakeTrainer, Violation
 from .promises import Promises
+
+MORTAL = do.StartGroup | do.Pause | do.Wake | do.LoadWeights | do.Drain | do.StartTrainer | do.OpenAtGateway | do.CloseAtGateway
+"""Actions whose group may die instead of answering."""
+OURS = do.StopGroup | do.Measure | do.PrepareModel | do.TellTrainer | do.DropSnapshot | do.RecordCheckpoint | do.AdoptSnapshot
+"""Actions that always succeed: their faults are the runtime's own, not a child's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +101,12 @@ class World:
 
     def incomplete(self) -> list[str]:
         """Pipelines that neither did all their steps with all their samples, nor were given up or stopped."""
-        desk = self.scheduler.desk
+        scheduler = self.scheduler
         return [
             f"{fake.pipeline} has only {fake.completed}"
             for fake in self.trainers.values()
             if fake.completed != dict.fromkeys(range(fake.steps), fake.target)
-            and not (desk.fleet.pipelines[fake.pipeline].failed or desk.stopping or fake.pipeline in self.stopped)
+            and not (scheduler.pipelines[fake.pipeline].failed or scheduler.stopping or fake.pipeline in self.stopped)
         ]
 
     def feed(self, event: ev.Event) -> None:
@@ -113,13 +118,13 @@ class World:
         self.promises.check()
 
     def describe(self) -> str:
-        desk = self.scheduler.desk
+        scheduler = self.scheduler
         lines = [
-            f"trainer {p.id}: {p.trainer.state.value} rollouts {list(p.rollouts)} v{p.published}" for p in desk.fleet.pipelines.values()
+            f"trainer {p.id}: {p.trainer.state.value} rollouts {list(p.rollouts)} v{p.published}" for p in scheduler.pipelines.values()
         ]
-        lines += [f"{e.id}: {e.state.value} op {e.op} route {e.route}" for e in desk.fleet.engines]
+        lines += [f"{e.id}: {e.state.value} op {e.op} route {e.route}" for e in scheduler.engines]
         return "; ".join(
-            [*lines, f"fences {desk.leases.fences}", *(f"{t.pipeline} {t.place} step {t.step}" for t in self.trainers.values())]
+            [*lines, f"fences {scheduler.leases.fences}", *(f"{t.pipeline} {t.place} step {t.step}" for t in self.trainers.values())]
         )
 
     # -- performing actions on the fakes
@@ -128,17 +133,14 @@ class World:
         """Answer after a while, unless a fault strikes."""
         delay = self.random.uniform(0.01, 1.0)
         chance = self.random.random() if self.faulty else 1.0
-        subject = _subject(action)
-        if isinstance(
-            action, do.StopGroup | do.Measure | do.PrepareModel | do.TellTrainer | do.DropSnapshot | do.RecordCheckpoint | do.AdoptSnapshot
-        ):
-            chance = 1.0  # faults of these are the runtime's own, not a child's
+        if isinstance(action, OURS):
+            chance = 1.0
         f = self.faults
         if chance < f.never:
             if isinstance(action, do.GatewayOrder):  # orders are never lost on the way: the gateway itself hangs, and dispatches no more
-                self.fakes[_pipeline(action)].gateway.hung = True
+                self.fakes[action.subject.pipeline].gateway.hung = True
             return
-        if chance < f.never + f.dies and subject is not None and subject in self.alive:
+        if chance < f.never + f.dies and isinstance(action, MORTAL) and (subject := action.subject) in self.alive:
             self.after(delay, lambda: self.die(subject, -9))
             return
         if chance < f.never + f.dies + f.fails and isinstance(action, do.Pause | do.Wake | do.LoadWeights | do.StartGroup):
@@ -196,7 +198,7 @@ class World:
             case do.RecordCheckpoint():
                 self.answer(delay / 10, lambda: ev.CheckpointKept(id=action.id))
             case _:
-                self.fakes[_pipeline(action)].order(action, delay / 20)
+                self.fakes[action.subject.pipeline].order(action, delay / 20)
 
     # -- engines
 
@@ -208,7 +210,7 @@ class World:
 
     def _take_memory(self, engine: EngineId, incarnation: Incarnation) -> None:
         if self.alive.get(engine) == incarnation:
-            for gpu in self.scheduler.desk.fleet.engine(engine).gpus:
+            for gpu in self.scheduler.engine(engine).gpus:
                 self.memory[gpu].add(engine)
 
     def _paused(self, id: int, engine: EngineId, incarnation: Incarnation) -> ev.Event | None:
@@ -220,7 +222,7 @@ class World:
             self.fakes[engine.pipeline].requeue(engine.rank)  # a pause aborts what a dying gateway left there
         self.pauses += 1
         if not self.strikes(self.faults.keeps):
-            for gpu in self.scheduler.desk.fleet.engine(engine).gpus:
+            for gpu in self.scheduler.engine(engine).gpus:
                 self.memory[gpu].discard(engine)
         return ev.Paused(id=id)
 
@@ -274,25 +276,3 @@ class World:
             return
         self._vanish(group)
         self.feed(ev.MemberExited(group=group, incarnation=incarnation, member=0, code=code))
-
-
-def _subject(action: do.Action) -> GroupId | None:
-    match action:
-        case do.StartGroup(engine=e) | do.Pause(engine=e) | do.Wake(engine=e) | do.LoadWeights(engine=e) | do.Drain(engine=e):
-            return e
-        case do.AdoptSnapshot(pipeline=p) | do.StartTrainer(pipeline=p):
-            return TrainerId(p)
-        case do.OpenAtGateway(pipeline=p) | do.CloseAtGateway(pipeline=p):
-            return GatewayId(p)
-        case _:
-            return None
-
-
-def _pipeline(action: do.Action) -> PipelineId:
-    match action:
-        case do.Route(engine=e) | do.Unroute(engine=e) | do.Drain(engine=e) | do.Lost(engine=e):
-            return e.pipeline
-        case do.OpenAtGateway(pipeline=p) | do.CloseAtGateway(pipeline=p) | do.ForgetAtGateway(pipeline=p) | do.TellHopeless(pipeline=p):
-            return p
-        case _:
-            raise AssertionError(f"{action} is no order to a gateway")

@@ -32,7 +32,7 @@ class Bench:
         gpus = (GpuId(0),)
         specs = tuple(PipelineSpec(name, EngineSpec(gpus, 1, 4), TrainerSpec({"train": gpus}, 1, 10.0), steps=3) for name in (P1, P2))
         self.scheduler = Scheduler(BoxSpec(gpus, specs, default_limits(), default_rules()), 0.0)
-        self.p1, self.p2 = self.scheduler.desk.fleet.pipelines[P1], self.scheduler.desk.fleet.pipelines[P2]
+        self.p1, self.p2 = self.scheduler.pipelines[P1], self.scheduler.pipelines[P2]
         self.directory: RunDirectory = new_attempt(tmp_path, "q")
         self.directory.begin(Config([]), b"#")
         self.logs = Logs(self.directory.supervisor_log, run="q", console="none")

@@ -51,7 +51,7 @@ class Box:
 
     @property
     def engine(self) -> Engine:
-        return self.scheduler.desk.fleet.pipelines[P1].engines[0]
+        return self.scheduler.pipelines[P1].engines[0]
 
     def stopped(self) -> list[GroupId]:
         return [action.group for action in self.done if isinstance(action, do.StopGroup)]
@@ -67,7 +67,7 @@ def test_the_intruder_fails_and_the_one_who_was_measured_goes_on() -> None:
     box.memory = [ev.Holder(GPU, SECOND, LIFE)]
     _leave(box)
     assert box.stopped() == [SECOND]
-    trainer = box.scheduler.desk.fleet.pipelines[P2].trainer
+    trainer = box.scheduler.pipelines[P2].trainer
     assert trainer.note == "holds memory on GPU 0, of which it has no lease"
     assert trainer.restarts == 1
     assert box.engine.state is EngineState.PAUSED
@@ -96,9 +96,9 @@ def test_an_intruder_on_a_fenced_gpu_fails_too() -> None:
     box = Box()
     _leave(box)
     box.say(P1, say.Offloaded(1))
-    box.scheduler.desk.leases.fence(GPU, "a test")
+    box.scheduler.leases.fence(GPU, "a test")
     box.memory = [ev.Holder(GPU, SECOND, LIFE)]
     box.scheduler._fence_looked = None
     box.feed(ev.Tick())
     assert box.stopped() == [SECOND]
-    assert box.scheduler.desk.fleet.pipelines[P2].trainer.state is not TrainerState.RUNNING or not box.memory
+    assert box.scheduler.pipelines[P2].trainer.state is not TrainerState.RUNNING or not box.memory

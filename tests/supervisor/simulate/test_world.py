@@ -15,7 +15,7 @@ def test_every_rollout_completes(name: str, seed: int) -> None:
     world.run()
     for trainer in world.trainers.values():
         assert trainer.completed == {0: 24, 1: 24, 2: 24}
-    for pipeline_ in world.scheduler.desk.fleet.pipelines.values():
+    for pipeline_ in world.scheduler.pipelines.values():
         assert pipeline_.published == 3
         assert not pipeline_.failed
 
