@@ -15,6 +15,7 @@ import pytest
 import supervisor
 from engines.lifecycle import state
 from tests.harness import import_graph
+from trainers.protocol.child_env import OUR_PATH
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("supervisor", "engines", "trainers") for path in sorted((CHECKOUT / folder).rglob("*.py"))]
@@ -29,7 +30,6 @@ SHORTEST = 40
 SHORT_FOR_A_REASON = {
     "trainers.protocol.seeds": "what two processes must agree on; the client repeats it, and a test compares",
     "supervisor.cli.target": UNTIL_MERGED,
-    "supervisor.config.schema.defaults": UNTIL_MERGED,
     "supervisor.observe.metrics_server": UNTIL_MERGED,
     "supervisor.runtime.refusal": UNTIL_MERGED,
     "supervisor.runtime.requests": UNTIL_MERGED,
@@ -40,9 +40,6 @@ SHORT_FOR_A_REASON = {
 FULL_FOR_A_REASON = {"supervisor/runtime": UNTIL_MERGED}
 IMPURE_FOR_A_REASON = {
     "engines/gateway/upstream/sglang_stream.py": UNTIL_MERGED,
-    "supervisor/config/child_environment.py": UNTIL_MERGED,
-    "supervisor/config/fit.py": UNTIL_MERGED,
-    "supervisor/config/machine/builtin_trainer.py": UNTIL_MERGED,
     "supervisor/host/gpus/emptiness.py": UNTIL_MERGED,
     "supervisor/host/processes/crash_report.py": UNTIL_MERGED,
     "supervisor/runtime/startup.py": UNTIL_MERGED,
@@ -131,6 +128,13 @@ def test_the_architecture_names_every_package() -> None:
     ] == []
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(name(path) for path in sorted((CHECKOUT / "docs").glob("*.md")))])
+def test_pages_name_what_is_there(page: str) -> None:
+    """Files and folders that a page names by their path from the checkout exist."""
+    named = re.findall(r"`((?:supervisor|engines|trainers|tests|bench|bin|examples|docs)/[\w./-]*)", (CHECKOUT / page).read_text())
+    assert [path for path in named if not (CHECKOUT / path).exists()] == []
+
+
 @until_merged
 @pytest.mark.parametrize("package", PACKAGES, ids=name)
 def test_a_package_says_what_it_is_and_names_its_files(package: Path) -> None:
@@ -207,6 +211,6 @@ def test_supervisor_side_modules_never_load_torch() -> None:
     )
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code], env={"PYTHONPATH": str(CHECKOUT)}, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-P", "-c", code], env={"PYTHONPATH": OUR_PATH}, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "False"

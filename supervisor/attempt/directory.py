@@ -29,6 +29,7 @@ import msgspec
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError, UsageError
 from supervisor.host.atomic_file import write_atomically
+from supervisor.host.processes.guardian import SWEPT_PREFIX
 from trainers.protocol.ids import GroupId, log_name
 
 ATTEMPT: Final = re.compile(r"^attempt_([1-9][0-9]{0,8})\Z")
@@ -77,7 +78,7 @@ class RunDirectory:
 
     def shared_memory(self, shm: str) -> Path:
         """Return the folder of this run in shared memory."""
-        return Path(shm) / f"trainshed-{self.run_id}"
+        return Path(shm) / f"{SWEPT_PREFIX}{self.run_id}"
 
     def begin(self, config: Config, source: bytes) -> None:
         """Begin the run: from here on it stays, and is `latest`. `source` is the configuration file's bytes; without any, the record stays as it is.

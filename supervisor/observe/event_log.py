@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from supervisor.scheduler import Scheduler
-from supervisor.scheduler import actions as do
 from supervisor.scheduler.actions import Action, StartTrainer, TellTrainer
 from supervisor.scheduler.context import About
 from supervisor.scheduler.events import ActionFailed, Event, GatewayReady, MemberExited, TrainerSaid
@@ -51,13 +50,13 @@ class EventLog:
             case MemberExited(group=group, incarnation=incarnation, member=member, code=code):
                 log_for(self._run_log, group, incarnation).debug("member exited", member=member, code=code)
             case ActionFailed(id=id, reason=reason) if (action := self._asked.get(id)) is not None:
-                self._log(scheduler, _whom(action), getattr(action, "incarnation", None)).warning(
+                self._log(scheduler, action.subject, getattr(action, "incarnation", None)).warning(
                     "action failed", action=type(action).__name__, reason=reason
                 )
             case ActionFailed(id=id, reason=reason):
                 self._run_log.warning("action failed", id=id, reason=reason)
             case GatewayReady(id=id, pids=pids) if (action := self._asked.get(id)) is not None:
-                self._log(scheduler, _whom(action)).info("gateway is serving", pid=pids[0] if pids else None)
+                self._log(scheduler, action.subject).info("gateway is serving", pid=pids[0] if pids else None)
             case _:
                 pass
         self._asked.pop(getattr(event, "id", 0), None)
@@ -79,7 +78,7 @@ class EventLog:
             return self._run_log.bind(pipeline=about)
         if isinstance(about, int):
             return self._run_log.bind(gpu=about)
-        return log_for(self._run_log, about, incarnation if incarnation is not None else _incarnation(scheduler, about))
+        return log_for(self._run_log, about, incarnation if incarnation is not None else scheduler.group(about).incarnation)
 
     def _trainer_said(self, event: TrainerSaid) -> None:
         log = log_for(self._run_log, TrainerId(event.pipeline), event.incarnation)
@@ -154,36 +153,3 @@ class EventLog:
             silent_s=round(fault.silent, 3),
             gpus=list(scheduler.engine(fault.engine).gpus),
         )
-
-
-def _incarnation(scheduler: Scheduler, group: GroupId) -> Incarnation:
-    """Returns the present incarnation of a group."""
-    pipeline = scheduler.pipelines[group.pipeline]
-    match group:
-        case EngineId(rank=rank):
-            return pipeline.engines[rank].incarnation
-        case GatewayId():
-            return pipeline.gateway.incarnation
-        case TrainerId():
-            return pipeline.trainer.incarnation
-
-
-def _whom(action: Action) -> About | None:
-    """The group or pipeline that an action is for."""
-    match action:
-        case do.StopGroup(group=group):
-            return group
-        case do.Measure(holder=holder):
-            return holder
-        case do.StartTrainer(pipeline=pipeline) | do.TellTrainer(pipeline=pipeline) | do.AdoptSnapshot(pipeline=pipeline):
-            return TrainerId(pipeline)
-        case do.RecordCheckpoint(pipeline=pipeline):
-            return TrainerId(pipeline)
-        case do.StartGateway(pipeline=pipeline) | do.OpenAtGateway(pipeline=pipeline) | do.CloseAtGateway(pipeline=pipeline):
-            return GatewayId(pipeline)
-        case do.ForgetAtGateway(pipeline=pipeline) | do.TellHopeless(pipeline=pipeline):
-            return GatewayId(pipeline)
-        case do.PrepareModel(pipeline=pipeline) | do.DropSnapshot(pipeline=pipeline):
-            return pipeline
-        case _:
-            return action.engine

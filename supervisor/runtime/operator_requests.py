@@ -15,7 +15,7 @@ from supervisor.observe.status_builder import Constants, snapshot
 from supervisor.runtime.driver import Loop
 from supervisor.runtime.gpu_memory import GpuMemory
 from supervisor.scheduler import Scheduler
-from supervisor.scheduler.events import OperatorAsked, Stop
+from supervisor.scheduler.events import OperatorAsked, Part, Stop
 from trainers.protocol.ids import EngineId, GatewayId, TrainerId
 
 
@@ -84,7 +84,7 @@ class OperatorRequests:
         """Tells the scheduler, and the operator what it will do: one line for each group that it concerns."""
         target = request.target
         rank = target.rank if isinstance(target, EngineId) else None
-        part = "gateway" if isinstance(target, GatewayId) else "trainer" if isinstance(target, TrainerId) else ""
+        part: Part = "gateway" if isinstance(target, GatewayId) else "trainer" if isinstance(target, TrainerId) else ""
         asked = OperatorAsked(verb=request.verb, pipeline=target.pipeline, rank=rank, part=part)
         if (why := self.scheduler.refusal(asked)) != "":
             raise UsageError(f"{why}.")

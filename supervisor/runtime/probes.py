@@ -7,7 +7,7 @@ import anyio
 import anyio.abc
 
 from engines.control import EngineControl, EngineError, EngineRefused
-from engines.lifecycle.health import Health, Kind, Look, Mode, Outcome, Probe, Word
+from engines.lifecycle.health import Diagnosis, Health, Kind, Look, Mode, Outcome, Probe
 from engines.lifecycle.state import EngineState
 from supervisor.config.limits import rates
 from supervisor.config.schema.tables import HealthTable
@@ -72,14 +72,14 @@ class Probes:
     def _report(self, outcome: Outcome) -> None:
         log = self._loop.log_for(outcome.engine, outcome.incarnation)
         fields = {"why": outcome.reason, "silent_s": round(outcome.silent_for, 3)}
-        if outcome.word is Word.CONDEMNED:
+        if outcome.diagnosis is Diagnosis.CONDEMNED:
             log.error("engine is condemned", **fields)
             self._loop.feed(
                 ProbeFailed(
                     group=outcome.engine, incarnation=outcome.incarnation, reason=outcome.reason, silent_for=max(0.0, outcome.silent_for)
                 )
             )
-        elif outcome.word is Word.SUSPECT:
+        elif outcome.diagnosis is Diagnosis.SUSPECT:
             log.warning("engine is suspect", **fields)
         else:
             log.info("engine is well again", **fields)

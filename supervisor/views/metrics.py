@@ -19,7 +19,6 @@ from supervisor.scheduler.faults import Fault
 from supervisor.scheduler.records import Pipeline, TrainerState
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
-STEPS = ("unrouted", "gone", "empty", "started", "ready", "loaded", "routed", "asleep")
 
 
 class Metrics:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.observe.status import PipelineView
-from tests.harness.supervised_run import Run, configuration
+from tests.harness.supervised_run import SEES_OURS, Run, configuration
 
 SAMPLES = 256
 
@@ -53,6 +53,7 @@ def finished_well(run: Run, reference: Reference, *hurt: str) -> None:
     assert run.left_behind() == []
 
 
+@pytest.mark.everyday
 def test_undisturbed(reference: Reference) -> None:
     finished_well(reference.run, reference)
     for pipeline in reference.run.summary.values():
@@ -205,7 +206,7 @@ def test_a_trainer_that_takes_memory_on_anothers_gpu_costs_only_its_own_pipeline
 
 def _keeps(folder: Path, gpu: int, then: str = "pass") -> Path:
     (folder / "keeps.py").write_text(KEEPS.replace("GPU", str(gpu)).replace("THEN", then))
-    return configuration(folder / "keeps.toml", entry="keeps:main", health="release_deadline_s = 2.0")
+    return configuration(folder / "keeps.toml", entry="keeps:main", health="release_deadline_s = 2.0", trainer=SEES_OURS)
 
 
 KEEPS = '''

@@ -1,4 +1,4 @@
-"""What `[pipeline.trainer] options` may say to the built-in trainer. The defaults rise on the tiny tasks in five rollouts."""
+"""The options of the built-in trainer (`[pipeline.trainer] options`). With the defaults the reward rises on the tiny tasks within five rollouts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +17,7 @@ class BadOption(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """`prompts` x `group` samples a rollout; `epochs` passes over them in minibatches of `minibatch` samples (over all ranks)."""
+    """A rollout has `prompts` x `group` samples; the trainer makes `epochs` passes in minibatches of `minibatch` samples (over all ranks)."""
 
     task: str = "parity"
     prompts: int = 16
@@ -51,7 +51,7 @@ class Settings:
 
     @staticmethod
     def read(options: Mapping[str, Any]) -> "Settings":
-        """Raises ValueError, naming the key, for one that does not exist; BadOption for a value that cannot be."""
+        """Returns the settings that the options make. Raises ValueError, naming the key, for one that does not exist; BadOption for a value that cannot be."""
         types = {field.name: type(field.default) for field in fields(Settings)}
         values: dict[str, Any] = {}
         for key, given in options.items():

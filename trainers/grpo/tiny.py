@@ -1,4 +1,4 @@
-"""A model made on the spot: a Qwen2 of 78,400 parameters with a tokenizer of 64 characters.
+"""This module makes a model on the spot: a Qwen2 of 78,400 parameters with a tokenizer of 64 characters.
 
 `make = "trainers.grpo.tiny:make"` in a TOML file. Every dimension is a power of two: with others, kernels choose other last bits
 for other batch shapes, and a shared run would not be bit-identical to one alone.
@@ -73,7 +73,7 @@ def refuse(options: Mapping[str, Any]) -> None:
 
 
 def write_tokenizer(directory: Path, context: int) -> None:
-    """One token a character; what is not in the vocabulary is `<unk>`."""
+    """Writes a tokenizer with one token for each character; a character that is not in the vocabulary is `<unk>`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
     plain = Tokenizer(models.BPE(vocab=VOCABULARY, merges=[], unk_token="<unk>"))

@@ -18,7 +18,7 @@ from engines.control import EngineControl, EnginePoisoned
 from engines.lifecycle import members
 from engines.sglang import command as sglang
 from engines.sglang.versions import Profile, UnknownVersion, profile
-from supervisor.config.machine.sglang_interpreter import NoSglang, sglang_version
+from supervisor.config.machine.interpreter import NotInstalled, installed_version
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.child import Command, SpawnFailed
 from supervisor.host.processes.guardian import LEFT_OVER, TRACES
@@ -33,8 +33,6 @@ ASK_S: Final = 60.0
 SHM: Final = Path("/dev/shm")
 FOLLOW_S: Final = 1.0
 """Between two looks at what a starting engine has open in /dev/shm."""
-SOCKET_ROOM: Final = 85
-"""Bytes of a TMPDIR's path: SGLang makes Unix sockets in it, whose path may have 107."""
 VERIFY_EVERY: Final = 8
 """Of an incarnation's loads one in so many is verified, beside its first: a checksum reads all weights once."""
 
@@ -81,7 +79,7 @@ class Sglang:
         if isinstance(known, SpawnFailed):
             raise known
         folder = start.facts.paths.scratch(start.engine, start.incarnation)
-        if len(os.fsencode(folder)) > SOCKET_ROOM:
+        if len(os.fsencode(folder)) > sglang.SOCKET_ROOM:
             shm = start.facts.pipelines.config.host.shm
             raise SpawnFailed(f"host.shm = {shm!r} is too long: SGLang makes sockets in {folder}; name a shorter folder")
         folder.mkdir(parents=True, mode=0o700)
@@ -173,8 +171,8 @@ def _described(start: EngineStart, folder: Path, known: Profile, shape: list[str
 def _version(python: str, environ: dict[str, str]) -> str:
     """Which SGLang an interpreter has. Raises SpawnFailed."""
     try:
-        return sglang_version(python, environ, ASK_S)
-    except NoSglang as error:
+        return installed_version(python, "sglang", "SGLang", environ, ASK_S)
+    except NotInstalled as error:
         raise SpawnFailed(f"{error}; name the interpreter of an environment that has it") from error
 
 

@@ -1,6 +1,6 @@
 """What happens by itself in the simulated world: deaths, verdicts (also about the dead), and operators. Part of `world`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, assert_never, get_args
 
 from supervisor.scheduler import events as ev
 from trainers.protocol.ids import EngineId, Incarnation
@@ -8,7 +8,8 @@ from trainers.protocol.ids import EngineId, Incarnation
 if TYPE_CHECKING:
     from .world import World
 
-VERBS = ("pause", "drain", "restart", "reset", "suspend", "restart trainer", "restart gateway")
+Wish = Literal["pause", "drain", "restart", "reset", "suspend", "restart trainer", "restart gateway"]
+WISHES: tuple[Wish, ...] = get_args(Wish)
 
 
 def begin(world: "World") -> None:
@@ -71,17 +72,20 @@ def _ask(world: "World") -> None:
     chance = world.random
     pipeline = chance.choice([spec.id for spec in world.box.pipelines])
     rank = chance.choice(list(world.scheduler.pipelines[pipeline].engines))
-    verb = chance.choice(VERBS)
+    verb = chance.choice(WISHES)
     match verb:
         case "suspend":
             world.feed(ev.OperatorAsked(verb="pause", pipeline=pipeline))
-        case "restart trainer" | "restart gateway":
-            part = verb.rpartition(" ")[2]
-            world.feed(ev.OperatorAsked(verb="restart", pipeline=pipeline, part=part))
+        case "restart trainer":
+            world.feed(ev.OperatorAsked(verb="restart", pipeline=pipeline, part="trainer"))
+        case "restart gateway":
+            world.feed(ev.OperatorAsked(verb="restart", pipeline=pipeline, part="gateway"))
         case "reset":
             world.feed(ev.OperatorAsked(verb="reset", pipeline=pipeline))
-        case _:
+        case "pause" | "drain" | "restart":
             world.feed(ev.OperatorAsked(verb=verb, pipeline=pipeline, rank=rank))
+        case _:
+            assert_never(verb)
     if verb in ("pause", "drain", "suspend"):
         one = None if verb == "suspend" else rank
         resume = ev.OperatorAsked(verb="resume", pipeline=pipeline, rank=one)

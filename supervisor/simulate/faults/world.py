@@ -14,11 +14,16 @@ from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.scheduler import Scheduler
 from supervisor.scheduler.spec import BoxSpec
-from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, TrainerId, Version
+from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, Version
 
 from . import chaos
 from .fakes import FakePipeline, FakeTrainer, Violation
 from .promises import Promises
+
+MORTAL = do.StartGroup | do.Pause | do.Wake | do.LoadWeights | do.Drain | do.StartTrainer | do.OpenAtGateway | do.CloseAtGateway
+"""Actions whose group may die instead of answering."""
+OURS = do.StopGroup | do.Measure | do.PrepareModel | do.TellTrainer | do.DropSnapshot | do.RecordCheckpoint | do.AdoptSnapshot
+"""Actions that always succeed: their faults are the runtime's own, not a child's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +133,14 @@ class World:
         """Answer after a while, unless a fault strikes."""
         delay = self.random.uniform(0.01, 1.0)
         chance = self.random.random() if self.faulty else 1.0
-        subject = _subject(action)
-        if isinstance(
-            action, do.StopGroup | do.Measure | do.PrepareModel | do.TellTrainer | do.DropSnapshot | do.RecordCheckpoint | do.AdoptSnapshot
-        ):
-            chance = 1.0  # faults of these are the runtime's own, not a child's
+        if isinstance(action, OURS):
+            chance = 1.0
         f = self.faults
         if chance < f.never:
             if isinstance(action, do.GatewayOrder):  # orders are never lost on the way: the gateway itself hangs, and dispatches no more
-                self.fakes[_pipeline(action)].gateway.hung = True
+                self.fakes[action.subject.pipeline].gateway.hung = True
             return
-        if chance < f.never + f.dies and subject is not None and subject in self.alive:
+        if chance < f.never + f.dies and isinstance(action, MORTAL) and (subject := action.subject) in self.alive:
             self.after(delay, lambda: self.die(subject, -9))
             return
         if chance < f.never + f.dies + f.fails and isinstance(action, do.Pause | do.Wake | do.LoadWeights | do.StartGroup):
@@ -196,7 +198,7 @@ class World:
             case do.RecordCheckpoint():
                 self.answer(delay / 10, lambda: ev.CheckpointKept(id=action.id))
             case _:
-                self.fakes[_pipeline(action)].order(action, delay / 20)
+                self.fakes[action.subject.pipeline].order(action, delay / 20)
 
     # -- engines
 
@@ -274,25 +276,3 @@ class World:
             return
         self._vanish(group)
         self.feed(ev.MemberExited(group=group, incarnation=incarnation, member=0, code=code))
-
-
-def _subject(action: do.Action) -> GroupId | None:
-    match action:
-        case do.StartGroup(engine=e) | do.Pause(engine=e) | do.Wake(engine=e) | do.LoadWeights(engine=e) | do.Drain(engine=e):
-            return e
-        case do.AdoptSnapshot(pipeline=p) | do.StartTrainer(pipeline=p):
-            return TrainerId(p)
-        case do.OpenAtGateway(pipeline=p) | do.CloseAtGateway(pipeline=p):
-            return GatewayId(p)
-        case _:
-            return None
-
-
-def _pipeline(action: do.Action) -> PipelineId:
-    match action:
-        case do.Route(engine=e) | do.Unroute(engine=e) | do.Drain(engine=e) | do.Lost(engine=e):
-            return e.pipeline
-        case do.OpenAtGateway(pipeline=p) | do.CloseAtGateway(pipeline=p) | do.ForgetAtGateway(pipeline=p) | do.TellHopeless(pipeline=p):
-            return p
-        case _:
-            raise AssertionError(f"{action} is no order to a gateway")

@@ -1,4 +1,4 @@
-"""What a GPU is to our own engine and trainer, and what a *virtual* GPU is where there is none.
+"""This module says what a GPU is to our own engine and trainer, and what a *virtual* GPU is where there is none.
 
 A device is named by a string: `virtual:N` (of a box without GPUs), `cuda:N` (inside CUDA_VISIBLE_DEVICES) or `cpu` (never given back).
 
@@ -14,6 +14,8 @@ What a process holds of GPU N is the sum of `st_blocks * 512` over its descripto
 
 On `cuda` and `cpu` the same calls work by resizing the storage that the tensors share (0 and back), so that whoever uses a pool is
 written once: **a pool's tensors are valid exactly between `restore` (or making it) and `release`, and are the same objects for ever.**
+
+`trainshed.resident` is the trainer's use of it.
 
 This module is imported by processes that must never import torch: it does so only when a pool is made.
 """
@@ -64,7 +66,7 @@ class Device:
 
 
 def parse_device(text: str) -> Device:
-    """`virtual:N`, `cuda:N` or `cpu` as a Device. Raises ValueError for anything else."""
+    """Parses `virtual:N`, `cuda:N` or `cpu`. Raises ValueError for anything else."""
     if text == "cpu":
         return Device(DeviceKind.CPU)
     kind, _, index = text.partition(":")
@@ -74,11 +76,11 @@ def parse_device(text: str) -> Device:
 
 
 class DeviceFull(Exception):
-    """A pool is too small for what should be placed in it: our own bug in its size, never an operator's mistake."""
+    """A pool is too small for a tensor: its size was computed wrongly, which is our own bug and never an operator's mistake."""
 
 
 def room(tensors: Iterable[tuple[Sequence[int], "torch.dtype"]]) -> int:
-    """Bytes of pool that tensors of these (shape, dtype) take, their alignment included."""
+    """Returns the bytes of pool that tensors of these (shape, dtype) take, their alignment included."""
     total = 0
     for shape, dtype in tensors:
         total += _aligned(_bytes(shape, dtype))
@@ -100,7 +102,7 @@ class Pool:
     """A stretch of device memory that tensors are cut from, given back and taken again as a whole. Not thread-safe."""
 
     def __init__(self, device: Device, size: int) -> None:
-        """At least `size` bytes on `device`, all zeros. Raises OSError (virtual) or torch's out-of-memory error (cuda)."""
+        """Takes at least `size` bytes on `device`, all zeros. Raises OSError (virtual) or torch's out-of-memory error (cuda)."""
         self.device = device
         self.size = max(GRAIN, -(-size // GRAIN) * GRAIN)
         self.used = 0
@@ -108,7 +110,7 @@ class Pool:
         self._memory = _SharedMemory(device.index, self.size) if device.kind is DeviceKind.VIRTUAL else _Storage(device, self.size)
 
     def take(self, shape: Sequence[int], dtype: "torch.dtype") -> "torch.Tensor":
-        """A contiguous tensor of this shape at the next 64-byte boundary, zeros at first. Raises DeviceFull."""
+        """Cuts a contiguous tensor of this shape off the pool, at the next 64-byte boundary, zeros at first. Raises DeviceFull."""
         size = _bytes(shape, dtype)
         if self.used + size > self.size:
             raise DeviceFull(f"a pool of {self.size} bytes on {self.device} has {self.size - self.used} left, {size} were asked for")
@@ -117,27 +119,27 @@ class Pool:
         return self._memory.flat[start : start + size].view(dtype).view(tuple(shape))
 
     def contains(self, tensor: "torch.Tensor") -> bool:
-        """Whether the tensor's storage is this pool's."""
+        """Tells whether the tensor's storage is this pool's."""
         return tensor.untyped_storage().data_ptr() == self._memory.flat.untyped_storage().data_ptr() and not self.released
 
     def release(self) -> None:
-        """Give the memory back; touching a tensor of this pool is now fatal. Does nothing when it is given back already."""
+        """Gives the memory back; touching a tensor of this pool is now fatal. Does nothing when it is given back already."""
         if not self.released:
             self.released = True
             self._memory.release()
 
     def restore(self) -> None:
-        """Take the memory again: the same tensors, all zeros. Does nothing when it is here."""
+        """Takes the memory again: the same tensors, all zeros. Does nothing when it is not given back."""
         if self.released:
             self._memory.restore()
             self.released = False
 
     def touch(self) -> None:
-        """Write every page (zeros), so that the whole size is held, and measured, from now on."""
+        """Writes every page (zeros), so that the pool's full size is held, and measured, from now on."""
         self._memory.flat.zero_()
 
     def close(self) -> None:
-        """Give the memory back for good."""
+        """Gives the memory back for good."""
         self.release()
         self._memory.close()
 
@@ -189,7 +191,7 @@ class _SharedMemory:
 
 
 def _mapped(file: FileIO, size: int) -> Any:
-    """The file as a writable buffer that is unmapped when nobody refers to it any more (torch holds it as long as a tensor does).
+    """Returns the file as a writable buffer, which is unmapped when nothing refers to it any more (torch does as long as a tensor lives).
 
     Not `mmap.mmap`: that duplicates the descriptor, and a meter that sums over descriptors would count twice.
     """
