@@ -14,8 +14,7 @@ from supervisor.host.processes.proc import table
 from supervisor.observe.crash_report import CrashClass, exit_class
 from supervisor.runtime.context import Living, Site
 from supervisor.scheduler.actions import StopGroup
-from supervisor.scheduler.events import GroupGone, MemberExited
-from supervisor.scheduler.scheduler import UNKNOWN_CODE
+from supervisor.scheduler.events import UNKNOWN_CODE, GroupGone, MemberExited
 from trainers.protocol.ids import EngineId, GroupId, Incarnation
 
 PORT_POLL_S = 0.02

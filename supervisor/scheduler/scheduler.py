@@ -196,7 +196,8 @@ class Scheduler:
                     self._trainer_said(pipeline, event)
             case GatewaySaid():
                 pipeline = self._ctx.fleet.pipelines[event.pipeline]
-                if event.incarnation == pipeline.gateway.incarnation and pipeline.gateway.up:
+                # also before its GatewayReady, which comes another way: a gateway reports a change once, and is asked for nothing
+                if event.incarnation == pipeline.gateway.incarnation and not pipeline.gateway.dying:
                     gateways.absorb(self._ctx, pipeline, event.progress)
             case OperatorAsked():
                 operators.apply(self._ctx, event)
