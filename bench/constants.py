@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from engines.lifecycle.health import Health, Kind, Look, Mode, Probe, Word
+from engines.lifecycle.health import Diagnosis, Health, Kind, Look, Mode, Probe
 from tests.harness.defaults import default_rates
 from trainers.protocol.ids import EngineId, Incarnation, PipelineId
 
@@ -42,7 +42,7 @@ class Ours(Health):
 
     def condemns(self, probe: Probe, problem: str, look: Look, now: float) -> bool:
         outcome = self.ended(probe, problem, look, now)
-        return outcome is not None and outcome.word is Word.CONDEMNED
+        return outcome is not None and outcome.diagnosis is Diagnosis.CONDEMNED
 
 
 @dataclass

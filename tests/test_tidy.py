@@ -30,7 +30,6 @@ SHORTEST = 40
 SHORT_FOR_A_REASON = {
     "trainers.protocol.seeds": "what two processes must agree on; the client repeats it, and a test compares",
     "supervisor.cli.target": UNTIL_MERGED,
-    "supervisor.config.schema.defaults": UNTIL_MERGED,
     "supervisor.observe.metrics_server": UNTIL_MERGED,
     "supervisor.runtime.refusal": UNTIL_MERGED,
     "supervisor.runtime.requests": UNTIL_MERGED,
@@ -41,9 +40,6 @@ SHORT_FOR_A_REASON = {
 FULL_FOR_A_REASON = {"supervisor/runtime": UNTIL_MERGED}
 IMPURE_FOR_A_REASON = {
     "engines/gateway/upstream/sglang_stream.py": UNTIL_MERGED,
-    "supervisor/config/child_environment.py": UNTIL_MERGED,
-    "supervisor/config/fit.py": UNTIL_MERGED,
-    "supervisor/config/machine/builtin_trainer.py": UNTIL_MERGED,
     "supervisor/host/gpus/emptiness.py": UNTIL_MERGED,
     "supervisor/host/processes/crash_report.py": UNTIL_MERGED,
     "supervisor/runtime/startup.py": UNTIL_MERGED,
@@ -130,6 +126,13 @@ def test_the_architecture_names_every_package() -> None:
     assert [
         package for package in packages if "/".join(package.split("/")[-2:]) not in page and f"{package.split('/')[-1]}/" not in page
     ] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(name(path) for path in sorted((CHECKOUT / "docs").glob("*.md")))])
+def test_pages_name_what_is_there(page: str) -> None:
+    """Files and folders that a page names by their path from the checkout exist."""
+    named = re.findall(r"`((?:supervisor|engines|trainers|tests|bench|bin|examples|docs)/[\w./-]*)", (CHECKOUT / page).read_text())
+    assert [path for path in named if not (CHECKOUT / path).exists()] == []
 
 
 @until_merged

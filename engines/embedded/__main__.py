@@ -1,4 +1,4 @@
-"""`python -P -m engines.embedded --model DIR --port P --gpu virtual:0`: one embedded engine, until SIGTERM."""
+"""`python -P -m engines.embedded --model DIR --port P --gpu virtual:0` runs one embedded engine until SIGTERM."""
 
 import argparse
 import asyncio
@@ -15,7 +15,7 @@ from aiohttp.typedefs import Handler
 from trainshed.virtual_gpu import Device, parse_device
 
 from engines.embedded import control_routes, server
-from engines.embedded.admission import Desk, Gate
+from engines.embedded.admission import Gate, RequestRunner
 from engines.embedded.architecture import UnsupportedModel
 from engines.embedded.compute import Compute
 from engines.embedded.core import Core
@@ -31,7 +31,7 @@ OPEN = ("/health", "/health_generate", "/ready")
 
 
 def main(argv: list[str]) -> None:
-    """Serve until SIGTERM or SIGINT, then end the process (status 0). Ends it with status 1 and one line for what the operator must change.
+    """Serve until SIGTERM or SIGINT, then end the process: status 0, or 1 and one line for what the operator must change.
 
     May be called in a child of a forkserver. Never returns, so that nothing waits for a thread that computes.
     """
@@ -92,9 +92,9 @@ def _engine(arguments: argparse.Namespace, device: Device, core: Core, text: Tex
     architecture = core.architecture
     limits = Limits(architecture.vocab, min(arguments.context, architecture.positions), architecture.eos | text.eos)
     gate = Gate()
-    desk = Desk(gate)
-    compute = Compute(core, desk.deliver)
-    desk.attach(compute)
+    runner = RequestRunner(gate)
+    compute = Compute(core, runner.deliver)
+    runner.attach(compute)
     shown = {
         "model_path": str(arguments.model),
         "host": arguments.host,
@@ -109,7 +109,7 @@ def _engine(arguments: argparse.Namespace, device: Device, core: Core, text: Tex
         "engine": "trainshed-embedded",
     }
     key = os.environ.get(API_KEY) or None
-    return Engine(limits, text, gate, desk, compute, str(arguments.model), shown, key=key)
+    return Engine(limits, text, gate, runner, compute, str(arguments.model), shown, key=key)
 
 
 @web.middleware

@@ -1,4 +1,4 @@
-"""What differs between SGLang's versions, as far as it concerns us: one row a change. PURE.
+"""This module says what differs between SGLang's versions, as far as it concerns us: one row a change. PURE.
 
 Tested is 0.5.23. A newer version is treated like the newest row, with a warning; older ones than the first row lack the calls we need.
 """
@@ -30,7 +30,7 @@ class UnknownVersion(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """`since` this release, SGLang behaves like this."""
+    """Since release `since`, SGLang behaves like this."""
 
     since: Release
     checksum: bool
@@ -57,14 +57,14 @@ NEWEST: Final = PROFILES[-1]
 
 
 def release(version: str) -> Release | None:
-    """`0.5.23`, `0.5.9.post1`, `0.6.0rc1+g12`; None for what is no version."""
+    """Parse `0.5.23`, `0.5.9.post1`, `0.6.0rc1+g12`. Return None for what is no version."""
     if (match := re.match(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?:\.?post(\d{1,6}))?", version)) is None:
         return None
     return Release(*(int(part or 0) for part in match.groups()))
 
 
 def profile(version: str) -> tuple[Profile, str]:
-    """How this version behaves, and a warning ("" if there is none). Raises UnknownVersion for one that is too old."""
+    """Return how this version behaves, and a warning ("" if there is none). Raises UnknownVersion for one that is too old."""
     known = release(version)
     if known is None:
         return NEWEST, f"SGLang calls itself {version!r}, which is no version that we know how to read: treated like {NEWEST.since}"

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from msgspec.inspect import StructType
 
+from supervisor.config.kinds import registry
 from supervisor.config.machine import premises
 from supervisor.config.schema import rules
 from supervisor.config.schema.findings import Finding, GpuFact
@@ -57,7 +59,7 @@ def load(path: str | Path, inventory: Inventory | None = None) -> Loaded:
     host = None if unread & _GPU_KEYS else draft.host
     gpus, later = _gpus(host, inventory)
     draft = rules.Draft(draft.host, draft.pipelines, len(gpus) if gpus else rules.gpu_count(host))
-    later += rules.findings(draft)
+    later += rules.findings(draft, registry.findings)
     name = base.parent.name if record else _stem(file)
     later += premises.findings(draft, base, name, ask=inventory is not None)
     found += [finding for finding in later if not _consequence(finding, unread)]
@@ -154,7 +156,7 @@ def _broken(file: str | Path, problem: str, remedy: str, line: int | None = None
 
 def _draft(table: dict[str, Any], found: list[Finding]) -> tuple[Config | None, rules.Draft]:
     """Everything that has the right shape; what has not is appended to `found`."""
-    whole = read(describe(Config), table, "", found.append)
+    whole = read(_described(Config), table, "", found.append)
     quiet: list[Finding] = []
     host = read(describe(HostTable), table.get("host", {}), "host", quiet.append)
     entries = table.get("pipeline")
@@ -169,10 +171,15 @@ def _draft_pipeline(entry: dict[str, Any], path: str) -> rules.DraftPipeline:
     quiet: list[Finding] = []
     kinds = (("engine", EngineTable), ("trainer", TrainerTable), ("gateway", GatewayTable))
     given = {key: entry.get(key, {} if kind is GatewayTable else None) for key, kind in kinds}
-    parts = [read(describe(kind), given[key], f"{path}.{key}", quiet.append) for key, kind in kinds]
+    parts = [read(_described(kind), given[key], f"{path}.{key}", quiet.append) for key, kind in kinds]
     name = read(_NAME, entry.get("name"), f"{path}.name", quiet.append)
     engine, trainer, gateway = (None if part is BAD else part for part in parts)
     return rules.DraftPipeline(path, None if name is BAD else PipelineId(name), engine, trainer, gateway)
+
+
+def _described(table: type[msgspec.Struct]) -> StructType:
+    """The description of a table, with the kinds of engines that there are."""
+    return describe(table, {EngineTable: {"kind": registry.KINDS}})
 
 
 _NAME: Final = next(field.type for field in describe(PipelineTable).fields if field.name == "name")

@@ -5,7 +5,6 @@ The console has a thread of its own, because a terminal may block for as long as
 """
 
 import contextlib
-import logging
 import os
 import queue
 import sys
@@ -130,7 +129,7 @@ class Logs:
         self._mode = console
         self._terminal = stream.isatty()
         self._colour = console == "readable" and self._terminal and not os.environ.get("NO_COLOR")
-        self._told = 0
+        self._reported_lost = 0
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
             object(),  # never called: the last processor has written the record
             processors=[structlog.processors.add_log_level, self._stamp, self._failure, self._clean, self._emit],
@@ -187,9 +186,9 @@ class Logs:
 
     def _emit(self, _logger: Any, _method: str, record: MutableMapping[str, Any]) -> str:
         line = msgspec.json.encode(record)
-        if self._file is not None and self._file.write(line) and self._file.lost > self._told:
-            gone, self._told = self._file.lost - self._told, self._file.lost
-            self._emit(None, "warning", {**_head(record), "level": "warning", "event": "log lines lost", "lines": gone})
+        if self._file is not None and self._file.write(line) and self._file.lost > self._reported_lost:
+            lost, self._reported_lost = self._file.lost - self._reported_lost, self._file.lost
+            self._emit(None, "warning", {**_head(record), "level": "warning", "event": "log lines lost", "lines": lost})
         if self._console is not None:
             self._console.write(line.decode() if self._mode == "json" else readable(record, self._colour, cut=self._terminal))
         raise structlog.DropEvent
@@ -197,19 +196,3 @@ class Logs:
 
 def _head(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ("timestamp", "run") if key in record}
-
-
-class Forward(logging.Handler):
-    """Records of libraries that use the standard library's logging, into ours: `logging.getLogger().addHandler(Forward(logs))`."""
-
-    def __init__(self, logs: Logs) -> None:
-        super().__init__(logging.WARNING)
-        self._logs = logs
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            message = record.getMessage()
-        except (TypeError, ValueError):  # arguments that do not fit the format
-            message = str(record.msg)
-        error = record.exc_info[1] if record.exc_info else None
-        self._logs.log.log(min(record.levelno, 50) // 10 * 10, message, library=record.name, exc_info=error)

@@ -100,11 +100,11 @@ def _map(config: Config, found: Picture) -> Table:
     table = _plain_table("Who may hold which GPU", ["GPU", "name", *(pipeline.name for pipeline in config.pipeline)])
     for plan in found.gpus:
         claims = {pipeline.name: [claim for claim in plan.claims if claim.pipeline == pipeline.name] for pipeline in config.pipeline}
-        table.add_row(cell(plan.gpu.id), cell(plan.gpu.name), *(cell(_told(mine)) for mine in claims.values()))
+        table.add_row(cell(plan.gpu.id), cell(plan.gpu.name), *(cell(_claims(mine)) for mine in claims.values()))
     return table
 
 
-def _told(claims: Sequence[Claim]) -> str:
+def _claims(claims: Sequence[Claim]) -> str:
     return ", ".join(f"engine {claim.holder.rpartition('/')[2]}" if claim.role == "rollout" else claim.role for claim in claims)
 
 

@@ -174,19 +174,19 @@ class Merge:
     def _show(self, line: _Line) -> str:
         name = str(line.source)
         if line.record is not None:
-            text = readable(_told(line), self._colour, dated=self._dated)
+            text = readable(_record_to_show(line), self._colour, dated=self._dated)
         else:
             text = one_line(line.text.decode("utf-8", "replace"), _LONGEST)
         return f"{paint(f'{name:{self._width}}', colour_of(name), self._colour)}  {text}"
 
 
-def _told(line: _Line) -> dict[str, Any]:
-    """A gateway's record without what its source says already; it may be about an engine."""
+def _record_to_show(line: _Line) -> dict[str, Any]:
+    """Return a gateway's record without what its source says already; it may be about an engine."""
     record = line.record or {}
     if line.source == _OURS:
         return record
-    said = ("source",) if "engine" in record else ("source", "pipeline")
-    return {key: value for key, value in record.items() if key not in said}
+    known = ("source",) if "engine" in record else ("source", "pipeline")
+    return {key: value for key, value in record.items() if key not in known}
 
 
 def _read(source: Source, lines: list[bytes]) -> Iterator[_Line]:
@@ -211,7 +211,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
 def follow(merge: Merge, write: Callable[[str], None], wait: Callable[[], None], alive: Callable[[], bool]) -> None:
     """Write what arrives until the run has ended and everything is shown. `wait` sleeps a tenth of a second or more."""
     while True:
-        living = alive()  # asked before reading, so that the last words are read after the end
+        living = alive()  # asked before reading, so that the last lines are read after the end
         for line in merge.lines(end=not living):
             write(line)
         if not living:

@@ -10,8 +10,8 @@ def line(view: PipelineView) -> str:
     if view.target:
         parts.append(f"samples {view.samples_done}/{view.target}")
     parts.append(f"engines {view.engines_awake}/{len(view.engines)}")
-    if (told := reward(view.first_reward, view.reward)) is not None:
-        parts.append(f"reward {told}")
+    if (text := reward(view.first_reward, view.reward)) is not None:
+        parts.append(f"reward {text}")
     parts.append(f"weights v{view.weight_version}")
     if view.waits_for:
         parts.append(f"waits for {view.waits_for}")
@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self, every_s: float = 2.0) -> None:
         self._every_s = every_s
-        self._said: dict[str, tuple[float, tuple[object, ...], str]] = {}
+        self._shown: dict[str, tuple[float, tuple[object, ...], str]] = {}
 
     def __call__(self, snapshot: Snapshot, now: float) -> list[str]:
         """Return the lines that are worth printing now (`now` in seconds of any clock that only grows)."""
@@ -31,8 +31,8 @@ class Progress:
         for view in snapshot.pipelines:
             text = line(view)
             mark = (view.step, view.state, view.weight_version)
-            then, old_mark, old_text = self._said.get(view.name, (float("-inf"), (), ""))
+            then, old_mark, old_text = self._shown.get(view.name, (float("-inf"), (), ""))
             if text != old_text and (mark != old_mark or now - then >= self._every_s):
-                self._said[view.name] = (now, mark, text)
+                self._shown[view.name] = (now, mark, text)
                 lines.append(text)
         return lines

@@ -53,6 +53,7 @@ def finished_well(run: Run, reference: Reference, *hurt: str) -> None:
     assert run.left_behind() == []
 
 
+@pytest.mark.everyday
 def test_undisturbed(reference: Reference) -> None:
     finished_well(reference.run, reference)
     for pipeline in reference.run.summary.values():

@@ -51,7 +51,7 @@ class Settings:
 
     @staticmethod
     def read(options: Mapping[str, Any]) -> "Settings":
-        """Returns the settings that the options make. Raises ValueError, naming the key, for one that does not exist; BadOption for a wrong value."""
+        """Returns the settings that the options make. Raises ValueError, naming the key, for one that does not exist; BadOption for a value that cannot be."""
         types = {field.name: type(field.default) for field in fields(Settings)}
         values: dict[str, Any] = {}
         for key, given in options.items():

@@ -1,4 +1,4 @@
-"""Options of the built-in trainer and of its model recipe: their names and values are known before anything is started. PURE."""
+"""The options of the built-in trainer and of its model recipe are checked here: their names and values are known before anything is started."""
 
 import difflib
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The production scheduler as a policy of the simulated box: events of the box in, its actions carried out with the box's times.
+"""This policy is the production scheduler: it gets the box's events, and its actions are carried out with the box's times.
 
 Draining, pausing and measuring an engine take `sleep_s` together; waking it takes `wake_s`; everything else takes no time.
 Engines have been started once before the first second, as `start = "eager"` does it.
@@ -25,7 +25,7 @@ FIRST = Incarnation(1)
 
 
 class Production:
-    """`rules` are `[scheduler]` of the configuration."""
+    """Runs the production scheduler on the box. `rules` are `[scheduler]` of the configuration."""
 
     def __init__(self, box: Box, rules: Rules) -> None:
         self._box = box
@@ -47,7 +47,7 @@ class Production:
 
     def arrived(self, job: Job) -> None:
         number = job.step
-        self._feed(self._said(job, say.OpenRollout(rollout=number, target=len(job.left))))
+        self._feed(self._said(job, say.OpenRollout(rollout=number, target=len(job.remaining))))
         self.progressed(job)
 
     def progressed(self, job: Job) -> None:
@@ -109,7 +109,7 @@ class Production:
             self._set_alarm()
 
     def _perform(self, action: do.Action) -> ev.Event | None:
-        """Carry it out; the answer at once, or None when the box will tell."""
+        """Carry out an action. Return the answer at once, or None when the box will give it."""
         match action:
             case do.PrepareModel():
                 return ev.ModelReady(id=action.id)
@@ -145,7 +145,7 @@ class Production:
                 return ev.Ordered(id=action.id)
 
     def _sleep(self, action: do.Drain | do.Pause) -> ev.Event | None:
-        """The first half of a pause that reaches the engine starts its time to fall asleep."""
+        """Let an engine fall asleep: the first half of a pause that reaches it starts its time."""
         unit = self._unit(action.engine)
         if unit.state is UnitState.AWAKE:
             self._box.sleep(unit)
@@ -156,9 +156,9 @@ class Production:
         return None
 
     def _stop(self, action: do.StopGroup) -> ev.Event:
-        """The end of a pipeline: its processes go at once, and with them their memory."""
+        """End a pipeline's group: its processes end at once, and their memory is free."""
         if isinstance(action.group, EngineId):
-            self._box.gone(self._unit(action.group))
+            self._box.end(self._unit(action.group))
         return ev.GroupGone(id=action.id, confirmed=True)
 
     def _unit(self, id: EngineId) -> Unit:

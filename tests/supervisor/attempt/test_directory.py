@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.attempt.directory import RunDirectory, is_running, log_name, new_attempt, open_attempt
+from supervisor.attempt.directory import RunDirectory, is_running, new_attempt, open_attempt
 from supervisor.config.schema.tables import Config, HostTable
 from supervisor.errors import SetUpError, UsageError
-from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
+from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId, log_name
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 CONFIG = Config([], HostTable(virtual=4))

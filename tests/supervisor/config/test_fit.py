@@ -7,8 +7,8 @@ from rich.console import Console
 
 from supervisor.config.fit import Machine, Picture, picture
 from supervisor.config.load import Loaded
-from supervisor.config.machine.model_files import ModelSize, model_size
-from supervisor.config.schema.findings import GpuFact
+from supervisor.config.machine.model_files import model_size
+from supervisor.config.schema.findings import GpuFact, ModelSize
 from supervisor.config.schema.tables import Config, EngineTable, HostTable, ModelRecipe, PipelineTable, TrainerTable
 from supervisor.errors import Mistake
 from supervisor.views import check as view
