@@ -109,7 +109,7 @@ class Pipeline:
         self._guard = threading.Lock()
         self._publishing = threading.Lock()
         self._numbers: dict[str, int] = {}
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._next_rollout = self.steps_done
         self._lease: Lease | None = None
         self._residents = _Residents(self.gpus, self.device)
@@ -202,12 +202,12 @@ class Pipeline:
             try:
                 figure = float(value)
             except Exception as error:  # whatever a tensor, an array or a string raises
-                self._say_once(name, f"report leaves out {name[:128]!r}: no number ({type(error).__name__}: {str(error)[:200]})")
+                self._warn_once(name, f"report leaves out {name[:128]!r}: no number ({type(error).__name__}: {str(error)[:200]})")
                 continue
             key, figure = (name, figure) if math.isfinite(figure) else (f"{name}_not_finite", 1.0)
             if len(sent) == MAX_FIGURES or not 0 < len(key) <= MAX_NAME:
                 why = f"a report holds at most {MAX_FIGURES} figures with names of at most {MAX_NAME} characters"
-                self._say_once(name, f"report leaves out {name[:128]!r}: {why}")
+                self._warn_once(name, f"report leaves out {name[:128]!r}: {why}")
                 continue
             sent[key] = figure
         self._channel.send("report", step=step, metrics=sent)
@@ -216,12 +216,12 @@ class Pipeline:
         """Closes the channel (the process's exit does it too)."""
         self._channel.close()
 
-    def _say_once(self, subject: str, text: str) -> None:
+    def _warn_once(self, subject: str, text: str) -> None:
         """Writes a warning on stderr, the first time for this subject (and for the first 100 subjects)."""
         with self._guard:
-            if subject in self._said or len(self._said) == 100:
+            if subject in self._warned or len(self._warned) == 100:
                 return
-            self._said.add(subject)
+            self._warned.add(subject)
         sys.stderr.write(f"trainshed: {text}\n")
 
     def _next_number(self, kind: str) -> int:
@@ -416,7 +416,7 @@ class Rollout:
         pipeline, asked = self._pipeline, self._started
         if pipeline.world_size > 1 and 0 < asked < self.target:
             wanted = f"rollout {self.number} wants {self.target} samples, and rank {pipeline.rank} asked for {asked}"
-            pipeline._say_once(
+            pipeline._warn_once(
                 "ranks",
                 f"{wanted}: every rank gets every answer, so each must ask for all prompts, in the same order, and then take its share",
             )
