@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from engines.lifecycle.health import Diagnosis, Health, Kind, Look, Mode, Probe, Rates
+from engines.lifecycle.health import Diagnosis, Health, Kind, Look, Mode, Probe
+from tests.harness.defaults import default_rates
 from trainers.protocol.ids import EngineId, Incarnation, PipelineId
 
 ENGINES, TICK, LIFE = 8, 0.5, Incarnation(1)
@@ -37,7 +38,7 @@ class Ours(Health):
     name, sees_exits = "Trainshed, defaults", True
 
     def __init__(self) -> None:
-        super().__init__(Rates())
+        super().__init__(default_rates())
 
     def condemns(self, probe: Probe, problem: str, look: Look, now: float) -> bool:
         outcome = self.ended(probe, problem, look, now)

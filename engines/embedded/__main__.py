@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from trainshed.device import Device, parse_device
+from trainshed.virtual_gpu import Device, parse_device
 
 from engines.embedded import control_routes, server
 from engines.embedded.admission import Gate, RequestRunner

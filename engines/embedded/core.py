@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trainshed.device import Device, DeviceKind
+from trainshed.virtual_gpu import Device, DeviceKind
 
 from engines.embedded.architecture import Architecture, UnsupportedModel, check_exact, read_architecture
 from engines.embedded.batching import Batch, Decode, Request, Span

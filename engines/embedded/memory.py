@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from trainshed.device import Device, Pool, room
+from trainshed.virtual_gpu import Device, Pool, room
 
 from engines.embedded.architecture import Architecture
 

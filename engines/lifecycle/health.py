@@ -39,19 +39,22 @@ MODE_OF: Final = {Kind.LIVENESS: Mode.SERVING, Kind.PROGRESS: Mode.SERVING, Kind
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Rates are seconds between the end of one probe and the next, seconds that one may take, and failures in a row that condemn."""
+    """Rates are seconds between the end of one probe and the next, seconds that one may take, and failures in a row that condemn.
 
-    liveness_every: float = 5.0
-    liveness_within: float = 5.0
-    liveness_failures: int = 4
-    progress_every: float = 30.0
-    progress_within: float = 25.0
-    progress_failures: int = 3
-    request_failures: int = 3
-    silence: float = 300.0
-    canary_within: float = 30.0
-    asleep_every: float = 30.0
-    lag: float = 1.0
+    Nothing has a default here: `supervisor.config.limits` makes them from `[health]`.
+    """
+
+    liveness_every: float
+    liveness_within: float
+    liveness_failures: int
+    progress_every: float
+    progress_within: float
+    progress_failures: int
+    request_failures: int
+    silence: float
+    canary_within: float
+    asleep_every: float
+    lag: float
 
     @property
     def tick(self) -> float:

@@ -24,7 +24,7 @@ class EngineState(Enum):
     RETIRED = "retired"  # failed too often; an operator can reset it
 
 
-class Turn(Enum):
+class Transition(Enum):
     """What moves a group from state to state."""
 
     START = "start"
@@ -44,7 +44,7 @@ class Turn(Enum):
     RESET = "operator's reset"
 
 
-S, T = EngineState, Turn
+S, T = EngineState, Transition
 _ALIVE: Final = (S.STARTING, S.PAUSED, S.WAKING, S.LOADING, S.SERVING, S.DRAINING, S.PAUSING)
 
 TRANSITIONS: Final = MappingProxyType(
@@ -78,18 +78,15 @@ TRANSITIONS: Final = MappingProxyType(
 HOLDS_MEMORY: Final = frozenset((S.STARTING, S.WAKING, S.LOADING, S.SERVING, S.DRAINING, S.PAUSING))
 """States in which every GPU of the bundle is leased to the engine. (A quarantined one keeps the lease it had.)"""
 
-SETTLED: Final = frozenset({S.COLD, S.PAUSED, S.SERVING, S.STUCK, S.RETIRED})
-"""States in which nothing is under way."""
 
-
-def advance(state: EngineState, turn: Turn) -> EngineState:
-    """The next state. Raises KeyError for a turn that the table does not allow: a bug of ours, never an operator's or a child's."""
-    return TRANSITIONS[state, turn]
+def advance(state: EngineState, transition: Transition) -> EngineState:
+    """The next state. Raises KeyError for a transition that the table does not allow: a bug of ours, never an operator's or a child's."""
+    return TRANSITIONS[state, transition]
 
 
 def diagram() -> str:
     """The table as lines of text, one a transition, for ARCHITECTURE.md."""
-    return "\n".join(f"{state.value:16} -- {turn.value:40} -> {after.value}" for (state, turn), after in TRANSITIONS.items())
+    return "\n".join(f"{state.value:16} -- {transition.value:40} -> {after.value}" for (state, transition), after in TRANSITIONS.items())
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ STRIPPED: Final = (
 )
 """Variables that SGLang must not inherit. An operator who sets one in `env` is taken at their word."""
 
+SOCKET_ROOM: Final = 85
+"""Bytes of a TMPDIR's path: SGLang makes Unix sockets in it, whose path may have 107."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:

@@ -21,7 +21,11 @@ class Release(NamedTuple):
 
 
 class UnknownVersion(Exception):
-    """The engine's SGLang cannot be driven. The message says which version it is, and what to do."""
+    """The engine's SGLang cannot be driven: `problem` names its version, `remedy` says what to do (in lower case, without a full stop)."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        self.problem, self.remedy = problem, remedy
+        super().__init__(f"{problem}: {remedy}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,6 @@ def profile(version: str) -> tuple[Profile, str]:
     if known is None:
         return NEWEST, f"SGLang calls itself {version!r}, which is no version that we know how to read: treated like {NEWEST.since}"
     if known < PROFILES[0].since:
-        raise UnknownVersion(f"SGLang {version} lacks calls that we need: install {PROFILES[0].since} or newer (tested: {TESTED})")
+        raise UnknownVersion(f"SGLang {version} lacks calls that we need", f"install {PROFILES[0].since} or newer (tested: {TESTED})")
     newest = max((row for row in PROFILES if row.since <= known), key=lambda row: row.since)
     return newest, f"SGLang {version} is newer than any that we know: treated like {NEWEST.since}" if known > NEWEST.since else ""

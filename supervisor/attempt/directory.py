@@ -29,7 +29,8 @@ import msgspec
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError, UsageError
 from supervisor.host.atomic_file import write_atomically
-from trainers.protocol.ids import EngineId, GatewayId, GroupId, TrainerId
+from supervisor.host.processes.guardian import SWEPT_PREFIX
+from trainers.protocol.ids import GroupId, log_name
 
 ATTEMPT: Final = re.compile(r"^attempt_([1-9][0-9]{0,8})\Z")
 _TRIES: Final = 100
@@ -77,7 +78,7 @@ class RunDirectory:
 
     def shared_memory(self, shm: str) -> Path:
         """Return the folder of this run in shared memory."""
-        return Path(shm) / f"trainshed-{self.run_id}"
+        return Path(shm) / f"{SWEPT_PREFIX}{self.run_id}"
 
     def begin(self, config: Config, source: bytes) -> None:
         """Begin the run: from here on it stays, and is `latest`. `source` is the configuration file's bytes; without any, the record stays as it is.
@@ -119,17 +120,6 @@ class RunDirectory:
                     self.path.parent.rmdir()
         os.close(self._lock)
         self._lock = -1
-
-
-def log_name(group: GroupId, rank: int | None = None) -> str:
-    """Return the name of a child's log file."""
-    match group:
-        case EngineId(pipeline=pipeline, rank=engine):
-            return f"{pipeline}.engine.{engine}.log" if not rank else f"{pipeline}.engine.{engine}.{rank}.log"
-        case TrainerId(pipeline=pipeline):
-            return f"{pipeline}.trainer.{rank or 0}.log"
-        case GatewayId(pipeline=pipeline):
-            return f"{pipeline}.gateway.log"
 
 
 def runs_directory(config: Config | None = None) -> Path:

@@ -5,12 +5,12 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from engines.lifecycle.state import EngineState
-from supervisor.attempt.directory import RunDirectory, log_name
+from supervisor.attempt.directory import RunDirectory
 from supervisor.attempt.summary import Outcome, PipelineSummary
 from supervisor.errors import ExitCode
 from supervisor.observe.status_builder import pipeline_summary
 from supervisor.scheduler.records import Engine, Pipeline
-from trainers.protocol.ids import GatewayId, PipelineId, TrainerId
+from trainers.protocol.ids import GatewayId, PipelineId, TrainerId, log_name, model_log_name
 
 
 def ended_by_itself(pipeline: Pipeline) -> bool:
@@ -47,7 +47,7 @@ def _log(pipeline: Pipeline, directory: RunDirectory) -> str:
     """The file that tells most about its failure, below the attempt."""
     trainer = pipeline.trainer
     if not pipeline.model_ready:
-        name = f"{pipeline.id}.model.log"
+        name = model_log_name(pipeline.id)
     elif len(trainer.budget.failures) > trainer.budget.limit:
         name = log_name(TrainerId(pipeline.id), next(iter(trainer.exits), 0))  # the first rank that ended took the others along
     else:

@@ -75,7 +75,7 @@ class Recorded:
         self._file = -1
         self._written = 0
         self._retry_at: float | None = None
-        self._open(Opened(now, 0, box=scheduler.desk.box))
+        self._open(Opened(now, 0, box=scheduler.box))
 
     @property
     def deadline(self) -> float | None:

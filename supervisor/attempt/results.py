@@ -49,8 +49,8 @@ class Account:
             case MemberExited(code=code) if code != 0:
                 self._look_at_disk(now)
             case Stop():
-                self._stopped |= {id for id, pipeline in scheduler.desk.fleet.pipelines.items() if not outcome.ended_by_itself(pipeline)}
-            case OperatorAsked(verb="stop", pipeline=id) if not outcome.ended_by_itself(scheduler.desk.fleet.pipelines[id]):
+                self._stopped |= {id for id, pipeline in scheduler.pipelines.items() if not outcome.ended_by_itself(pipeline)}
+            case OperatorAsked(verb="stop", pipeline=id) if not outcome.ended_by_itself(scheduler.pipelines[id]):
                 self._stopped.add(id)
             case _:
                 pass
@@ -96,7 +96,7 @@ class Account:
     def _counted(self, scheduler: Scheduler) -> Figures:
         """What the attempt has come to, over all its starts."""
         earlier = self._before.figures
-        now = {str(pipeline.id): self.of(pipeline) for pipeline in scheduler.desk.fleet.pipelines.values()}
+        now = {str(pipeline.id): self.of(pipeline) for pipeline in scheduler.pipelines.values()}
         return Figures(
             starts=earlier.starts + 1,
             wall_s=round(earlier.wall_s + time.monotonic() - self._began, 3),
@@ -108,7 +108,7 @@ class Account:
     def conclude(self, scheduler: Scheduler) -> Summary:
         """What came of it, written down where the disk takes it."""
         figures = self._counted(scheduler)
-        code = outcome.exit_code((self.of(pipeline) for pipeline in scheduler.desk.fleet.pipelines.values()), scheduler.desk.fleet.engines)
+        code = outcome.exit_code((self.of(pipeline) for pipeline in scheduler.pipelines.values()), scheduler.engines)
         summary = Summary(
             run=self._directory.run_id,
             exit=int(code),

@@ -8,7 +8,7 @@ import msgspec
 from supervisor.attempt.checkpoints import remembered
 from supervisor.attempt.directory import RunDirectory
 from supervisor.attempt.summary import Figures, PipelineSummary, Summary, figures, read, write
-from supervisor.config.schema.tables import Config, Pipeline
+from supervisor.config.schema.tables import Config, PipelineTable
 from supervisor.errors import ExitCode
 from supervisor.observe.status import PipelineView, Snapshot
 
@@ -30,7 +30,7 @@ def behind(directory: RunDirectory, config: Config) -> Behind:
     return Behind(known, frozenset(finished))
 
 
-def _finished(directory: RunDirectory, pipeline: Pipeline, known: Mapping[str, PipelineSummary]) -> bool:
+def _finished(directory: RunDirectory, pipeline: PipelineTable, known: Mapping[str, PipelineSummary]) -> bool:
     """By its checkpoints. One that saves none (a script that only sends requests) has, when it ended well and is not known to lack a step."""
     record = remembered(directory.path / "checkpoints" / pipeline.name)
     if record.checkpoints:

@@ -14,8 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from engines.lifecycle import state
-from supervisor.scheduler import actions, context, inflight, leases, records, scheduler, spec
-from supervisor.scheduler.groups import faults, restarts, rollouts
+from supervisor.scheduler import actions, context, faults, inflight, leases, records, restarts, rollouts, scheduler, spec
 from supervisor.scheduler.planning import costs, planner, reservations
 from trainers.protocol import gateway_messages, ids, trainer_messages
 
@@ -39,21 +38,37 @@ _RECORDED_AS: Final[Mapping[str, ModuleType]] = {
     "trainers.messages": trainer_messages,
 }
 """The module of each record under the name that recordings give it, which never changes; the module may move."""
-_RENAMED: Final[Mapping[str, str]] = {}
+_RENAMED: Final[Mapping[str, str]] = {
+    "engines.state:Turn": "Transition",
+    "supervisor.scheduler.desk:Desk": "Context",
+    "supervisor.scheduler.fleet:TrainerTurn": "TrainerTransition",
+}
 """The class of today for a recorded `module:class` that bears another name now."""
+_FIELDS: Final[Mapping[type, Mapping[str, str]]] = {
+    context.Context: {"fault_changes": "turns"},
+    records.Engine: {"by_operator": "asked"},
+    records.Gateway: {"by_operator": "asked"},
+    records.Trainer: {"by_operator": "asked", "lease_ended_at": "left"},
+    rollouts.Rollout: {"ordered": "asked", "announced": "told"},
+    scheduler.Scheduler: {"_ctx": "desk"},
+}
+"""Of each class the fields that bear another name now: today's name, and the recorded one."""
+_DROPPED: Final[Mapping[type, Mapping[str, Any]]] = {records.Trainer: {"fence_note": ""}}
+"""Of each class the recorded fields that no record has any more, with the value that they always had."""
 _SERIES: Final = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 def _named() -> Iterator[tuple[str, type]]:
-    old_names = {today: recorded.partition(":")[2] for recorded, today in _RENAMED.items()}
+    old_names = {(recorded.partition(":")[0], today): recorded for recorded, today in _RENAMED.items()}
     for recorded, module in _RECORDED_AS.items():
         for name, kind in vars(module).items():
             if isinstance(kind, type) and (kind.__module__, kind.__name__) == (module.__name__, name):
-                yield f"{recorded}:{old_names.get(name, name)}", kind
+                yield old_names.get((recorded, name), f"{recorded}:{name}"), kind
 
 
 _KIND_OF: Final[Mapping[str, type]] = dict(_named())
 _NAME_OF: Final[Mapping[type, str]] = {kind: name for name, kind in _KIND_OF.items()}
+_FIELDS_OF_TODAY: Final = {kind: {recorded: today for today, recorded in fields.items()} for kind, fields in _FIELDS.items()}
 
 
 class Damaged(ValueError):
@@ -93,7 +108,9 @@ def _fields(value: Any) -> Iterator[tuple[str, Any]]:
         names = tuple(field.name for field in dataclasses.fields(value))
     else:
         names = tuple(vars(value))
-    return ((name, getattr(value, name)) for name in names)
+    recorded = _FIELDS.get(type(value), {})
+    yield from ((recorded.get(name, name), getattr(value, name)) for name in names)
+    yield from _DROPPED.get(type(value), {}).items()
 
 
 def restored(value: Any) -> Any:
@@ -121,8 +138,9 @@ def _restored(value: Any) -> Any:
     if issubclass(found, msgspec.Struct):
         return found(**fields)
     made = object.__new__(found)
-    for name, one in fields.items():
-        object.__setattr__(made, name, one)
+    today = _FIELDS_OF_TODAY.get(found, {})
+    for name in fields.keys() - _DROPPED.get(found, {}).keys():
+        object.__setattr__(made, today.get(name, name), fields[name])
     return made
 
 

@@ -10,13 +10,10 @@ import shutil
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from supervisor.attempt.journal import NAME, Began, Ended, Gone, Line, Process, Shared, Spawned, read, writer
-from supervisor.host.processes.guardian import remove_traces
+from supervisor.host.processes.guardian import SWEPT_PREFIX, remove_traces
 from supervisor.host.processes.proc import Identity, Stat, boot_id, read_stat, table, tag_of
-
-OURS: Final = "trainshed-"
 
 
 @dataclass
@@ -132,7 +129,7 @@ def may_remove(path: Path) -> bool:
         stat = path.lstat()
     except OSError:
         return False
-    named = path.is_absolute() and os.path.normpath(path) == str(path) and path.name.startswith(OURS)
+    named = path.is_absolute() and os.path.normpath(path) == str(path) and path.name.startswith(SWEPT_PREFIX)
     return named and stat.st_uid == os.getuid() and path.is_dir() and not path.is_symlink()
 
 

@@ -194,8 +194,6 @@ def main(arguments: Sequence[str]) -> int:
     except CycloptsError as error:
         return _fail(f"{_one_sentence(error)} See `supervise --help`.", ExitCode.CONFIGURATION)
     except SupervisorError as error:
-        if error.exit_code is ExitCode.BUG:
-            traceback.print_exc()
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:  # `logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

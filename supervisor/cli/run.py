@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from supervisor.cli import streams
-from supervisor.errors import ExitCode, SetUpError, UsageError
+from supervisor.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from supervisor.attempt.directory import RunDirectory
     from supervisor.attempt.find import Choice
     from supervisor.config.load import Loaded
     from supervisor.config.schema.findings import GpuFact
-    from supervisor.config.schema.tables import Host
+    from supervisor.config.schema.tables import HostTable
     from supervisor.observe.logs import Console
     from supervisor.runtime.options import Exposition
 
@@ -118,7 +118,7 @@ def _nothing_left(attempt: Path, loaded: "Loaded") -> int:
     return int(ExitCode.DONE)
 
 
-def _metrics(host: "Host") -> "Exposition | None":
+def _metrics(host: "HostTable") -> "Exposition | None":
     """Count, where the configuration has a port at which somebody may read the counts."""
     if host.metrics_port is None:
         return None
@@ -159,16 +159,12 @@ def _announce(attempt: "RunDirectory", choice: "Choice | None", parent: Path) ->
             )
 
 
-def gpus(host: "Host") -> "list[GpuFact]":
+def gpus(host: "HostTable") -> "list[GpuFact]":
     """Look up the GPUs of the host. Raises SetUpError."""
     from supervisor.config.schema.findings import GpuFact
     from supervisor.host.gpus.inventory import open_meter
-    from supervisor.host.gpus.meter import GpusUnusable
 
-    try:
-        meter = open_meter(host.gpus, host.virtual)
-    except GpusUnusable as error:
-        raise SetUpError(f"{error.problem}. {error.remedy}") from error  # the mistake names its key itself
+    meter = open_meter(host.gpus, host.virtual)
     try:
         return [GpuFact(gpu.id, gpu.name, gpu.total_bytes) for gpu in meter.gpus]
     finally:

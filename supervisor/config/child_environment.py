@@ -1,4 +1,4 @@
-"""Which variables of our own environment a child sees. PURE: the environment comes as an argument.
+"""This module decides which variables of our own environment a child sees. The environment comes as an argument.
 
 Children get what is on the list, what the configuration's `pass_env` patterns add and what its `env` sets; everything else is
 dropped, so that a run does not depend on the shell that started it.

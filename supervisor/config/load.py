@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from msgspec.inspect import StructType
 
+from supervisor.config.kinds import registry
 from supervisor.config.machine import premises
 from supervisor.config.schema import rules
 from supervisor.config.schema.findings import Finding, GpuFact
 from supervisor.config.schema.line_numbers import line_of, lines
-from supervisor.config.schema.tables import Config, Engine, Gateway, Host, Pipeline, Trainer
+from supervisor.config.schema.tables import Config, EngineTable, GatewayTable, HostTable, PipelineTable, TrainerTable
 from supervisor.config.schema.toml_text import shown
 from supervisor.config.schema.typecheck import BAD, describe, read
-from supervisor.errors import ConfigError, Mistake, SupervisorError
+from supervisor.errors import ConfigError, Mistake, SetUpError
 from trainers.protocol.ids import PipelineId
 
 LIMIT: Final = 256 * 1024
@@ -29,8 +31,8 @@ LIMIT: Final = 256 * 1024
 _MOST: Final = 100
 """Mistakes that are told of one file."""
 
-Inventory = Callable[[Host], Sequence[GpuFact]]
-"""The GPUs that `[host]` names, in its order. Raises SupervisorError when one is not there."""
+Inventory = Callable[[HostTable], Sequence[GpuFact]]
+"""The GPUs that `[host]` names, in its order. Raises SetUpError when one is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def load(path: str | Path, inventory: Inventory | None = None) -> Loaded:
     host = None if unread & _GPU_KEYS else draft.host
     gpus, later = _gpus(host, inventory)
     draft = rules.Draft(draft.host, draft.pipelines, len(gpus) if gpus else rules.gpu_count(host))
-    later += rules.findings(draft)
+    later += rules.findings(draft, registry.findings)
     name = base.parent.name if record else _stem(file)
     later += premises.findings(draft, base, name, ask=inventory is not None)
     found += [finding for finding in later if not _consequence(finding, unread)]
@@ -70,15 +72,15 @@ def load(path: str | Path, inventory: Inventory | None = None) -> Loaded:
 RESOLVED: Final = "config.resolved.json"
 
 
-def _gpus(host: Host | None, inventory: Inventory | None) -> tuple[tuple[GpuFact, ...], list[Finding]]:
+def _gpus(host: HostTable | None, inventory: Inventory | None) -> tuple[tuple[GpuFact, ...], list[Finding]]:
     """The GPUs of the host, where they can be looked up, or what is wrong with them."""
     if inventory is None or host is None or (host.gpus is None) == (host.virtual is None):
         return (), []
     try:
         return tuple(inventory(host)), []
-    except SupervisorError as error:
-        problem, _, remedy = str(error).partition(". ")
-        return (), [Finding("host.gpus", host.gpus, problem, f"{remedy}." if remedy else "`nvidia-smi -L` lists the GPUs of this machine.")]
+    except SetUpError as error:
+        remedy = f"{error.remedy}." if error.remedy else "`nvidia-smi -L` lists the GPUs of this machine."
+        return (), [Finding("host.gpus", host.gpus, error.problem, remedy)]
 
 
 _GPU_KEYS: Final = {"host", "host.gpus", "host.virtual"}
@@ -126,7 +128,9 @@ def _parse(source: bytes, file: str) -> tuple[str, dict[str, Any]]:
         raise _broken(file, f"is not UTF-8 (byte {error.start})", "Save it as UTF-8.", line) from error
     except RecursionError as error:
         raise _broken(file, "is nested too deeply", "This is no configuration of ours.") from error
-    except ValueError as error:  # TOMLDecodeError is one; a number of 5,000 digits gives the plain one
+    except (
+        ValueError
+    ) as error:  # TOMLDecodeError, which has no field for the line before Python 3.14; a number of 5,000 digits gives the plain one
         at = re.search(r"\(at line (\d+), column \d+\)", str(error))
         raise _broken(file, f"is not TOML: {error}", "Correct the syntax (https://toml.io).", int(at[1]) if at else None) from error
 
@@ -152,9 +156,9 @@ def _broken(file: str | Path, problem: str, remedy: str, line: int | None = None
 
 def _draft(table: dict[str, Any], found: list[Finding]) -> tuple[Config | None, rules.Draft]:
     """Everything that has the right shape; what has not is appended to `found`."""
-    whole = read(describe(Config), table, "", found.append)
+    whole = read(_described(Config), table, "", found.append)
     quiet: list[Finding] = []
-    host = read(describe(Host), table.get("host", {}), "host", quiet.append)
+    host = read(describe(HostTable), table.get("host", {}), "host", quiet.append)
     entries = table.get("pipeline")
     entries = entries if isinstance(entries, list) else []
     pipelines = tuple(_draft_pipeline(entry, f"pipeline[{i}]") for i, entry in enumerate(entries[:_MOST]) if isinstance(entry, dict))
@@ -165,15 +169,20 @@ def _draft(table: dict[str, Any], found: list[Finding]) -> tuple[Config | None, 
 
 def _draft_pipeline(entry: dict[str, Any], path: str) -> rules.DraftPipeline:
     quiet: list[Finding] = []
-    kinds = (("engine", Engine), ("trainer", Trainer), ("gateway", Gateway))
-    given = {key: entry.get(key, {} if kind is Gateway else None) for key, kind in kinds}
-    parts = [read(describe(kind), given[key], f"{path}.{key}", quiet.append) for key, kind in kinds]
+    kinds = (("engine", EngineTable), ("trainer", TrainerTable), ("gateway", GatewayTable))
+    given = {key: entry.get(key, {} if kind is GatewayTable else None) for key, kind in kinds}
+    parts = [read(_described(kind), given[key], f"{path}.{key}", quiet.append) for key, kind in kinds]
     name = read(_NAME, entry.get("name"), f"{path}.name", quiet.append)
     engine, trainer, gateway = (None if part is BAD else part for part in parts)
     return rules.DraftPipeline(path, None if name is BAD else PipelineId(name), engine, trainer, gateway)
 
 
-_NAME: Final = next(field.type for field in describe(Pipeline).fields if field.name == "name")
+def _described(table: type[msgspec.Struct]) -> StructType:
+    """The description of a table, with the kinds of engines that there are."""
+    return describe(table, {EngineTable: {"kind": registry.KINDS}})
+
+
+_NAME: Final = next(field.type for field in describe(PipelineTable).fields if field.name == "name")
 
 
 def _consequence(finding: Finding, unread: set[str]) -> bool:

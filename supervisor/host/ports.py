@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from supervisor.errors import SetUpError
+
 WINDOW: Final = 16
-"""Ports reserved at a time: an engine needs its own, a rendezvous, and a handful of internal ones."""
+"""Ports that a group reserves which asks for no other number: the ranks of a trainer share so many."""
 _LISTENING: Final = "0A"
 _PORT_MARK: Final = "trainshed-port-"
 _RUN_MARK: Final = "trainshed-run-"
 """The prefix is followed by the pid of the supervisor and by its run."""
 
 
-class PortsUnusable(Exception):
-    """The operator's `[host] ports` or `metrics_port` cannot be used. The message says key, value and remedy."""
+class PortsUnusable(SetUpError):
+    """The operator's `[host] ports` or `metrics_port` cannot be used. It has key, value and remedy."""
 
 
 class NoPortFree(Exception):
@@ -68,15 +70,13 @@ class Ports:
 
         Raises PortsUnusable.
         """
-        where = f"host.ports = [{first}, {last}]"
         if not 1024 <= first < last <= 65535:
-            raise PortsUnusable(f"{where}: two ports from 1024 to 65535 are wanted, the lower one first")
+            raise PortsUnusable("two ports from 1024 to 65535 are wanted, the lower one first", key="host.ports", value=[first, last])
         ephemeral = ephemeral_range()
         if ephemeral is not None and first <= ephemeral[1] and last >= ephemeral[0] and outside(*ephemeral) is not None:
             low, high = ephemeral
-            raise PortsUnusable(
-                f"{where}: overlaps the kernel's ephemeral ports {low}..{high}, from which any connection may take one; stay outside"
-            )
+            problem = f"overlaps the kernel's ephemeral ports {low}..{high}, from which any connection may take one; stay outside"
+            raise PortsUnusable(problem, key="host.ports", value=[first, last])
         self._first, self._last = first, last
         self._next = first
         self._reserved: dict[Hashable, _Reserved] = {}
@@ -203,7 +203,8 @@ def metrics_listener(port: int) -> socket.socket:
         listener.listen(16)
     except OSError as error:
         listener.close()
-        raise PortsUnusable(f"host.metrics_port = {port}: {error.strerror} (held by {holder(port)}); name a free port") from error
+        problem = f"{error.strerror} (held by {holder(port)}); name a free port"
+        raise PortsUnusable(problem, key="host.metrics_port", value=port) from error
     return listener
 
 

@@ -11,7 +11,7 @@ from supervisor.scheduler import actions as do
 from supervisor.scheduler.actions import Action, StartTrainer, TellTrainer
 from supervisor.scheduler.context import About
 from supervisor.scheduler.events import ActionFailed, Event, GatewayReady, MemberExited, TrainerSaid
-from supervisor.scheduler.groups.faults import Cause, Fault
+from supervisor.scheduler.faults import Cause, Fault
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.ids import EngineId, GatewayId, GroupId, Incarnation, PipelineId, TrainerId
 
@@ -52,12 +52,12 @@ class Narrator:
             case _:
                 pass
         self._asked.pop(getattr(event, "id", 0), None)
-        for level, about, what in self._scheduler.desk.notes:
+        for level, about, what in self._scheduler.notes:
             getattr(self._log(about), level)(what)
         for action in actions:
             self._told(action)
         self._moved(now)
-        for word, fault in self._scheduler.desk.turns:
+        for word, fault in self._scheduler.fault_changes:
             self._turned(word, fault)
 
     def _log(self, about: About | None, incarnation: Incarnation | None = None) -> "structlog.typing.FilteringBoundLogger":
@@ -71,7 +71,7 @@ class Narrator:
         return self._site.group_log(about, incarnation if incarnation is not None else self._life(about))
 
     def _life(self, group: GroupId) -> Incarnation:
-        pipeline = self._scheduler.desk.fleet.pipelines[group.pipeline]
+        pipeline = self._scheduler.pipelines[group.pipeline]
         match group:
             case EngineId(rank=rank):
                 return pipeline.engines[rank].incarnation
@@ -122,7 +122,7 @@ class Narrator:
                 pass
 
     def _moved(self, now: float) -> None:
-        for pipeline in self._scheduler.desk.fleet.pipelines.values():
+        for pipeline in self._scheduler.pipelines.values():
             state = pipeline.trainer.state.value
             if self._trainers.get(pipeline.id, "cold") != state:
                 log = self._site.group_log(pipeline.trainer.id, pipeline.trainer.incarnation)
@@ -151,7 +151,7 @@ class Narrator:
             collateral=list(fault.collateral),
             attempt=fault.attempt,
             silent_s=round(fault.silent, 3),
-            gpus=list(self._scheduler.desk.fleet.engine(fault.engine).gpus),
+            gpus=list(self._scheduler.engine(fault.engine).gpus),
         )
 
 

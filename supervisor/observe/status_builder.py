@@ -20,7 +20,7 @@ _UNWELL = (EngineState.COLD, EngineState.QUARANTINED, EngineState.STUCK, EngineS
 
 def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: float, uptime_s: float) -> Snapshot:
     """The state of the run at this moment. `started_at` in seconds since the epoch."""
-    leases = scheduler.desk.leases
+    leases = scheduler.leases
     now = time.monotonic()  # the clock of the scheduler's events
     gpus = []
     blind = unmeasured.gpus(site.config)
@@ -40,12 +40,12 @@ def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: fl
                 fenced=leases.fenced(gpu.id),
             )
         )
-    pipelines = tuple(_pipeline(site, pipeline, leases, now) for pipeline in scheduler.desk.fleet.pipelines.values())
+    pipelines = tuple(_pipeline(site, pipeline, leases, now) for pipeline in scheduler.pipelines.values())
     return Snapshot(
         run=site.directory.run_id,
         started_at=started_at,
         uptime_s=uptime_s,
-        stopping=bool(scheduler.desk.stopping),
+        stopping=bool(scheduler.stopping),
         gpus=tuple(gpus),
         pipelines=pipelines,
     )
@@ -142,7 +142,7 @@ def _gateway(site: Site, gateway: Gateway, now: float) -> GatewayView:
 def _failure(group: Engine | Trainer | Gateway, well: bool, now: float) -> FailureView | None:
     if group.failed_at is None:
         return None
-    return FailureView(reason=group.note, ago_s=round(max(0.0, now - group.failed_at), 3), over=well, asked=group.asked)
+    return FailureView(reason=group.note, ago_s=round(max(0.0, now - group.failed_at), 3), over=well, asked=group.by_operator)
 
 
 def pipeline_summary(pipeline: Pipeline) -> PipelineSummary:

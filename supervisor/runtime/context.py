@@ -10,12 +10,12 @@ import structlog
 from supervisor.attempt.checkpoints import Checkpoints
 from supervisor.attempt.directory import RunDirectory
 from supervisor.attempt.journal import Journal
-from supervisor.config.schema.tables import Config, Pipeline
+from supervisor.config.schema.tables import Config, PipelineTable
 from supervisor.host.gpus.meter import Gpu, GpuMeter
 from supervisor.host.ports import Ports
 from supervisor.host.processes.group import Group, Processes
 from supervisor.scheduler.events import Event
-from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId
+from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, tag
 
 
 class Tasks(Protocol):
@@ -54,7 +54,7 @@ class Site:
     published: dict[PipelineId, int] = field(default_factory=dict)
     urls: dict[PipelineId, str] = field(default_factory=dict)
 
-    def pipeline(self, id: PipelineId) -> Pipeline:
+    def pipeline(self, id: PipelineId) -> PipelineTable:
         return next(pipeline for pipeline in self.config.pipeline if pipeline.name == id)
 
     def gpus(self, ids: tuple[GpuId, ...] | list[int]) -> list[Gpu]:
@@ -72,7 +72,7 @@ class Site:
 
     def tag(self, group: GroupId, incarnation: Incarnation) -> str:
         """What the environment of this life's processes shows, so that a lost one can be recognised."""
-        return f"{self.directory.run_id}:{group}:{incarnation}"
+        return tag(self.directory.run_id, group, incarnation)
 
     def bundle(self, engine: EngineId) -> list[Gpu]:
         spec = self.pipeline(engine.pipeline).engine

@@ -8,8 +8,7 @@ import anyio
 
 from engines.gateway.core.attempts import PATIENCE
 from supervisor.config.child_environment import choose
-from supervisor.config.schema.tables import Gateway as GatewayTable
-from supervisor.config.schema.tables import Health as HealthTable
+from supervisor.config.schema.tables import GatewayTable, HealthTable
 from supervisor.host.channel import Channel, ChannelFailure
 from supervisor.host.processes.group import Command, Group
 from supervisor.runtime.context import Site
@@ -140,7 +139,9 @@ class Gateways:
             case do.Route(engine=engine, incarnation=incarnation, version=version):
                 front = self._fronts.of(engine)
                 slots = self._site.pipeline(engine.pipeline).engine.slots
-                return Route(action.id, engine.rank, incarnation, front.url, front.key, slots, version)
+                return Route(
+                    order=action.id, engine=engine.rank, incarnation=incarnation, url=front.url, key=front.key, slots=slots, version=version
+                )
             case do.Unroute(engine=engine, incarnation=incarnation, published=published):
                 return Unroute(action.id, engine.rank, incarnation, published)
             case do.Drain(engine=engine, incarnation=incarnation):

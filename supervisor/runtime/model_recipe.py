@@ -1,7 +1,5 @@
 """The model of a pipeline: a path that is there, or a recipe that a child of ours carries out once a run."""
 
-import os
-
 import msgspec
 
 from supervisor.config.child_environment import choose
@@ -12,8 +10,8 @@ from supervisor.runtime.context import Site
 from supervisor.runtime.group_lifecycle import TAIL
 from supervisor.scheduler.actions import PrepareModel
 from supervisor.scheduler.events import ActionFailed, ModelReady
-from trainers.protocol.child_env import OUR_PATH
-from trainers.protocol.ids import Incarnation, PipelineId, TrainerId
+from trainers.protocol.ids import Incarnation, PipelineId, TrainerId, model_log_name
+from trainers.user_code import python_path
 
 
 async def prepare(site: Site, action: PrepareModel) -> ModelReady | ActionFailed:
@@ -32,18 +30,18 @@ async def prepare(site: Site, action: PrepareModel) -> ModelReady | ActionFailed
 
 async def _make(site: Site, id: PipelineId, recipe: ModelRecipe) -> str | None:
     """Why it could not be made."""
-    log = site.directory.path / "logs" / f"{id}.model.log"
+    log = site.directory.path / "logs" / model_log_name(id)
     tag = site.tag(TrainerId(id), Incarnation(0))
     env = {
         **choose("trainer", site.environ).kept,
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [OUR_PATH, site.pipeline(id).trainer.cwd])),
+        "PYTHONPATH": python_path(recipe.make, site.pipeline(id).trainer.cwd),
         "PYTHONUNBUFFERED": "1",
         "TRAINSHED_TAG": tag,
     }
     arguments = ["--make", recipe.make, str(site.model(id)), msgspec.json.encode(recipe.options).decode()]
-    command = Command(argv=arguments, module="trainers.launch", env=env, cwd=site.directory.path, log=log)
+    command = Command(argv=arguments, module="trainshed.launch", env=env, cwd=site.directory.path, log=log)
     group = await site.processes.spawn([command], tag=tag, record=site.journal.spawned)
     try:
         exit_ = await group.exited()

@@ -7,39 +7,24 @@ import anyio
 import anyio.abc
 
 from engines.control import EngineControl, EngineError, EngineRefused
-from engines.lifecycle.health import Diagnosis, Health, Kind, Look, Mode, Outcome, Probe, Rates
+from engines.lifecycle.health import Diagnosis, Health, Kind, Look, Mode, Outcome, Probe
 from engines.lifecycle.state import EngineState
-from supervisor.config.schema.tables import Health as Settings
+from supervisor.config.limits import rates
 from supervisor.runtime.context import Site
 from supervisor.runtime.engines import Engines
+from supervisor.scheduler import Scheduler
 from supervisor.scheduler.events import ProbeFailed
-from supervisor.scheduler.records import Engine, Fleet
+from supervisor.scheduler.records import Engine
 from trainers.protocol.ids import EngineId
 
 MODES: Final = {EngineState.SERVING: Mode.SERVING, EngineState.PAUSED: Mode.ASLEEP}
 
 
-def rates(settings: Settings) -> Rates:
-    return Rates(
-        liveness_every=settings.probe_s,
-        liveness_within=settings.probe_timeout_s,
-        liveness_failures=settings.probe_failures,
-        progress_every=settings.progress_s,
-        progress_within=settings.progress_timeout_s,
-        progress_failures=settings.progress_failures,
-        request_failures=settings.request_failures,
-        silence=settings.silence_s,
-        canary_within=settings.canary_s,
-        asleep_every=settings.asleep_s,
-        lag=settings.lag_s,
-    )
-
-
 class Probes:
     """`run` until cancelled. It reads the scheduler's records before and after each probe: nobody has to tell it to pause or to resume."""
 
-    def __init__(self, site: Site, fleet: Fleet, engines: Engines) -> None:
-        self._site, self._fleet, self._engines = site, fleet, engines
+    def __init__(self, site: Site, scheduler: Scheduler, engines: Engines) -> None:
+        self._site, self._scheduler, self._engines = site, scheduler, engines
         self.health = Health(rates(site.config.health))
         self.longest_lag = 0.0
 
@@ -64,7 +49,7 @@ class Probes:
                 self._site.log.warning("our own loop was late; probes of that time do not count", late_s=round(late, 3))
 
     def _looks(self) -> dict[EngineId, Look]:
-        return {engine.id: look for engine in self._fleet.engines if (look := self._look(engine)) is not None}
+        return {engine.id: look for engine in self._scheduler.engines if (look := self._look(engine)) is not None}
 
     def _look(self, engine: Engine) -> Look | None:
         if engine.state in (EngineState.COLD, EngineState.RETIRED):
@@ -78,7 +63,7 @@ class Probes:
     async def _ask(self, probe: Probe) -> None:
         control = self._engines.control(probe.engine, probe.incarnation)
         problem = "it has no endpoint" if control is None else await _problem(control, probe)
-        look = self._look(self._fleet.engine(probe.engine))
+        look = self._look(self._scheduler.engine(probe.engine))
         outcome = self.health.ended(probe, problem, look, time.monotonic())
         if outcome is not None:
             self._tell(outcome)

@@ -17,10 +17,9 @@ from supervisor.runtime.context import Site
 from supervisor.runtime.group_lifecycle import Life
 from supervisor.scheduler.actions import StartTrainer, TellTrainer
 from supervisor.scheduler.events import ActionFailed, PeerFailed, Told, TrainerSaid, TrainerStarted
-from trainers.launch import environment
-from trainers.protocol.child_env import OUR_PATH
 from trainers.protocol.ids import PipelineId, TrainerId
 from trainers.protocol.trainer_messages import Hello, TrainerMessage, Welcome
+from trainers.user_code import python_path, torchrun_variables
 
 
 @dataclass(slots=True)
@@ -111,12 +110,12 @@ class Ranks:
         env = {
             **chosen.kept,
             **seen.env,
-            **environment(rank, len(trainer.gpus), port),
+            **torchrun_variables(rank, len(trainer.gpus), port),
             "LOCAL_RANK": "0",  # each rank sees its own GPU only
             "PATH": chosen.kept.get("PATH", os.defpath),  # the caller's: `python` is theirs, and so is what it starts
             "GLOO_SOCKET_IFNAME": chosen.kept.get("GLOO_SOCKET_IFNAME", "lo"),  # ranks are on one host, whatever its name resolves to
             "NCCL_SOCKET_IFNAME": chosen.kept.get("NCCL_SOCKET_IFNAME", "lo"),
-            "PYTHONPATH": os.pathsep.join(filter(None, [OUR_PATH, trainer.cwd, trainer.env.get("PYTHONPATH")])),
+            "PYTHONPATH": python_path(trainer.entry, trainer.cwd, trainer.env.get("PYTHONPATH")),
             "PYTHONUNBUFFERED": "1",
             "TRAINSHED_FD": str(descriptor),
             "TRAINSHED_GPUS": ",".join(seen.devices),
@@ -132,7 +131,7 @@ class Ranks:
         entry = trainer.entry
         return Command(
             argv=[entry] if entry is not None else list(trainer.command or ()),
-            module="trainers.launch" if entry is not None else None,
+            module="trainshed.launch" if entry is not None else None,
             env=env,
             cwd=Path(trainer.cwd) if trainer.cwd is not None else Path.cwd(),
             log=site.directory.log_of(TrainerId(id), rank),

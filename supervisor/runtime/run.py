@@ -25,8 +25,8 @@ from supervisor.config.child_environment import secrets as secret_values
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError
 from supervisor.host.gpus.inventory import open_meter
-from supervisor.host.gpus.meter import GpuMeter, GpusUnusable
-from supervisor.host.ports import NoPortFree, Ports, PortsUnusable, metrics_listener
+from supervisor.host.gpus.meter import GpuMeter
+from supervisor.host.ports import NoPortFree, Ports, metrics_listener
 from supervisor.host.processes import guardian_link
 from supervisor.host.processes.group import Processes
 from supervisor.host.processes.pool import PrewarmedPool
@@ -92,16 +92,13 @@ async def _run(config: Config, directory: RunDirectory, options: Options, guard:
         journal.shared(shm)
         stack.callback(shutil.rmtree, shm, ignore_errors=True)
         _make_shared_memory(shm, config)
-        try:
-            meter = open_meter(config.host.gpus, config.host.virtual)
-            ports = Ports(
-                *config.host.ports,
-                run=directory.run_id,
-                passed_over=lambda port, who: logs.log.warning("a port is taken; its window is passed over", port=port, holder=who),
-            )
-            scraped = metrics_listener(config.host.metrics_port) if config.host.metrics_port is not None else None
-        except (GpusUnusable, PortsUnusable) as error:
-            raise SetUpError(str(error)) from error
+        meter = open_meter(config.host.gpus, config.host.virtual)
+        ports = Ports(
+            *config.host.ports,
+            run=directory.run_id,
+            passed_over=lambda port, who: logs.log.warning("a port is taken; its window is passed over", port=port, holder=who),
+        )
+        scraped = metrics_listener(config.host.metrics_port) if config.host.metrics_port is not None else None
         stack.callback(meter.close)
         stack.callback(ports.close)
         the_run = _Run(config, directory, options, logs, journal, guard, before)
@@ -215,7 +212,7 @@ class _Run:
     async def _conduct(self, performer: Performer, tasks: anyio.abc.TaskGroup) -> None:
         await tasks.start(control_socket.serve, self._directory.control_socket, self._operator)
         tasks.start_soon(self._site.processes.reap_forever, name="reap orphans")
-        probes = Probes(self._site, self._scheduler.desk.fleet, performer.engines)
+        probes = Probes(self._site, self._scheduler, performer.engines)
         tasks.start_soon(probes.run, name="probes")
         await self._expose(probes, tasks)
         if self._options.progress is not None:
@@ -265,7 +262,7 @@ class _Run:
             self._tell_who_waits(self._starting)
 
     def _tell_who_waits(self, starting: Starting) -> None:
-        verdict = starting.look(self._scheduler.desk.fleet.pipelines.values())
+        verdict = starting.look(self._scheduler.pipelines.values())
         if verdict is None:
             return
         self._starting = None
@@ -298,7 +295,7 @@ class _Run:
                 self._stop(level, "operator")
                 return control_socket.Done("stopping")
             case control_socket.ActRequest():
-                return act(self._scheduler.desk, self._driver.feed, request)
+                return act(self._scheduler, self._driver.feed, request)
 
     def _snapshot(self) -> Snapshot:
         now = snapshot(self._site, self._scheduler, self._memory, started_at=self._began_at, uptime_s=time.monotonic() - self._began)

@@ -14,8 +14,8 @@ from engines.lifecycle import members
 from engines.sglang import command as sglang
 from engines.sglang.versions import Profile, UnknownVersion, profile
 from supervisor.config.child_environment import choose
-from supervisor.config.machine.sglang_interpreter import NoSglang, sglang_version
-from supervisor.config.schema.tables import Engine
+from supervisor.config.machine.interpreter import NotInstalled, installed_version
+from supervisor.config.schema.tables import EngineTable
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.child import Command, SpawnFailed
 from supervisor.host.processes.guardian import LEFT_OVER, TRACES
@@ -28,8 +28,6 @@ ASK_S: Final = 60.0
 SHM: Final = Path("/dev/shm")
 FOLLOW_S: Final = 1.0
 """Between two looks at what a starting engine has open in /dev/shm."""
-SOCKET_ROOM: Final = 85
-"""Bytes of a TMPDIR's path: SGLang makes Unix sockets in it, whose path may have 107."""
 
 
 @dataclass(slots=True)
@@ -79,7 +77,7 @@ class Sglang:
         if isinstance(known, SpawnFailed):
             raise known
         folder = self._site.shm / ".tmp" / f"{engine.pipeline}.{engine.rank}.{incarnation}"
-        if len(os.fsencode(folder)) > SOCKET_ROOM:
+        if len(os.fsencode(folder)) > sglang.SOCKET_ROOM:
             raise SpawnFailed(
                 f"host.shm = {self._site.config.host.shm!r} is too long: SGLang makes sockets in {folder}; name a shorter folder"
             )
@@ -115,7 +113,7 @@ class Sglang:
         log = site.directory.log_of(engine, member.index or None)
         return Command(argv=sglang.arguments(described), env=env, cwd=site.directory.path, log=log, niceness=described.niceness)
 
-    def _described(self, engine: EngineId, incarnation: Incarnation, spec: Engine, shape: list[str]) -> sglang.Spec:
+    def _described(self, engine: EngineId, incarnation: Incarnation, spec: EngineTable, shape: list[str]) -> sglang.Spec:
         assert spec.python is not None, "a rule refuses it"
         assert spec.context is not None, "load fills it in"
         place = self._places[engine]
@@ -174,8 +172,8 @@ def _note(place: _Place) -> Path:
 def _version(python: str, environ: dict[str, str]) -> str:
     """Which SGLang an interpreter has. Raises SpawnFailed."""
     try:
-        return sglang_version(python, environ, ASK_S)
-    except NoSglang as error:
+        return installed_version(python, "sglang", "SGLang", environ, ASK_S)
+    except NotInstalled as error:
         raise SpawnFailed(f"{error}; name the interpreter of an environment that has it") from error
 
 

@@ -1,25 +1,25 @@
-"""What an operator asks for: one pipeline or group (`asked`), or an end of it all (`stop`); and what each request will do, in words (`foretold`)."""
+"""What an operator asks for: one pipeline or group (`asked`), or an end of it all (`stop`); and what each request will do, in words (`preview`)."""
 
 from collections.abc import Iterator
 
-from engines.lifecycle.state import EngineState, Turn
-from supervisor.scheduler.groups.faults import BY_OPERATOR, Cause
+from engines.lifecycle.state import EngineState, Transition
 from trainers.protocol.ids import EngineId, GroupId, PipelineId
 
 from .actions import StopGroup
-from .context import Desk
+from .context import Context
 from .events import OperatorAsked
+from .faults import BY_OPERATOR, Cause
 from .groups import engines, gateways, trainers
-from .records import Engine, Gateway, Pipeline, Trainer, TrainerState, TrainerTurn
+from .records import Engine, Gateway, Pipeline, Trainer, TrainerState, TrainerTransition
 
 _LIVES = (TrainerState.STARTING, TrainerState.RUNNING)
 _HELD = ("pause", "drain", "resume")
 _PARTS = ("restart", "reset")
 
 
-def refused(desk: Desk, event: OperatorAsked) -> str:
+def refusal(ctx: Context, event: OperatorAsked) -> str:
     """Why it cannot be asked at all; empty: it can."""
-    pipelines = desk.fleet.pipelines
+    pipelines = ctx.fleet.pipelines
     if event.pipeline not in pipelines:
         return f"there is no pipeline {event.pipeline}; this run has {', '.join(pipelines)}"
     pipeline = pipelines[event.pipeline]
@@ -34,22 +34,22 @@ def refused(desk: Desk, event: OperatorAsked) -> str:
     return ""
 
 
-def foretold(desk: Desk, event: OperatorAsked) -> list[tuple[GroupId | PipelineId, str]]:
+def preview(ctx: Context, event: OperatorAsked) -> list[tuple[GroupId | PipelineId, str]]:
     """What it will do to whom, in the order in which people read it; also where that is nothing. Of what is not `refused`."""
-    pipeline = desk.fleet.pipelines[event.pipeline]
+    pipeline = ctx.fleet.pipelines[event.pipeline]
     if event.verb == "stop":
-        return [(pipeline.id, _stop_words(pipeline))]
-    told: list[tuple[GroupId | PipelineId, str]] = []
+        return [(pipeline.id, _preview_stop(pipeline))]
+    lines: list[tuple[GroupId | PipelineId, str]] = []
     if event.rank is None and event.verb in _HELD:
-        told.append((pipeline.id, _suspend_words(pipeline, event.verb)))
+        lines.append((pipeline.id, _preview_suspend(pipeline, event.verb)))
     if event.part == "trainer" or (event.rank is None and event.verb in _PARTS and not event.part):
         trainer = pipeline.trainer
-        told.append((trainer.id, _restart_trainer(pipeline) if event.verb == "restart" else _reset_trainer(trainer)))
+        lines.append((trainer.id, _preview_trainer_restart(pipeline) if event.verb == "restart" else _preview_trainer_reset(trainer)))
     if event.part == "gateway":
-        told.append((pipeline.gateway.id, _gateway_words(pipeline, event.verb)))
+        lines.append((pipeline.gateway.id, _preview_gateway(pipeline, event.verb)))
     for engine in _engines(pipeline, event):
-        told.append((engine.id, _engine_words(pipeline, engine, event)))
-    return told
+        lines.append((engine.id, _preview_engine(pipeline, engine, event)))
+    return lines
 
 
 def _engines(pipeline: Pipeline, event: OperatorAsked) -> Iterator[Engine]:
@@ -60,11 +60,11 @@ def _engines(pipeline: Pipeline, event: OperatorAsked) -> Iterator[Engine]:
         yield from pipeline.engines.values()
 
 
-def _engine_words(pipeline: Pipeline, engine: Engine, event: OperatorAsked) -> str:
+def _preview_engine(pipeline: Pipeline, engine: Engine, event: OperatorAsked) -> str:
     is_ = engine.state.value
     match event.verb:
         case "pause":
-            return _pause_words(engine)
+            return _preview_pause(engine)
         case "drain" if engine.drained:
             return "drained already" if engine.state in (EngineState.COLD, EngineState.RETIRED) else f"{is_}: it is being drained already"
         case "drain":
@@ -76,9 +76,9 @@ def _engine_words(pipeline: Pipeline, engine: Engine, event: OperatorAsked) -> s
         case "resume":
             return f"{is_}: may serve again when the plan wants it" + (" (it is retired: reset it)" if _retired(engine) else "")
         case "restart":
-            return _restart_engine(engine)
+            return _preview_restart(engine)
         case _:
-            return _reset_engine(engine)
+            return _preview_reset(engine)
 
 
 def _dead(engine: Engine) -> bool:
@@ -93,7 +93,7 @@ def _until(is_: str, what: str) -> str:
     return f"{is_}: will not be {what} until `resume`"
 
 
-def _pause_words(engine: Engine) -> str:
+def _preview_pause(engine: Engine) -> str:
     is_ = engine.state.value
     if engine.held:
         what = "drained" if engine.drained else "paused"
@@ -107,7 +107,7 @@ def _pause_words(engine: Engine) -> str:
     return f"{is_}: will be paused"
 
 
-def _restart_engine(engine: Engine) -> str:
+def _preview_restart(engine: Engine) -> str:
     is_ = engine.state.value
     match engine.state:
         case EngineState.COLD:
@@ -123,7 +123,7 @@ def _restart_engine(engine: Engine) -> str:
             return f"{is_}: will be ended, and started again when it is needed" if asleep else f"{is_}: will be restarted"
 
 
-def _reset_engine(engine: Engine) -> str:
+def _preview_reset(engine: Engine) -> str:
     if _retired(engine):
         return "retired: may be started again, with a new restart budget"
     spent = len(engine.budget.failures)
@@ -132,13 +132,13 @@ def _reset_engine(engine: Engine) -> str:
     return f"nothing to reset: it is {engine.state.value}"
 
 
-def _reset_trainer(trainer: Trainer) -> str:
+def _preview_trainer_reset(trainer: Trainer) -> str:
     if trainer.state is TrainerState.RETIRED:
         return "retired: will be started again from its last checkpoint, with a new restart budget"
     return f"nothing to reset: it is {trainer.state.value}"
 
 
-def _restart_trainer(pipeline: Pipeline) -> str:
+def _preview_trainer_restart(pipeline: Pipeline) -> str:
     trainer = pipeline.trainer
     if trainer.state in _LIVES:
         return f"{trainer.state.value}: will be restarted from step {trainer.steps_done}, its last checkpoint"
@@ -147,7 +147,7 @@ def _restart_trainer(pipeline: Pipeline) -> str:
     return f"nothing to restart: it is {trainer.state.value}"
 
 
-def _gateway_words(pipeline: Pipeline, verb: str) -> str:
+def _preview_gateway(pipeline: Pipeline, verb: str) -> str:
     gateway = pipeline.gateway
     state = "serving" if gateway.up else "being replaced" if gateway.dying else "starting" if gateway.op is not None else "cold"
     if verb == "reset":
@@ -157,7 +157,7 @@ def _gateway_words(pipeline: Pipeline, verb: str) -> str:
     return f"nothing to restart: it is {state}"
 
 
-def _suspend_words(pipeline: Pipeline, verb: str) -> str:
+def _preview_suspend(pipeline: Pipeline, verb: str) -> str:
     trainer = pipeline.trainer.state.value
     if pipeline.ended:
         return f"its trainer is {trainer}: no engine will be wanted"
@@ -170,21 +170,21 @@ def _suspend_words(pipeline: Pipeline, verb: str) -> str:
     )
 
 
-def _stop_words(pipeline: Pipeline) -> str:
+def _preview_stop(pipeline: Pipeline) -> str:
     state = pipeline.trainer.state
     if state in (TrainerState.FINISHED, TrainerState.STOPPING):
         return f"nothing to stop: its trainer is {state.value}"
     return f"{state.value}: will be stopped; nothing of it is started again in this run"
 
 
-def asked(desk: Desk, event: OperatorAsked) -> None:
+def apply(ctx: Context, event: OperatorAsked) -> None:
     """Each request may come twice and then changes nothing; but a `restart` of what is up again restarts it again."""
-    if (why := refused(desk, event)) != "":
-        desk.note("warning", event.pipeline, f"operator: {event.verb}: refused: {why}")
+    if (why := refusal(ctx, event)) != "":
+        ctx.note("warning", event.pipeline, f"operator: {event.verb}: refused: {why}")
         return
-    for about, what in foretold(desk, event):
-        desk.note("warning", about, f"operator: {event.verb}: {what}")
-    pipeline = desk.fleet.pipelines[event.pipeline]
+    for about, what in preview(ctx, event):
+        ctx.note("warning", about, f"operator: {event.verb}: {what}")
+    pipeline = ctx.fleet.pipelines[event.pipeline]
     chosen = list(_engines(pipeline, event))
     match event.verb:
         case "pause" | "drain" | "resume":
@@ -194,49 +194,49 @@ def asked(desk: Desk, event: OperatorAsked) -> None:
             if event.rank is None:
                 pipeline.suspended = event.verb != "resume"
         case "restart" if event.part == "gateway":
-            gateways.fail(desk, pipeline, BY_OPERATOR, asked=True)
+            gateways.fail(ctx, pipeline, BY_OPERATOR, by_operator=True)
         case "restart" if event.rank is None:
-            trainers.fail(desk, pipeline, BY_OPERATOR, asked=True)
+            trainers.fail(ctx, pipeline, BY_OPERATOR, by_operator=True)
         case "restart":
-            engines.fail(desk, chosen[0], Cause.OPERATOR, BY_OPERATOR)
+            engines.fail(ctx, chosen[0], Cause.OPERATOR, BY_OPERATOR)
         case "reset":
-            _reset(desk, pipeline, chosen, event)
+            _reset(ctx, pipeline, chosen, event)
         case "stop":
-            trainers.stop(desk, pipeline)
+            trainers.stop(ctx, pipeline)
         case _:
-            desk.note("warning", pipeline.id, f"no such operation: {event.verb}")
+            ctx.note("warning", pipeline.id, f"no such operation: {event.verb}")
 
 
-def _reset(desk: Desk, pipeline: Pipeline, chosen: list[Engine], event: OperatorAsked) -> None:
+def _reset(ctx: Context, pipeline: Pipeline, chosen: list[Engine], event: OperatorAsked) -> None:
     for engine in chosen:
         engine.budget.reset()
-        engine.not_before = desk.now
+        engine.not_before = ctx.now
         if engine.state is EngineState.RETIRED:
-            engine.turn(Turn.RESET, desk.now)
+            engine.transition(Transition.RESET, ctx.now)
     if event.rank is None and event.part != "gateway" and pipeline.trainer.state is TrainerState.RETIRED:
         pipeline.trainer.budget.reset()
-        pipeline.trainer.turn(TrainerTurn.RESET)
+        pipeline.trainer.transition(TrainerTransition.RESET)
         pipeline.failed = ""
 
 
-def stop(desk: Desk, level: int) -> None:
+def stop(ctx: Context, level: int) -> None:
     """The whole run is to end; a higher level is less patient."""
-    if level > desk.stopping:
-        if not desk.stopping:
-            desk.stop_at = desk.now + desk.box.limits.grace
-        desk.stopping = level
-        for pipeline in desk.fleet.pipelines.values():
-            trainers.stop(desk, pipeline)
+    if level > ctx.stopping:
+        if not ctx.stopping:
+            ctx.stop_at = ctx.now + ctx.box.limits.grace
+        ctx.stopping = level
+        for pipeline in ctx.fleet.pipelines.values():
+            trainers.stop(ctx, pipeline)
         if level >= 3:
-            _hurry(desk)
+            _hurry(ctx)
 
 
-def _hurry(desk: Desk) -> None:
+def _hurry(ctx: Context) -> None:
     """Ends that are being waited for with patience begin again without: `step` asks for KILL now."""
-    patient = {awaited.action.id for awaited in desk.inflight.awaited if isinstance(awaited.action, StopGroup) and not awaited.action.kill}
-    for pipeline in desk.fleet.pipelines.values():
+    patient = {awaited.action.id for awaited in ctx.inflight.awaited if isinstance(awaited.action, StopGroup) and not awaited.action.kill}
+    for pipeline in ctx.fleet.pipelines.values():
         groups_of_it: list[Engine | Trainer | Gateway] = [pipeline.trainer, pipeline.gateway, *pipeline.engines.values()]
         for group in groups_of_it:
             if group.op in patient:
-                desk.inflight.forget(group.op)
+                ctx.inflight.forget(group.op)
                 group.op = None

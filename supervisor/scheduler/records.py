@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from engines.lifecycle.state import TRANSITIONS, EngineState, Turn, advance
-from supervisor.scheduler.groups.faults import Fault
-from supervisor.scheduler.groups.restarts import Budget
-from supervisor.scheduler.groups.rollouts import Rollout
+from engines.lifecycle.state import TRANSITIONS, EngineState, Transition, advance
 from supervisor.scheduler.planning.costs import MoveCost, Pace
 from supervisor.scheduler.planning.reservations import Request
 from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, TrainerId, Version
 
+from .faults import Fault
+from .restarts import Budget
+from .rollouts import Rollout
 from .spec import BoxSpec, PipelineSpec, Priority
 
 FIRST_LIFE = Incarnation(1)
@@ -51,16 +51,16 @@ class Engine:
     restarts: int = 0
     note: str = ""
     failed_at: float | None = None  # the last time, for people
-    asked: bool = False  # that it was an operator who wanted it
+    by_operator: bool = False  # that it was an operator who wanted it
     cost: MoveCost = field(default_factory=MoveCost)
 
-    def turn(self, turn: Turn, now: float) -> None:
-        self.state = advance(self.state, turn)
+    def transition(self, transition: Transition, now: float) -> None:
+        self.state = advance(self.state, transition)
         self.since = now
-        self.cost.observe(turn, now)
+        self.cost.observe(transition, now)
 
-    def can(self, turn: Turn) -> bool:
-        return (self.state, turn) in TRANSITIONS
+    def can(self, transition: Transition) -> bool:
+        return (self.state, transition) in TRANSITIONS
 
     @property
     def awake(self) -> bool:
@@ -88,7 +88,7 @@ class TrainerState(Enum):
     RETIRED = "retired"
 
 
-class TrainerTurn(Enum):
+class TrainerTransition(Enum):
     START = "start"
     STARTED = "started"
     FAIL = "unplanned exit, failed action or deadline"
@@ -99,7 +99,7 @@ class TrainerTurn(Enum):
     RESET = "operator's reset"
 
 
-_S, _T = TrainerState, TrainerTurn
+_S, _T = TrainerState, TrainerTransition
 TRAINER_TRANSITIONS = {
     (_S.COLD, _T.START): _S.STARTING,
     (_S.STARTING, _T.STARTED): _S.RUNNING,
@@ -139,7 +139,7 @@ class Grant:
         self.leaving_gpus = (*self.leaving_gpus, *gpus)
         self.gpus = tuple(gpu for gpu in self.gpus if gpu not in self.leaving_gpus)
 
-    def left(self, gpus: Iterable[GpuId]) -> None:
+    def measured_empty(self, gpus: Iterable[GpuId]) -> None:
         """These measure empty."""
         self.measure = None
         self.gpus, self.leaving_gpus = (tuple(gpu for gpu in have if gpu not in gpus) for have in (self.gpus, self.leaving_gpus))
@@ -168,22 +168,21 @@ class Trainer:
     op: int | None = None
     request: Request | None = None
     grant: Grant | None = None
-    left: float | None = None  # when its last lease ended
+    lease_ended_at: float | None = None  # when its last lease ended
     publishing: Publishing | None = None
     exits: dict[int, int] = field(default_factory=dict)  # rank -> exit code
     first_exit: float | None = None
     gone: bool = False
     greeted: bool = False  # a rank of this life has said hello: it hears what it is told
-    fence_note: str = ""
     not_before: float = 0.0
     pids: tuple[int, ...] = ()
     restarts: int = 0
     note: str = ""
     failed_at: float | None = None  # the last time, for people
-    asked: bool = False  # that it was an operator who wanted it
+    by_operator: bool = False  # that it was an operator who wanted it
 
-    def turn(self, turn: TrainerTurn) -> None:
-        self.state = TRAINER_TRANSITIONS[self.state, turn]
+    def transition(self, transition: TrainerTransition) -> None:
+        self.state = TRAINER_TRANSITIONS[self.state, transition]
 
 
 @dataclass(slots=True)
@@ -201,7 +200,7 @@ class Gateway:
     pids: tuple[int, ...] = ()
     note: str = ""
     failed_at: float | None = None  # the last time, for people
-    asked: bool = False  # that it was an operator who wanted it
+    by_operator: bool = False  # that it was an operator who wanted it
 
 
 @dataclass(slots=True)

@@ -1,15 +1,16 @@
 """Everything that is decided is decided in `Scheduler.handle`: one synchronous, deterministic call without I/O."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
 from engines.lifecycle.state import EngineState
-from supervisor.scheduler.groups.faults import Cause
 from supervisor.scheduler.groups.lease_violations import intruders, only_theirs
 from supervisor.scheduler.groups.trainer_leases import grant
-from supervisor.scheduler.planning.planner import Plan, View, plan
+from supervisor.scheduler.planning.planner import Plan, View, must_leave, plan
+from supervisor.scheduler.planning.reasons import Explanation
 from supervisor.scheduler.planning.reservations import Reservations, reserve
-from supervisor.scheduler.planning.view import held_by_trainers, must_leave, view
-from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation
+from supervisor.scheduler.planning.view import held_by_trainers, view
+from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId
 
 from . import operators
 from .actions import (
@@ -36,7 +37,7 @@ from .actions import (
     Unroute,
     Wake,
 )
-from .context import Desk
+from .context import About, Context, FaultChange, Level
 from .events import (
     ActionFailed,
     Answer,
@@ -52,11 +53,13 @@ from .events import (
     Tick,
     TrainerSaid,
 )
+from .explain import explain
+from .faults import Cause, Fault
 from .groups import engine_teardown, engines, gateways, trainer_stop, trainers
-from .inflight import InFlight
+from .inflight import Awaited, InFlight
 from .invariants import check
 from .leases import LeaseBook
-from .records import Fleet, Pipeline, TrainerState, TrainerTurn
+from .records import Engine, Fleet, Pipeline, TrainerState, TrainerTransition
 from .spec import BoxSpec
 
 NOT_MEASURED = "not measured yet"
@@ -80,39 +83,109 @@ class Scheduler:
     """
 
     def __init__(self, box: BoxSpec, now: float) -> None:
-        self.desk = Desk(box, Fleet(box), LeaseBook(box.gpus), InFlight(), now)
+        self._ctx = Context(box, Fleet(box), LeaseBook(box.gpus), InFlight(), now)
         self._fence_op: int | None = None
         self._fence_looked: float | None = None
         self._seen: View | None = None
         self._wanted: Plan = frozenset()  # the plan of what was seen last
         for gpu in box.gpus:  # nobody gets a GPU that was never seen empty
-            self.desk.leases.fence(gpu, NOT_MEASURED)
+            self._ctx.leases.fence(gpu, NOT_MEASURED)
+
+    # -- its face: what others may look at. They change nothing of it.
+
+    @property
+    def box(self) -> BoxSpec:
+        return self._ctx.box
+
+    @property
+    def pipelines(self) -> Mapping[PipelineId, Pipeline]:
+        return self._ctx.fleet.pipelines
+
+    @property
+    def engines(self) -> Iterable[Engine]:
+        """The engines of all pipelines."""
+        return self._ctx.fleet.engines
+
+    def engine(self, id: EngineId) -> Engine:
+        return self._ctx.fleet.engine(id)
+
+    @property
+    def leases(self) -> LeaseBook:
+        return self._ctx.leases
+
+    @property
+    def awaited(self) -> list[Awaited]:
+        """The actions in flight."""
+        return self._ctx.inflight.awaited
+
+    @property
+    def notes(self) -> Sequence[tuple[Level, About, str]]:
+        """What the last event gave an operator to read: level, about whom, what."""
+        return self._ctx.notes
+
+    @property
+    def fault_changes(self) -> Sequence[tuple[FaultChange, Fault]]:
+        """The faults of engines that the last event opened ("failed") or closed (how), in order."""
+        return self._ctx.fault_changes
+
+    @property
+    def faults(self) -> Sequence[Fault]:
+        """The newest faults that are closed."""
+        return self._ctx.faults
+
+    @property
+    def stopping(self) -> int:
+        """The level of the operator's stop: 0 none, 1 graceful, 2 without draining, 3 kill."""
+        return self._ctx.stopping
+
+    @property
+    def wanted(self) -> Plan:
+        """The engines that should be awake."""
+        return self._wanted
+
+    @property
+    def view(self) -> View:
+        """What the last plan was made from. Raises AssertionError before the first event."""
+        assert self._seen is not None, "nothing has been planned yet"
+        return self._seen
+
+    def explain(self, pipeline: PipelineId) -> Explanation:
+        """Return why the pipeline has the engines that it has, and why it was not given more. To be asked between two events, after the first."""
+        return explain(self._ctx, self._ctx.fleet.pipelines[pipeline], self.view, self.reservations())
+
+    def refusal(self, event: OperatorAsked) -> str:
+        """Return why an operator cannot ask for that at all; empty when it can be asked."""
+        return operators.refusal(self._ctx, event)
+
+    def preview(self, event: OperatorAsked) -> list[tuple[GroupId | PipelineId, str]]:
+        """Return what the request would do to whom, in the order in which people read it. It must not be refused."""
+        return operators.preview(self._ctx, event)
 
     @property
     def deadline(self) -> float | None:
         """When it wants a `Tick` at the latest."""
-        times = [time for time in (self.desk.alarm, self.desk.inflight.deadline) if time is not None]
+        times = [time for time in (self._ctx.alarm, self._ctx.inflight.deadline) if time is not None]
         return min(times, default=None)
 
     @property
     def finished(self) -> bool:
         """Every pipeline has ended and nothing of it lives."""
-        return all(pipeline.settled for pipeline in self.desk.fleet.pipelines.values())
+        return all(pipeline.settled for pipeline in self._ctx.fleet.pipelines.values())
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Absorb the event, see what is overdue, start what is due. `now` never goes backwards."""
-        desk = self.desk
-        desk.now = max(desk.now, now)
-        desk.alarm = None
-        desk.notes.clear()
-        desk.turns.clear()
+        ctx = self._ctx
+        ctx.now = max(ctx.now, now)
+        ctx.alarm = None
+        ctx.notes.clear()
+        ctx.fault_changes.clear()
         self._absorb(event)
-        for action in desk.inflight.overdue(desk.now):
+        for action in ctx.inflight.overdue(ctx.now):
             late = ActionFailed(id=action.id, reason="no answer within its deadline", code="deadline")
             self._answer(action, late)
         self._settle()
-        check(desk)
-        return desk.inflight.take()
+        check(ctx)
+        return ctx.inflight.take()
 
     # -- what happened
 
@@ -125,60 +198,60 @@ class Scheduler:
             case ProbeFailed(group=group, incarnation=incarnation, reason=reason, silent_for=silent):
                 self._condemn(group, incarnation, Cause.PROBE, reason, silent)
             case TrainerSaid():
-                pipeline = self.desk.fleet.pipelines[event.pipeline]
+                pipeline = self._ctx.fleet.pipelines[event.pipeline]
                 if event.incarnation == pipeline.trainer.incarnation:
                     self._trainer_said(pipeline, event)
             case GatewaySaid():
-                pipeline = self.desk.fleet.pipelines[event.pipeline]
+                pipeline = self._ctx.fleet.pipelines[event.pipeline]
                 if event.incarnation == pipeline.gateway.incarnation and pipeline.gateway.up:
-                    gateways.absorb(self.desk, pipeline, event.progress)
+                    gateways.absorb(self._ctx, pipeline, event.progress)
             case OperatorAsked():
-                operators.asked(self.desk, event)
+                operators.apply(self._ctx, event)
             case Stop(level=level):
-                operators.stop(self.desk, level)
+                operators.stop(self._ctx, level)
             case Tick():
                 pass
             case _:
-                action = self.desk.inflight.answered(event.id)
+                action = self._ctx.inflight.answered(event.id)
                 if action is not None:
                     self._answer(action, event)
 
     def _answer(self, action: Action, answer: Answer) -> None:
-        desk = self.desk
+        ctx = self._ctx
         match action:
             case StartGroup() | Pause() | Wake() | LoadWeights():
                 self._engine_answer(action.engine, action, answer)
             case Route() | Unroute() | Drain() | Lost():
                 self._engine_answer(action.engine, action, answer)
                 if isinstance(answer, ActionFailed):  # a gateway that does not answer an order has failed
-                    gateways.fail(desk, desk.fleet.pipelines[action.engine.pipeline], answer.reason)
+                    gateways.fail(ctx, ctx.fleet.pipelines[action.engine.pipeline], answer.reason)
             case OpenAtGateway() | CloseAtGateway() | ForgetAtGateway() | TellHopeless() | StartGateway():
-                gateways.answered(desk, desk.fleet.pipelines[action.pipeline], action, answer)
+                gateways.answered(ctx, ctx.fleet.pipelines[action.pipeline], action, answer)
             case StopGroup(group=group):
                 self._group_answer(group, action, answer)
             case Measure():
                 self._measured(action, answer)
             case StartTrainer() | AdoptSnapshot() | RecordCheckpoint():
-                trainers.answered(desk, desk.fleet.pipelines[action.pipeline], action, answer)
+                trainers.answered(ctx, ctx.fleet.pipelines[action.pipeline], action, answer)
             case PrepareModel():
-                self._model(desk.fleet.pipelines[action.pipeline], answer)
+                self._model(ctx.fleet.pipelines[action.pipeline], answer)
             case TellTrainer() | DropSnapshot():
                 pass  # a rank that does not read is reported by its descriptor
             case _:
                 assert_never(action)
 
     def _engine_answer(self, id: EngineId, action: Action, answer: Answer) -> None:
-        pipeline = self.desk.fleet.pipelines[id.pipeline]
-        engines.answered(self.desk, pipeline, pipeline.engines[id.rank], action, answer)
+        pipeline = self._ctx.fleet.pipelines[id.pipeline]
+        engines.answered(self._ctx, pipeline, pipeline.engines[id.rank], action, answer)
 
     def _group_answer(self, group: GroupId, action: Action, answer: Answer) -> None:
-        pipeline = self.desk.fleet.pipelines[group.pipeline]
+        pipeline = self._ctx.fleet.pipelines[group.pipeline]
         if isinstance(group, EngineId):
-            engines.answered(self.desk, pipeline, pipeline.engines[group.rank], action, answer)
+            engines.answered(self._ctx, pipeline, pipeline.engines[group.rank], action, answer)
         elif isinstance(group, GatewayId):
-            gateways.answered(self.desk, pipeline, action, answer)
+            gateways.answered(self._ctx, pipeline, action, answer)
         else:
-            trainers.answered(self.desk, pipeline, action, answer)
+            trainers.answered(self._ctx, pipeline, action, answer)
 
     def _model(self, pipeline: Pipeline, answer: Answer) -> None:
         pipeline.model_op = None
@@ -187,23 +260,23 @@ class Scheduler:
             return
         assert isinstance(answer, ActionFailed)
         pipeline.failed = f"its model could not be made: {answer.reason}"
-        self.desk.note("error", pipeline.id, pipeline.failed)
-        pipeline.trainer.turn(TrainerTurn.STOP)
+        self._ctx.note("error", pipeline.id, pipeline.failed)
+        pipeline.trainer.transition(TrainerTransition.STOP)
 
     def _measured(self, action: Measure, answer: Answer) -> None:
         """Whoever holds memory without a lease fails, wherever it is seen; while it is being ended, those who were measured wait for it."""
-        found = intruders(self.desk.leases, answer) if isinstance(answer, GpuHeld) else []
+        found = intruders(self._ctx.leases, answer) if isinstance(answer, GpuHeld) else []
         for holder in found:
             self._condemn(holder.group, holder.incarnation, Cause.INTRUDER, f"holds memory on GPU {holder.gpu}, of which it has no lease")
         if action.holder is None:
             self._fences_measured(action, answer)
-        elif isinstance(answer, GpuHeld) and only_theirs(self.desk.fleet, answer, found):
+        elif isinstance(answer, GpuHeld) and only_theirs(self._ctx.fleet, answer, found):
             self._measure_again(action.holder)
         else:
             self._group_answer(action.holder, action, answer)
 
     def _measure_again(self, group: GroupId) -> None:
-        pipeline = self.desk.fleet.pipelines[group.pipeline]
+        pipeline = self._ctx.fleet.pipelines[group.pipeline]
         if isinstance(group, EngineId):
             pipeline.engines[group.rank].op = None
             return
@@ -217,115 +290,115 @@ class Scheduler:
         held = set(answer.gpus) if isinstance(answer, GpuHeld) else set(action.gpus) if isinstance(answer, ActionFailed) else set()
         for gpu in action.gpus:
             if gpu not in held:
-                self.desk.leases.clear(gpu)
-            elif self.desk.leases.fenced(gpu) == NOT_MEASURED:
-                self.desk.leases.fence(gpu, f"held by something that is not ours: {note}")
-                self.desk.note("warning", gpu, f"fenced: {note}")
+                self._ctx.leases.clear(gpu)
+            elif self._ctx.leases.fenced(gpu) == NOT_MEASURED:
+                self._ctx.leases.fence(gpu, f"held by something that is not ours: {note}")
+                self._ctx.note("warning", gpu, f"fenced: {note}")
 
     def _member_exited(self, group: GroupId, incarnation: Incarnation, event: MemberExited) -> None:
-        pipeline = self.desk.fleet.pipelines[group.pipeline]
+        pipeline = self._ctx.fleet.pipelines[group.pipeline]
         if isinstance(group, EngineId):
             engine = pipeline.engines[group.rank]
             if engine.incarnation == incarnation:
-                engines.fail(self.desk, engine, Cause.EXIT, _exit(event), member=event.member if event.member >= 0 else None)
+                engines.fail(self._ctx, engine, Cause.EXIT, _exit(event), member=event.member if event.member >= 0 else None)
         elif isinstance(group, GatewayId):
             if pipeline.gateway.incarnation == incarnation:
-                gateways.fail(self.desk, pipeline, _ended(event))
+                gateways.fail(self._ctx, pipeline, _ended(event))
         elif pipeline.trainer.incarnation == incarnation:
-            trainers.exited(self.desk, pipeline, event.member, event.code, event.note)
+            trainers.rank_exited(self._ctx, pipeline, event.member, event.code, event.note)
 
     def _trainer_said(self, pipeline: Pipeline, event: TrainerSaid) -> None:
         state = pipeline.trainer.state
         if state in (TrainerState.STARTING, TrainerState.RUNNING):
-            trainers.said(self.desk, pipeline, event.rank, event.message)
+            trainers.handle_message(self._ctx, pipeline, event.rank, event.message)
         elif state is TrainerState.STOPPING:
-            trainer_stop.said(self.desk, pipeline, event.rank, event.message)
+            trainer_stop.handle_message(self._ctx, pipeline, event.rank, event.message)
 
     def _condemn(self, group: GroupId, incarnation: Incarnation, cause: Cause, reason: str, silent: float = 0.0) -> None:
-        pipeline = self.desk.fleet.pipelines[group.pipeline]
+        pipeline = self._ctx.fleet.pipelines[group.pipeline]
         if isinstance(group, EngineId):
             engine = pipeline.engines[group.rank]
             if engine.incarnation == incarnation:
-                engines.fail(self.desk, engine, cause, reason, silent=silent)
+                engines.fail(self._ctx, engine, cause, reason, silent=silent)
         elif isinstance(group, GatewayId):
             if pipeline.gateway.incarnation == incarnation:
-                gateways.fail(self.desk, pipeline, reason)
+                gateways.fail(self._ctx, pipeline, reason)
         elif pipeline.trainer.incarnation == incarnation:
-            trainers.fail(self.desk, pipeline, reason)
+            trainers.fail(self._ctx, pipeline, reason)
 
     # -- what is due
 
     def _settle(self) -> None:
-        desk = self.desk
+        ctx = self._ctx
         self._look_at_fences()
-        for pipeline in desk.fleet.pipelines.values():
+        for pipeline in ctx.fleet.pipelines.values():
             self._prepare(pipeline)
-            gateways.step(desk, pipeline)
-            trainers.step(desk, pipeline)
+            gateways.step(ctx, pipeline)
+            trainers.step(ctx, pipeline)
         blocked = self._grant()
-        current = view(desk, blocked)
+        current = view(ctx, blocked)
         if current != self._seen:
             self._seen, self._wanted = current, plan(current)
         wanted = self._wanted
-        wanted_gpus = {gpu: id for id in sorted(wanted) for gpu in desk.fleet.engine(id).gpus}
-        for pipeline in desk.fleet.pipelines.values():
+        wanted_gpus = {gpu: id for id in sorted(wanted) for gpu in ctx.fleet.engine(id).gpus}
+        for pipeline in ctx.fleet.pipelines.values():
             self._settle_engines(pipeline, wanted, wanted_gpus, blocked)
-        for pipeline in desk.fleet.pipelines.values():  # what engines have just given up or taken may be what is waited for
-            trainers.step(desk, pipeline)
-            gateways.step(desk, pipeline)
+        for pipeline in ctx.fleet.pipelines.values():  # what engines have just given up or taken may be what is waited for
+            trainers.step(ctx, pipeline)
+            gateways.step(ctx, pipeline)
             self._drop_snapshots(pipeline)
 
     def _prepare(self, pipeline: Pipeline) -> None:
-        if not pipeline.model_ready and pipeline.model_op is None and not pipeline.ended and not self.desk.stopping:
-            pipeline.model_op = self.desk.do(lambda id: PrepareModel(id=id, pipeline=pipeline.id), self.desk.box.limits.start)
+        if not pipeline.model_ready and pipeline.model_op is None and not pipeline.ended and not self._ctx.stopping:
+            pipeline.model_op = self._ctx.do(lambda id: PrepareModel(id=id, pipeline=pipeline.id), self._ctx.box.limits.start)
 
     def _look_at_fences(self) -> None:
         """What is fenced is measured again now and then; a GPU that clears is lent again."""
-        desk = self.desk
-        fenced = tuple(sorted(desk.leases.fences))
-        if not fenced or self._fence_op is not None or desk.stopping:
+        ctx = self._ctx
+        fenced = tuple(sorted(ctx.leases.fences))
+        if not fenced or self._fence_op is not None or ctx.stopping:
             return
-        if self._fence_looked is None or desk.due(self._fence_looked + desk.box.limits.remeasure):
-            self._fence_looked = desk.now
-            limit = desk.box.limits.order
-            self._fence_op = desk.do(lambda id: Measure(id=id, holder=None, gpus=fenced, within=0.0), limit)
+        if self._fence_looked is None or ctx.due(self._fence_looked + ctx.box.limits.remeasure):
+            self._fence_looked = ctx.now
+            limit = ctx.box.limits.order
+            self._fence_op = ctx.do(lambda id: Measure(id=id, holder=None, gpus=fenced, within=0.0), limit)
 
     def reservations(self) -> Reservations:
         """Whose turn it is to have GPUs for more than a rollout. What is fenced, or withheld by a stuck engine, is reserved for nobody."""
-        desk = self.desk
-        pipelines = desk.fleet.pipelines.values()
+        ctx = self._ctx
+        pipelines = ctx.fleet.pipelines.values()
         requests = [pipeline.trainer.request for pipeline in pipelines if pipeline.trainer.request is not None]
-        stuck = {gpu for gpu, engines in desk.leases.withheld.items() if any(desk.fleet.state(by) is EngineState.STUCK for by in engines)}
-        out = stuck | desk.leases.fences.keys()
-        return reserve(requests, held_by_trainers(desk), out.__contains__, desk.now, desk.box.limits.ageing)
+        stuck = {gpu for gpu, engines in ctx.leases.withheld.items() if any(ctx.fleet.state(by) is EngineState.STUCK for by in engines)}
+        out = stuck | ctx.leases.fences.keys()
+        return reserve(requests, held_by_trainers(ctx), out.__contains__, ctx.now, ctx.box.limits.ageing)
 
     def _grant(self) -> frozenset[GpuId]:
         """Grant every request whose turn it is and whose GPUs are free; returns the GPUs engines must leave."""
-        desk = self.desk
+        ctx = self._ctx
         reserved = self.reservations()
         blocked = set(reserved.blocked)
-        for request in reserved.turn:
+        for request in reserved.reserved:
             needed = set(request.gpus) - request.keeps
-            if desk.leases.all_free(needed):
-                grant(desk, desk.fleet.pipelines[request.pipeline], request)
+            if ctx.leases.all_free(needed):
+                grant(ctx, ctx.fleet.pipelines[request.pipeline], request)
                 blocked -= needed
         return frozenset(blocked)
 
     def _settle_engines(
         self, pipeline: Pipeline, wanted: frozenset[EngineId], wanted_gpus: dict[GpuId, EngineId], blocked: frozenset[GpuId]
     ) -> None:
-        desk = self.desk
-        ending = engine_teardown.ending(desk, pipeline)
+        ctx = self._ctx
+        ending = engine_teardown.pipeline_ends(ctx, pipeline)
         for engine in pipeline.engines.values():
             if ending:
-                engines.stop(desk, engine)
+                engines.stop(ctx, engine)
             eager = pipeline.spec.engine.eager and engine.state is EngineState.COLD and not pipeline.ended and not engine.restarts
             if engine.rests and not eager and not engine.drained and engine.id not in wanted:
                 continue  # asleep and let asleep: most engines of a large box
-            leave = must_leave(pipeline, engine, wanted, wanted_gpus, blocked)
+            leave = engine.held or must_leave(engine.id, engine.gpus, wanted, wanted_gpus, blocked)
             contested = any(gpu in blocked or wanted_gpus.get(gpu, engine.id) != engine.id for gpu in engine.gpus)
-            awake = engine.id in wanted or (eager and not contested and not desk.stopping)
-            engines.step(desk, pipeline, engine, wanted=awake, leave=leave)
+            awake = engine.id in wanted or (eager and not contested and not ctx.stopping)
+            engines.step(ctx, pipeline, engine, wanted=awake, leave=leave)
 
     def _drop_snapshots(self, pipeline: Pipeline) -> None:
         """A snapshot lives until it is neither published nor being loaded."""
@@ -333,12 +406,12 @@ class Scheduler:
             return
         loading = {
             awaited.action.version
-            for awaited in self.desk.inflight.awaited
+            for awaited in self._ctx.inflight.awaited
             if isinstance(awaited.action, Wake | LoadWeights) and awaited.action.engine.pipeline == pipeline.id
         }
         for version in sorted(pipeline.snapshots - loading - {pipeline.published}):
             pipeline.snapshots.discard(version)
-            self.desk.do(
+            self._ctx.do(
                 lambda id, version=version: DropSnapshot(id=id, pipeline=pipeline.id, version=version),  # type: ignore[misc]
-                self.desk.box.limits.order,
+                self._ctx.box.limits.order,
             )

@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from supervisor.errors import UsageError
+from trainers.protocol.ids import parse_log_name
 
 SUPERVISOR: Final = "supervisor"
 PREWARM: Final = "prewarm"
@@ -17,7 +18,6 @@ _OWN: Final = (SUPERVISOR, PREWARM)
 _KINDS: Final = ("model", "gateway", "trainer", "engine")
 """In the order in which they are shown."""
 _NAME: Final = r"(?P<pipeline>[a-z][a-z0-9_-]{0,31})"
-_FILE: Final = re.compile(rf"^{_NAME}\.(?P<kind>{'|'.join(_KINDS)})(?:\.(?P<rank>[0-9]{{1,6}}))?(?:\.(?P<member>[0-9]{{1,6}}))?\.log\Z")
 _TARGET: Final = re.compile(rf"^{_NAME}(?:/(?:(?P<single>model|gateway)|(?P<kind>trainer|engine)(?:/(?P<rank>[0-9]{{1,6}}))?))?\Z")
 
 
@@ -54,11 +54,8 @@ def source_of(file: str) -> Source | None:
     """Return the source of a file in `logs/`; None when it is none of ours."""
     if file == f"{PREWARM}.log":
         return Source(PREWARM)
-    match = _FILE.match(file)
-    if match is None:
-        return None
-    rank, member = (int(match[name]) if match[name] else None for name in ("rank", "member"))
-    return Source(match["kind"], match["pipeline"], rank, member)
+    name = parse_log_name(file)
+    return None if name is None else Source(name.kind, name.pipeline, name.rank, name.member)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from engines.lifecycle.state import EngineState
 from supervisor.observe.status import GpuView, Snapshot
 from supervisor.scheduler import Scheduler
-from supervisor.scheduler.groups.faults import Fault
+from supervisor.scheduler.faults import Fault
 from supervisor.scheduler.records import Pipeline, TrainerState
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0)
@@ -43,7 +43,7 @@ class Metrics:
 
     def tell(self, scheduler: Scheduler) -> None:
         """Take what has begun and what is over by this event."""
-        for word, fault in scheduler.desk.turns:
+        for word, fault in scheduler.fault_changes:
             if word == "failed":
                 self._failed(fault)
             else:
@@ -80,7 +80,7 @@ class _Now(Collector):
         return self._metrics
 
     def look(self, scheduler: Scheduler, snapshot: Snapshot, longest_lag: float) -> None:
-        pipelines = list(scheduler.desk.fleet.pipelines.values())
+        pipelines = list(scheduler.pipelines.values())
         lag = GaugeMetricFamily(
             "trainshed_longest_lag_seconds", "By how much the supervisor's own loop was late, at most", value=longest_lag
         )

@@ -8,6 +8,7 @@ from supervisor.observe.status import EngineView, FailureView, GpuView, Pipeline
 from supervisor.observe.waiting_reasons import priority_words, role_words
 from supervisor.scheduler.spec import Priority
 from supervisor.views.table import Column, Row, render
+from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
 _STYLES = {
     "serving": "green",
@@ -101,7 +102,7 @@ def _groups(snapshot: Snapshot, width: int | None) -> list[Text]:
         rows.append(_trainer_row(view))
         gateway = view.gateway
         state = gateway.state if gateway.pid is None or gateway.state != "cold" else "serving"
-        cells = (f"{view.name}/gateway", state, gateway.incarnation, gateway.pid, None, None, None, None)
+        cells = (str(GatewayId(PipelineId(view.name))), state, gateway.incarnation, gateway.pid, None, None, None, None)
         rows.append(_row(cells, (gateway.url, _failure(gateway.failure)), state))
         rows += [_engine_row(view.name, engine) for engine in view.engines]
     return render("Processes", columns, rows, width)
@@ -111,7 +112,7 @@ def _trainer_row(view: PipelineView) -> Row:
     trainer = view.trainer
     holds = f"holds its GPUs for {', '.join(map(role_words, trainer.holds))}" if trainer.holds else ""
     cells = (
-        f"{view.name}/trainer", trainer.state, trainer.incarnation, _numbers(trainer.pids), _numbers(trainer.gpus), None, None,
+        str(TrainerId(PipelineId(view.name))), trainer.state, trainer.incarnation, _numbers(trainer.pids), _numbers(trainer.gpus), None, None,
         trainer.restarts or None,
     )  # fmt: skip
     return _row(cells, (holds, trainer.note, _failure(trainer.failure)), trainer.state)
@@ -120,7 +121,7 @@ def _trainer_row(view: PipelineView) -> Row:
 def _engine_row(pipeline: str, engine: EngineView) -> Row:
     version = f"v{engine.version}" if engine.version is not None else None
     cells = (
-        f"{pipeline}/engine/{engine.rank}", engine.state, engine.incarnation, _numbers(engine.pids), _numbers(engine.gpus), version,
+        str(EngineId(PipelineId(pipeline), engine.rank)), engine.state, engine.incarnation, _numbers(engine.pids), _numbers(engine.gpus), version,
         engine.in_flight or None, engine.restarts or None,
     )  # fmt: skip
     return _row(cells, (engine.note, _failure(engine.failure)), engine.state)

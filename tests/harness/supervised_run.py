@@ -16,6 +16,8 @@ from supervisor.observe.status import PipelineView, Snapshot
 CHECKOUT = Path(__file__).resolve().parents[2]
 GUARDIAN = CHECKOUT / "supervisor" / "host" / "processes" / "guardian.py"
 TINY = CHECKOUT / "tests" / "harness" / "tiny.toml"
+SEES_OURS = f'env = {{ PYTHONPATH = "{CHECKOUT}" }}'
+"""A line of a trainer's table, for an entry that wraps the built-in trainer: a user's code does not find our packages by itself."""
 POLL_S = 0.01
 
 

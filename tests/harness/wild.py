@@ -52,12 +52,12 @@ class Wild:
         self.now += self.random.choice((0.0, 0.01, 1.0))
         self.waiting += self.scheduler.handle(event, self.now)
         self.past = [*self.past[-50:], event]
-        known = {id(awaited.action) for awaited in self.scheduler.desk.inflight.awaited}
+        known = {id(awaited.action) for awaited in self.scheduler.awaited}
         if self.random.random() < 0.8:
             self.waiting = [action for action in self.waiting if id(action) in known]
 
     def _life(self, group: GroupId) -> Incarnation:
-        record = self.scheduler.desk.fleet.pipelines[group.pipeline]
+        record = self.scheduler.pipelines[group.pipeline]
         match group:
             case EngineId(rank=rank):
                 life = record.engines[rank].incarnation
@@ -70,7 +70,7 @@ class Wild:
     def _said(self) -> ev.Event:
         chance = self.random
         name = PipelineId(chance.choice(("p1", "p2", "p3")))
-        record = self.scheduler.desk.fleet.pipelines[name]
+        record = self.scheduler.pipelines[name]
         trainer = record.trainer
         call = trainer.grant.call if trainer.grant is not None and chance.random() < 0.8 else chance.randint(0, 3)
         rollout = next(iter(record.rollouts), chance.randint(0, 3)) if chance.random() < 0.5 else chance.randint(0, 3)
@@ -94,7 +94,7 @@ class Wild:
     def _event(self) -> ev.Event:
         chance = self.random
         name = PipelineId(chance.choice(("p1", "p2", "p3")))
-        rank = chance.choice(list(self.scheduler.desk.fleet.pipelines[name].engines))
+        rank = chance.choice(list(self.scheduler.pipelines[name].engines))
         group: GroupId = chance.choice((EngineId(name, rank), EngineId(name, rank), TrainerId(name), GatewayId(name)))
         life = self._life(group)
         match chance.choice(("exit", "exit", "peer", "probe", "operator")):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import trainshed
 from safetensors.torch import load_file
-from trainshed import device
+from trainshed.virtual_gpu import memfd_name
 
 from tests.harness.fake_supervisor import FakeSupervisor
 
@@ -137,7 +137,7 @@ def held() -> int:
     total = 0
     for number in os.listdir("/proc/self/fd"):
         try:
-            if os.readlink(f"/proc/self/fd/{number}") == device.memfd_link(7):
+            if os.readlink(f"/proc/self/fd/{number}") == f"/memfd:{memfd_name(7)} (deleted)":
                 total += os.stat(f"/proc/self/fd/{number}").st_blocks * 512
         except FileNotFoundError:  # the listing's own descriptor
             continue

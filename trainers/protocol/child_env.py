@@ -1,13 +1,12 @@
 """Where a child finds our code: our own programs get the checkout and the client, a user's code gets the client alone."""
 
-import os
 from pathlib import Path
 from typing import Final
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 CLIENT: Final = CHECKOUT / "trainers" / "client"
 """The folder that holds one package, `trainshed`."""
-OUR_PATH: Final = os.pathsep.join([str(CHECKOUT), str(CLIENT)])
+OUR_PATH: Final = f"{CHECKOUT}:{CLIENT}"
 
 # -- variables that the supervisor sets for its children, and they read. None of ours passes through a user's `pass_env` or `env`.
 

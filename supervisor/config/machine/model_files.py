@@ -1,11 +1,12 @@
 """How large a model on disk is, as far as its files say so. Reads headers and sizes only; never raises for a broken model."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+
+from supervisor.config.schema.findings import ModelSize
 
 _CONFIG_LIMIT: Final = 1 << 20
 _LENGTHS: Final = ("max_position_embeddings", "max_sequence_length", "seq_length", "max_seq_len", "n_positions")
@@ -22,14 +23,6 @@ class _ModelConfig(msgspec.Struct, frozen=True):
     num_key_value_heads: int | None = None
     head_dim: int | None = None
     kv_lora_rank: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """`weights` is the bytes of its safetensors files; `kv_token` the bytes that one token takes in a float32 KV cache, None if unknown."""
-
-    weights: int
-    kv_token: int | None
 
 
 def model_size(folder: Path) -> ModelSize | None:

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator
 from engines.lifecycle.members import WINDOW as ENGINE
 from supervisor.config.schema.findings import Finding
 from supervisor.config.schema.rules import Draft
-from supervisor.config.schema.tables import Host
+from supervisor.config.schema.tables import HostTable
 from supervisor.host.ports import WINDOW as TRAINER
 from supervisor.host.ports import can_bind, ephemeral_range, free_ports, outside
 
 
-def findings(host: Host, draft: Draft) -> Iterator[Finding]:
+def findings(host: HostTable, draft: Draft) -> Iterator[Finding]:
     low, high = host.ports
     if not 1024 <= low < high <= 65535:
         return  # a rule has said so

@@ -1,9 +1,11 @@
-"""What a `command` means: which program, and which script it is given. Looks, and starts nothing."""
+"""This module finds what a `command` means: its program, and the script that it is given. It looks, and starts nothing."""
 
+import ast
 import difflib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -12,6 +14,8 @@ from supervisor.config.schema.findings import Finding
 
 _PYTHON: Final = re.compile(r"(python|pypy)[0-9.]*\Z")
 _SHELL: Final = re.compile(r"(ba|da|z|k)?sh\Z")
+_SCRIPT_LIMIT: Final = 4 << 20
+"""Bytes of a script that are read; nobody writes more by hand."""
 _USUAL: Final = ("python", "python3", "bash", "sh", "torchrun", "accelerate", "uv")
 
 
@@ -80,6 +84,43 @@ def script(command: Sequence[str]) -> str | None:
                     next(words, None)
                 break
     return None
+
+
+def old_client_findings(command: Sequence[str], key: str, cwd: Path, env: Mapping[str, str]) -> Iterator[Finding]:
+    """Whether a Python script of the command imports `trainers.client`, as `trainshed` was called once: a rank would fail at that line.
+
+    A package `trainers` of the user's own, where the script finds it, is none of our business.
+    """
+    script = next((cwd / word for word in command if word.endswith(".py") and os.path.isfile(cwd / word)), None)
+    if script is None or (line := _imports_old_client(script)) is None:
+        return
+    places = [script.parent, cwd, *map(Path, filter(None, env.get("PYTHONPATH", "").split(os.pathsep)))]
+    if any(os.path.exists(place / "trainers" / name) for place in places for name in ("client.py", "client/__init__.py")):
+        return
+    problem = f"{os.path.normpath(script)}, line {line}: `trainers.client` is called `trainshed` now"
+    yield Finding(key, list(command), problem, "Write `import trainshed`, or `from trainshed import connect`, there.")
+
+
+def _imports_old_client(script: Path) -> int | None:
+    """The line of the import; None when there is none, or when this Python cannot read the script."""
+    try:
+        descriptor = os.open(script, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            tree = ast.parse(file.read(_SCRIPT_LIMIT))
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return next((node.lineno for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and _is_old_client(node)), None)
+
+
+def _is_old_client(node: ast.Import | ast.ImportFrom) -> bool:
+    names = {alias.name for alias in node.names}
+    if isinstance(node, ast.Import):
+        return any(f"{name}.".startswith("trainers.client.") for name in names)
+    if node.level:
+        return False
+    return f"{node.module}.".startswith("trainers.client.") or (node.module == "trainers" and "client" in names)
 
 
 def _names(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What the parts of the configuration's reading pass each other. PURE."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from trainers.protocol.ids import GpuId
@@ -11,6 +12,14 @@ class GpuFact(NamedTuple):
     id: GpuId
     name: str
     total_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """`weights` is the bytes of a model's safetensors files; `kv_token` the bytes that one token takes in a float32 KV cache, None if unknown."""
+
+    weights: int
+    kv_token: int | None
 
 
 class Finding(NamedTuple):

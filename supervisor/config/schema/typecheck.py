@@ -6,7 +6,7 @@ msgspec stops at the first error of a value; an operator wants them all. So the 
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -211,8 +211,29 @@ def _kind(value: object) -> str:
     return "a date or time"
 
 
-def describe(table: type[msgspec.Struct]) -> kinds.StructType:
-    """The description that `read` walks."""
+Choices = Mapping[type[msgspec.Struct], Mapping[str, Iterable[str]]]
+"""Of some tables, keys whose values must be one of these strings."""
+
+
+def describe(table: type[msgspec.Struct], choices: Choices | None = None) -> kinds.StructType:
+    """The description that `read` walks. `choices` narrows strings to what is known only when the program runs."""
     node = kinds.type_info(table)
     assert isinstance(node, kinds.StructType)
+    _narrow(node, choices or {})
     return node
+
+
+def _narrow(node: kinds.Type, choices: Choices) -> None:
+    match node:
+        case kinds.StructType():
+            for field in node.fields:
+                if (options := choices.get(node.cls, {}).get(field.name)) is not None:
+                    field.type = kinds.LiteralType(tuple(options))
+                _narrow(field.type, choices)
+        case kinds.ListType():
+            _narrow(node.item_type, choices)
+        case kinds.UnionType():
+            for member in node.types:
+                _narrow(member, choices)
+        case _:
+            pass

@@ -8,21 +8,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from supervisor.errors import SetUpError
 from supervisor.host.gpus.emptiness import Usage
 from trainers.protocol.ids import GpuId, GroupId
 
 __all__ = ["Gpu", "GpuMeter", "GpusUnusable", "MeasureFailed", "Usage", "Visible", "visible"]
 
 
-class GpusUnusable(Exception):
-    """The operator's `[host]` names GPUs that are not there.
-
-    `key` is a path such as `host.gpus[1]`, `value` its text ("" where it says nothing), `problem` and `remedy` are for people.
-    """
-
-    def __init__(self, key: str, value: str, problem: str, remedy: str) -> None:
-        self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
-        super().__init__(f"{key}{f' = {value}' if value else ''}: {problem}. {remedy}")
+class GpusUnusable(SetUpError):
+    """The operator's `[host]` names GPUs that are not there."""
 
 
 class MeasureFailed(Exception):

@@ -21,7 +21,7 @@ from trainers.protocol.ids import GpuId, GroupId
 
 MEASURE_SECONDS: Final = 5.0
 OPEN_SECONDS: Final = 30.0
-_WITHOUT: Final = "Without a GPU say `virtual = 4` in [host]"
+_NO_GPU: Final = "Without a GPU say `virtual = 4` in [host]"
 T = TypeVar("T")
 Wanted = Literal["auto"] | Sequence[int | str]
 
@@ -121,7 +121,7 @@ class NvmlGpus:
         try:
             gpus, handles = thread.call(lambda: _list(chosen, wanted), OPEN_SECONDS)
         except MeasureFailed as error:
-            raise GpusUnusable("host.gpus", "", str(error), "Look whether `nvidia-smi` answers") from error
+            raise GpusUnusable(f"{error}; is the NVIDIA driver well (`nvidia-smi`)?", key="host.gpus") from error
         return cls(chosen, gpus, handles, thread)
 
     async def measure(self, gpus: Collection[GpuId], pids: Mapping[GroupId, Collection[int]]) -> Usage:
@@ -156,23 +156,23 @@ def _list(library: Library, wanted: Wanted) -> tuple[tuple[Gpu, ...], dict[GpuId
         library.nvmlInit()
         count = library.nvmlDeviceGetCount()
     except library.NVMLError as error:
-        raise GpusUnusable("host.gpus", _shown(wanted), f"no NVIDIA driver here ({error})", _WITHOUT) from error
+        raise GpusUnusable(f"no NVIDIA driver here ({error})", key="host.gpus", value=_shown(wanted), remedy=_NO_GPU) from error
     if wanted == "auto" and not count:
-        raise GpusUnusable("host.gpus", _shown(wanted), "the driver shows no GPU", _WITHOUT)
+        raise GpusUnusable("the driver shows no GPU", key="host.gpus", value=_shown(wanted), remedy=_NO_GPU)
     names: Sequence[int | str] = range(count) if isinstance(wanted, str) else wanted
     gpus: list[Gpu] = []
     handles: dict[GpuId, Any] = {}
     for position, name in enumerate(names):
-        key = f"host.gpus[{position}]"
+        key, value = f"host.gpus[{position}]", repr(name)
         try:
             handle = library.nvmlDeviceGetHandleByUUID(name) if isinstance(name, str) else library.nvmlDeviceGetHandleByIndex(name)
             uuid = library.nvmlDeviceGetUUID(handle)
             memory = int(library.nvmlDeviceGetMemoryInfo(handle).total)
         except library.NVMLError as error:
-            remedy = f"This box has {count} GPU(s), listed by `nvidia-smi -L`"
-            raise GpusUnusable(key, repr(name), f"not there ({error})", remedy) from error
+            problem = f"not there ({error}); this box has {count} GPU(s), listed by `nvidia-smi -L`"
+            raise GpusUnusable(problem, key=key, value=value) from error
         if any(gpu.uuid == uuid for gpu in gpus):
-            raise GpusUnusable(key, repr(name), f"listed twice ({uuid})", "Name each GPU once")
+            raise GpusUnusable(f"listed twice ({uuid})", key=key, value=value)
         gpu = Gpu(GpuId(position), library.nvmlDeviceGetName(handle), uuid, memory, uuid)
         gpus.append(gpu)
         handles[gpu.id] = handle

@@ -29,6 +29,8 @@ LEFT_OVER = ("sglang_loads_", "sgl_shm_", "sem.mp-", "nccl-", "cuda.shm.", "psm_
 """Names in /dev/shm that SGLang and what it stands on leave behind when they are killed (and some when they are not)."""
 TRACES = ".traces"
 """Ending of the files that name, one a line, what an engine has open in /dev/shm; below a registered folder (see `runtime/sglang_engines.py`)."""
+SWEPT_PREFIX = "trainshed-"
+"""What is removed for us has a name that begins so: a run's folder in shared memory."""
 MAX_LINES = 1 << 20
 """Bytes of a registration line that has no end: the supervisor is broken, and memory must not grow with it."""
 
@@ -62,7 +64,7 @@ class Registered:
 
 def may_sweep(path: str) -> bool:
     """Return whether a path is unmistakably ours: absolute, without detours, its last part starting with `trainshed-`."""
-    return os.path.isabs(path) and os.path.normpath(path) == path and os.path.basename(path).startswith("trainshed-")
+    return os.path.isabs(path) and os.path.normpath(path) == path and os.path.basename(path).startswith(SWEPT_PREFIX)
 
 
 def sweep(path: str) -> None:

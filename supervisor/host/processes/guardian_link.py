@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from supervisor.host.processes import bootstrap
-from supervisor.host.processes.guardian import GUARDIAN, GUARDIAN_FD
+from supervisor.host.processes.guardian import GUARDIAN, GUARDIAN_FD, SWEPT_PREFIX
 
-SWEPT_PREFIX: Final = "trainshed-"
 LONGEST: Final = 2000
 """Characters of the text for the one who waits for a detached run."""
 

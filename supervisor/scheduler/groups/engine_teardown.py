@@ -4,99 +4,97 @@ One that dies asleep has no lease, and its GPUs may be lent out by then. Those a
 withheld until they have been measured for it. Of a stuck group all are withheld: nobody comes after those who have them.
 """
 
-from engines.lifecycle.state import EngineState, Turn
+from engines.lifecycle.state import EngineState, Transition
 from supervisor.scheduler.actions import Lost, Measure, StopGroup
-from supervisor.scheduler.context import Desk
+from supervisor.scheduler.context import Context
+from supervisor.scheduler.faults import Cause
 from supervisor.scheduler.records import Engine, Pipeline, TrainerState
 from trainers.protocol.ids import GpuId, Incarnation
 
-from . import recoveries
-from .faults import Cause
 
-
-def ending(desk: Desk, pipeline: Pipeline) -> bool:
+def pipeline_ends(ctx: Context, pipeline: Pipeline) -> bool:
     """No engine of it is to live on, or to come back."""
-    return pipeline.ended or (desk.stopping > 0 and pipeline.trainer.state is TrainerState.STOPPING)
+    return pipeline.ended or (ctx.stopping > 0 and pipeline.trainer.state is TrainerState.STOPPING)
 
 
-def end(desk: Desk, pipeline: Pipeline, engine: Engine) -> None:
+def tear_down(ctx: Context, pipeline: Pipeline, engine: Engine) -> None:
     """Of one that has failed, or is not needed any more: the next step to its end."""
     if not engine.told_lost and pipeline.gateway.up:
         engine.told_lost = True
         engine.route = None  # from this order on, in the order of the gateway's own descriptor
-        desk.do(lambda id: Lost(id=id, engine=engine.id, incarnation=engine.incarnation), desk.box.limits.order)
+        ctx.do(lambda id: Lost(id=id, engine=engine.id, incarnation=engine.incarnation), ctx.box.limits.order)
     asked = engine.fault is not None and engine.fault.cause is Cause.OPERATOR
-    confirm(desk, engine, kill=(engine.state is EngineState.QUARANTINED and not asked) or desk.stopping >= 3)
+    confirm_exit(ctx, engine, kill=(engine.state is EngineState.QUARANTINED and not asked) or ctx.stopping >= 3)
 
 
-def confirm(desk: Desk, engine: Engine, *, kill: bool) -> None:
+def confirm_exit(ctx: Context, engine: Engine, *, kill: bool) -> None:
     """Every pid gone, then its GPUs measured empty."""
-    limits = desk.box.limits
+    limits = ctx.box.limits
     if not engine.gone:
         limit = limits.end + limits.release  # its ports are waited for as well
-        engine.op = desk.do(lambda id: StopGroup(id=id, group=engine.id, incarnation=engine.incarnation, kill=kill), limit)
-    elif gpus := _to_measure(desk, engine):
-        engine.op = desk.do(lambda id: Measure(id=id, holder=engine.id, gpus=gpus, within=limits.release), limits.release + limits.order)
+        engine.op = ctx.do(lambda id: StopGroup(id=id, group=engine.id, incarnation=engine.incarnation, kill=kill), limit)
+    elif gpus := _to_measure(ctx, engine):
+        engine.op = ctx.do(lambda id: Measure(id=id, holder=engine.id, gpus=gpus, within=limits.release), limits.release + limits.order)
     else:
-        gone(desk, engine)
+        finish(ctx, engine)
 
 
-def _to_measure(desk: Desk, engine: Engine) -> tuple[GpuId, ...]:
+def _to_measure(ctx: Context, engine: Engine) -> tuple[GpuId, ...]:
     """Of its GPUs those that it holds, or keeps from others. What is lent to another, or fenced, is measured for that."""
-    leases = desk.leases
+    leases = ctx.leases
     held, fences = leases.held_by(engine.id), leases.fences
     return held or tuple(gpu for gpu in engine.gpus if leases.lease(gpu) is None and gpu not in fences)
 
 
-def processes_gone(desk: Desk, engine: Engine) -> None:
+def processes_exited(ctx: Context, engine: Engine) -> None:
     """Every pid of it is gone, and its ports are free."""
     engine.gone = True
     engine.pids = ()
-    recoveries.mark(desk, engine, "gone")
+    ctx.mark_fault(engine, "gone")
     if engine.state is EngineState.STUCK:
-        engine.since = desk.now - desk.box.limits.remeasure  # the measurement is next, now
-    elif not desk.leases.held_by(engine.id):  # it died asleep: what of its GPUs nobody has is nobody's until it is measured
-        desk.leases.withhold(engine.gpus, engine.id, f"{engine.id} has ended there")
-    if not _to_measure(desk, engine):
-        gone(desk, engine)
+        engine.since = ctx.now - ctx.box.limits.remeasure  # the measurement is next, now
+    elif not ctx.leases.held_by(engine.id):  # it died asleep: what of its GPUs nobody has is nobody's until it is measured
+        ctx.leases.withhold(engine.gpus, engine.id, f"{engine.id} has ended there")
+    if not _to_measure(ctx, engine):
+        finish(ctx, engine)
 
 
-def gone(desk: Desk, engine: Engine) -> None:
+def finish(ctx: Context, engine: Engine) -> None:
     """Every process ended and nothing of it left on its GPUs: the next life may begin."""
     failed = engine.state is not EngineState.STOPPING
-    desk.leases.release(engine.id)
-    desk.leases.lift(engine.id)
-    engine.turn(Turn.GONE, desk.now)
+    ctx.leases.release(engine.id)
+    ctx.leases.lift(engine.id)
+    engine.transition(Transition.GONE, ctx.now)
     engine.incarnation = Incarnation(engine.incarnation + 1)
     engine.version = engine.route = None
     engine.touched = False
     engine.gone = engine.released = engine.told_lost = False
     engine.in_flight = engine.failures = engine.completed = engine.tokens = 0
     engine.attempt_until = None
-    recoveries.mark(desk, engine, "empty")
-    if not failed or ending(desk, desk.fleet.pipelines[engine.id.pipeline]):
+    ctx.mark_fault(engine, "empty")
+    if not failed or pipeline_ends(ctx, ctx.fleet.pipelines[engine.id.pipeline]):
         return  # a failure that is open is closed by `groups.stop`
     if engine.fault is not None and engine.fault.cause is Cause.OPERATOR:
         return
-    wait = engine.budget.fail(desk.now, salt=engine.incarnation * 64 + engine.id.rank)
+    wait = engine.budget.fail(ctx.now, salt=engine.incarnation * 64 + engine.id.rank)
     if wait is None:
-        engine.turn(Turn.GIVE_UP, desk.now)
-        recoveries.close(desk, engine, "retired")
-        desk.note("error", engine.id, f"retired after {engine.budget.limit} restarts within {engine.budget.window:.0f} s: {engine.note}")
+        engine.transition(Transition.GIVE_UP, ctx.now)
+        ctx.close_fault(engine, "retired")
+        ctx.note("error", engine.id, f"retired after {engine.budget.limit} restarts within {engine.budget.window:.0f} s: {engine.note}")
     else:
-        engine.not_before = desk.now + wait
+        engine.not_before = ctx.now + wait
         engine.restarts += 1
 
 
-def unconfirmed(desk: Desk, engine: Engine, cause: Cause, note: str) -> None:
+def unconfirmed(ctx: Context, engine: Engine, cause: Cause, note: str) -> None:
     """Somebody of it, or something on its GPUs, is still there. An end that was asked for has failed by that."""
-    engine.note, engine.asked = note, False
+    engine.note, engine.by_operator = note, False
     if engine.state is EngineState.STOPPING:
-        engine.failed_at = desk.now
-        recoveries.begin(desk, engine, cause, f"was to end, and is not confirmed gone: {note}", None, 0.0)
-        engine.turn(Turn.FAIL, desk.now)
+        engine.failed_at = ctx.now
+        ctx.open_fault(engine, cause, f"was to end, and is not confirmed gone: {note}")
+        engine.transition(Transition.FAIL, ctx.now)
     if engine.state is EngineState.QUARANTINED:
-        engine.turn(Turn.UNCONFIRMED, desk.now)
-        desk.note("error", engine.id, f"could not be confirmed gone; its GPUs {list(engine.gpus)} are withheld: {note}")
-    engine.since = desk.now
-    desk.leases.withhold(engine.gpus, engine.id, f"{engine.id} is stuck: {note}")
+        engine.transition(Transition.UNCONFIRMED, ctx.now)
+        ctx.note("error", engine.id, f"could not be confirmed gone; its GPUs {list(engine.gpus)} are withheld: {note}")
+    engine.since = ctx.now
+    ctx.leases.withhold(engine.gpus, engine.id, f"{engine.id} is stuck: {note}")

@@ -1,6 +1,6 @@
-"""One gateway: it lives as long as its pipeline, is replaced at once on the same socket when it dies, and is told again what it must know."""
+"""One gateway: it lives as long as its pipeline, is replaced at once on the same socket when it dies, and is reported again what it must know."""
 
-from engines.lifecycle.state import EngineState, Turn
+from engines.lifecycle.state import EngineState, Transition
 from supervisor.scheduler.actions import (
     Action,
     CloseAtGateway,
@@ -14,65 +14,65 @@ from supervisor.scheduler.actions import (
     TellHopeless,
     Unroute,
 )
-from supervisor.scheduler.context import Desk
+from supervisor.scheduler.context import Context
 from supervisor.scheduler.events import ActionFailed, Answer, GatewayReady, GroupGone, Ordered
 from supervisor.scheduler.records import Pipeline
+from supervisor.scheduler.rollouts import Rollout
 from trainers.protocol.gateway_messages import Progress
 from trainers.protocol.ids import Incarnation
 
 from . import trainers
 from .rollout_requests import NO_ENGINE, closed, hopeless
-from .rollouts import Rollout
 
 ORDERS = (Route, Unroute, Drain, Lost, OpenAtGateway, CloseAtGateway, ForgetAtGateway, TellHopeless)
 MAX_FAILURES = 10
 """Deaths in a row (without a minute of life between) after which the pipeline has failed: its gateway cannot live."""
 
 
-def fail(desk: Desk, pipeline: Pipeline, reason: str, *, asked: bool = False) -> None:
+def fail(ctx: Context, pipeline: Pipeline, reason: str, *, by_operator: bool = False) -> None:
     """The gateway has died or is condemned. Its routes are gone with it; what it was asked is carried out on the other side.
 
-    `asked`: an operator wanted it, and has been told.
+    `by_operator`: an operator wanted it, and has been reported.
     """
     gateway = pipeline.gateway
     if gateway.dying:
         return
-    if not asked:
-        desk.note("error", gateway.id, f"gateway failed: {reason}")
-    gateway.note, gateway.failed_at, gateway.asked = reason, desk.now, asked
-    _forget_orders(desk, pipeline)
-    desk.inflight.forget(gateway.op)
+    if not by_operator:
+        ctx.note("error", gateway.id, f"gateway failed: {reason}")
+    gateway.note, gateway.failed_at, gateway.by_operator = reason, ctx.now, by_operator
+    _forget_orders(ctx, pipeline)
+    ctx.inflight.forget(gateway.op)
     gateway.op = None
     gateway.up, gateway.dying = False, True
     gateway.hopeless = ""
     pipeline.forget = False  # the next one starts empty
     for number in tuple(pipeline.closing):
-        closed(desk, pipeline, number)
+        closed(ctx, pipeline, number)
     for number, rollout in tuple(pipeline.rollouts.items()):
         if rollout.implicit:
             pipeline.figures.samples += rollout.done
             del pipeline.rollouts[number]
         else:
-            rollout.gateway_lost(desk.now)
+            rollout.gateway_lost(ctx.now)
     for engine in pipeline.engines.values():
         engine.route = engine.routing_to = None
         engine.touched = False
         engine.in_flight = engine.failures = engine.completed = engine.tokens = 0
 
 
-def _forget_orders(desk: Desk, pipeline: Pipeline) -> None:
-    for awaited in desk.inflight.awaited:
+def _forget_orders(ctx: Context, pipeline: Pipeline) -> None:
+    for awaited in ctx.inflight.awaited:
         action = awaited.action
         if isinstance(action, Route | Unroute | Drain | Lost) and action.engine.pipeline == pipeline.id:
-            desk.inflight.forget(action.id)
+            ctx.inflight.forget(action.id)
             engine = pipeline.engines[action.engine.rank]
             if engine.op == action.id:
                 engine.op = None
         elif isinstance(action, OpenAtGateway | CloseAtGateway | ForgetAtGateway | TellHopeless) and action.pipeline == pipeline.id:
-            desk.inflight.forget(action.id)
+            ctx.inflight.forget(action.id)
 
 
-def answered(desk: Desk, pipeline: Pipeline, action: Action, answer: Answer) -> None:
+def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -> None:
     """`answer` is the answer to an action for this gateway (orders about engines are `groups.answered`'s)."""
     gateway = pipeline.gateway
     if gateway.op == action.id:
@@ -81,67 +81,67 @@ def answered(desk: Desk, pipeline: Pipeline, action: Action, answer: Answer) -> 
         case (StartGateway(), GatewayReady(pids=pids)):
             gateway.up, gateway.pids = True, pids
         case (StartGateway(), ActionFailed(reason=reason)):
-            fail(desk, pipeline, f"did not start: {reason}")
+            fail(ctx, pipeline, f"did not start: {reason}")
         case (StopGroup(), GroupGone() | ActionFailed()):
-            _gone(desk, pipeline)
+            _next_life(ctx, pipeline)
         case (OpenAtGateway(rollout=number), Ordered()):
             if (rollout := pipeline.rollouts.get(number)) is not None:
                 rollout.known = True
         case (CloseAtGateway(rollout=number), Ordered()):
-            closed(desk, pipeline, number)
+            closed(ctx, pipeline, number)
         case (ForgetAtGateway() | TellHopeless(), Ordered()):
             pass
         case (_, ActionFailed(reason=reason)):
-            fail(desk, pipeline, f"does not carry out {type(action).__name__}: {reason}")
+            fail(ctx, pipeline, f"does not carry out {type(action).__name__}: {reason}")
         case _:
             raise AssertionError(f"{answer} does not answer {action}")
 
 
-def _gone(desk: Desk, pipeline: Pipeline) -> None:
+def _next_life(ctx: Context, pipeline: Pipeline) -> None:
     gateway = pipeline.gateway
     gateway.dying, gateway.up = False, False
     gateway.pids = ()
     gateway.incarnation = Incarnation(gateway.incarnation + 1)
     if pipeline.ended:
         return
-    lived = desk.now - gateway.not_before
+    lived = ctx.now - gateway.not_before
     gateway.failures = 1 if lived > 60.0 else gateway.failures + 1
-    gateway.not_before = desk.now + (0.0 if gateway.failures <= 2 else min(60.0, 2.0 ** (gateway.failures - 2)))
+    gateway.not_before = ctx.now + (0.0 if gateway.failures <= 2 else min(60.0, 2.0 ** (gateway.failures - 2)))
     if gateway.failures > MAX_FAILURES:
         pipeline.failed = f"its gateway died {MAX_FAILURES} times in a row"
-        trainers.stop(desk, pipeline)
+        trainers.stop(ctx, pipeline)
 
 
-def absorb(desk: Desk, pipeline: Pipeline, progress: Progress) -> None:
+def absorb(ctx: Context, pipeline: Pipeline, progress: Progress) -> None:
     """The whole picture of what is open there: the progress that the planner sees."""
     seen = set()
     for report in progress.rollouts:
         seen.add(report.rollout)
         rollout = pipeline.rollouts.get(report.rollout) or pipeline.closing.get(report.rollout)
         if rollout is None and report.implicit:
-            rollout = Rollout(report.rollout, 0, desk.now, implicit=True, known=True, asked=True, told=True)
+            rollout = Rollout(report.rollout, 0, ctx.now, implicit=True, known=True, ordered=True, announced=True)
             pipeline.rollouts[report.rollout] = rollout
         if rollout is not None:  # else it was closed here while the report was on its way
-            rollout.absorb(report, desk.now)
+            rollout.absorb(report, ctx.now)
     if progress.rollouts:
         oldest = progress.rollouts[0]
-        pipeline.pace.absorb(oldest.rollout, oldest.in_flight, oldest.done, desk.now)
+        pipeline.pace.absorb(oldest.rollout, oldest.in_flight, oldest.done, ctx.now)
     for number, rollout in tuple(pipeline.rollouts.items()):
         if rollout.implicit and number not in seen:
             pipeline.figures.samples += rollout.done
             del pipeline.rollouts[number]
     for load in progress.engines:
         engine = pipeline.engines.get(load.engine)
-        if engine is not None and engine.incarnation == load.incarnation and engine.can(Turn.STOP):  # else its life is ending
+        if engine is not None and engine.incarnation == load.incarnation and engine.can(Transition.STOP):  # else its life is ending
             engine.in_flight, engine.completed = load.in_flight, load.completed
             engine.failures, engine.tokens = load.failures, load.tokens
-    told = {load.engine for load in progress.engines}
+    reported = {load.engine for load in progress.engines}
     for rank, engine in pipeline.engines.items():
-        if rank not in told and engine.state is EngineState.SERVING and engine.route is None:
+        if rank not in reported and engine.state is EngineState.SERVING and engine.route is None:
             engine.in_flight = 0  # unrouted, and the last request on it has ended
 
 
-def step(desk: Desk, pipeline: Pipeline) -> None:
+def step(ctx: Context, pipeline: Pipeline) -> None:
     """Start, tell or end it, whatever is due."""
     gateway = pipeline.gateway
     if gateway.op is not None:
@@ -149,14 +149,14 @@ def step(desk: Desk, pipeline: Pipeline) -> None:
     if gateway.dying or (gateway.up and _no_longer_needed(pipeline)):
         gateway.up = False
         gateway.dying = True
-        kill = desk.stopping >= 2 or not pipeline.ended
-        limit = desk.box.limits.grace + desk.box.limits.order
-        gateway.op = desk.do(lambda id: StopGroup(id=id, group=gateway.id, incarnation=gateway.incarnation, kill=kill), limit)
+        kill = ctx.stopping >= 2 or not pipeline.ended
+        limit = ctx.box.limits.grace + ctx.box.limits.order
+        gateway.op = ctx.do(lambda id: StopGroup(id=id, group=gateway.id, incarnation=gateway.incarnation, kill=kill), limit)
     elif gateway.up:
-        _tell(desk, pipeline)
-    elif not pipeline.ended and not desk.stopping and pipeline.model_ready and desk.due(gateway.not_before):
-        gateway.op = desk.do(
-            lambda id: StartGateway(id=id, pipeline=pipeline.id, incarnation=gateway.incarnation), desk.box.limits.gateway_start
+        _send_orders(ctx, pipeline)
+    elif not pipeline.ended and not ctx.stopping and pipeline.model_ready and ctx.due(gateway.not_before):
+        gateway.op = ctx.do(
+            lambda id: StartGateway(id=id, pipeline=pipeline.id, incarnation=gateway.incarnation), ctx.box.limits.gateway_start
         )
 
 
@@ -166,21 +166,21 @@ def _no_longer_needed(pipeline: Pipeline) -> bool:
     )
 
 
-def _tell(desk: Desk, pipeline: Pipeline) -> None:
-    limit = desk.box.limits.order
+def _send_orders(ctx: Context, pipeline: Pipeline) -> None:
+    limit = ctx.box.limits.order
     if pipeline.forget:
         pipeline.forget = False
-        desk.do(lambda id: ForgetAtGateway(id=id, pipeline=pipeline.id), limit)
+        ctx.do(lambda id: ForgetAtGateway(id=id, pipeline=pipeline.id), limit)
     for rollout in pipeline.rollouts.values():
-        if not rollout.asked:
-            rollout.asked = True
+        if not rollout.ordered:
+            rollout.ordered = True
             number, target = rollout.number, max(1, rollout.target - rollout.before)
-            _open(desk, pipeline, number, target)
+            _open(ctx, pipeline, number, target)
     reason = NO_ENGINE[1] if hopeless(pipeline) else ""
     if reason != pipeline.gateway.hopeless:
         pipeline.gateway.hopeless = reason
-        desk.do(lambda id: TellHopeless(id=id, pipeline=pipeline.id, reason=reason), limit)
+        ctx.do(lambda id: TellHopeless(id=id, pipeline=pipeline.id, reason=reason), limit)
 
 
-def _open(desk: Desk, pipeline: Pipeline, number: int, target: int) -> None:
-    desk.do(lambda id: OpenAtGateway(id=id, pipeline=pipeline.id, rollout=number, target=target), desk.box.limits.order)
+def _open(ctx: Context, pipeline: Pipeline, number: int, target: int) -> None:
+    ctx.do(lambda id: OpenAtGateway(id=id, pipeline=pipeline.id, rollout=number, target=target), ctx.box.limits.order)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from engines.lifecycle.state import EngineState
-from supervisor.scheduler.context import Desk
+from supervisor.scheduler.context import Context
 from supervisor.scheduler.events import GpuHeld, Holder
 from supervisor.scheduler.leases import LeaseBook
 from supervisor.scheduler.records import Fleet, TrainerState
@@ -20,7 +20,7 @@ def intruders(leases: LeaseBook, held: GpuHeld) -> list[Holder]:
     return found
 
 
-def being_ended(fleet: Fleet, holder: Holder) -> bool:
+def is_being_torn_down(fleet: Fleet, holder: Holder) -> bool:
     """Its end is under way and has not been given up: what it holds goes with it."""
     pipeline = fleet.pipelines[holder.group.pipeline]
     match holder.group:
@@ -36,15 +36,15 @@ def being_ended(fleet: Fleet, holder: Holder) -> bool:
 
 def only_theirs(fleet: Fleet, held: GpuHeld, found: Iterable[Holder]) -> bool:
     """Every GPU that is not empty is held by an intruder that is being ended, and by nobody who may be there: look again."""
-    ending = {holder for holder in found if being_ended(fleet, holder)}
+    ending = {holder for holder in found if is_being_torn_down(fleet, holder)}
     return {holder.gpu for holder in ending} == set(held.gpus) and ending == set(held.holders)
 
 
-def fence_strangers(desk: Desk, measured: GroupId, held: GpuHeld) -> bool:
+def fence_foreign_memory(ctx: Context, measured: GroupId, held: GpuHeld) -> bool:
     """Whether all that is held there is certainly nobody's of ours: then who was measured is well, and nobody gets the GPUs until they are empty."""
     if not held.gpus or not set(held.gpus) <= set(held.strangers):
         return False
     for gpu in held.gpus:
-        desk.leases.fence(gpu, f"held by something that is not ours: {held.note}")
-    desk.note("warning", measured, f"GPUs {list(held.gpus)} are fenced: {held.note}")
+        ctx.leases.fence(gpu, f"held by something that is not ours: {held.note}")
+    ctx.note("warning", measured, f"GPUs {list(held.gpus)} are fenced: {held.note}")
     return True

@@ -1,30 +1,28 @@
-"""A trainer's demand: rollouts opened and closed by rank 0."""
+"""Rank 0 of a trainer opens and closes rollouts; these functions accept or refuse its calls."""
 
 from engines.lifecycle.state import EngineState
 from supervisor.scheduler.actions import CloseAtGateway
-from supervisor.scheduler.answers import STOPPING, tell
-from supervisor.scheduler.context import Desk
+from supervisor.scheduler.context import STOPPING, Context
 from supervisor.scheduler.records import Pipeline
+from supervisor.scheduler.rollouts import Rollout
 from trainers.protocol.trainer_messages import OpenRollout, Refused, RolloutClosed
-
-from .rollouts import Rollout
 
 NO_ENGINE = ("no_engine", "every engine of this pipeline is retired; see why with `status`, mend it, then `reset` the pipeline")
 
 
-def open_rollout(desk: Desk, pipeline: Pipeline, message: OpenRollout) -> None:
-    refused = _why_no_rollout(desk, pipeline, message.rollout)
+def open_rollout(ctx: Context, pipeline: Pipeline, message: OpenRollout) -> None:
+    refused = _why_no_rollout(ctx, pipeline, message.rollout)
     if refused is not None:
-        tell(desk, pipeline, Refused("open_rollout", message.rollout, *refused))
+        ctx.tell(pipeline, Refused("open_rollout", message.rollout, *refused))
         return
-    pipeline.rollouts[message.rollout] = Rollout(message.rollout, message.target, desk.now)
+    pipeline.rollouts[message.rollout] = Rollout(message.rollout, message.target, ctx.now)
     pipeline.step = max(pipeline.step, message.rollout)  # a rollout's number is the trainer's step
-    pipeline.figures.waits_since["rollout"] = desk.now
+    pipeline.figures.waits_since["rollout"] = ctx.now
 
 
-def _why_no_rollout(desk: Desk, pipeline: Pipeline, number: int) -> tuple[str, str] | None:
+def _why_no_rollout(ctx: Context, pipeline: Pipeline, number: int) -> tuple[str, str] | None:
     trainer = pipeline.trainer
-    if desk.stopping:
+    if ctx.stopping:
         return STOPPING
     if number in pipeline.rollouts or number in pipeline.closing:
         return ("out_of_order", f"rollout {number} is open already")
@@ -43,31 +41,31 @@ def hopeless(pipeline: Pipeline) -> bool:
     return all(engine.state is EngineState.RETIRED for engine in pipeline.engines.values())
 
 
-def refuse_rollout(desk: Desk, pipeline: Pipeline, number: int) -> None:
+def refuse_rollout(ctx: Context, pipeline: Pipeline, number: int) -> None:
     """It was opened, and by now nobody can serve it: it is not wanted any more."""
     rollout = pipeline.rollouts.pop(number)
-    tell(desk, pipeline, Refused("open_rollout", number, *NO_ENGINE))
-    if pipeline.gateway.up and rollout.asked:
-        desk.do(lambda id: CloseAtGateway(id=id, pipeline=pipeline.id, rollout=number), desk.box.limits.drain + desk.box.limits.order)
+    ctx.tell(pipeline, Refused("open_rollout", number, *NO_ENGINE))
+    if pipeline.gateway.up and rollout.ordered:
+        ctx.do(lambda id: CloseAtGateway(id=id, pipeline=pipeline.id, rollout=number), ctx.box.limits.drain + ctx.box.limits.order)
 
 
-def close_rollout(desk: Desk, pipeline: Pipeline, number: int) -> None:
+def close_rollout(ctx: Context, pipeline: Pipeline, number: int) -> None:
     """Demand ends now; the trainer is told when the gateway has answered every sample of it."""
     rollout = pipeline.rollouts.pop(number, None)
     if rollout is None:
-        tell(desk, pipeline, Refused("close_rollout", number, "out_of_order", f"rollout {number} is not open"))
+        ctx.tell(pipeline, Refused("close_rollout", number, "out_of_order", f"rollout {number} is not open"))
         return
     pipeline.closing[number] = rollout
-    if pipeline.gateway.up and rollout.asked:
-        limit = desk.box.limits.drain + desk.box.limits.order
-        desk.do(lambda id: CloseAtGateway(id=id, pipeline=pipeline.id, rollout=number), limit)
+    if pipeline.gateway.up and rollout.ordered:
+        limit = ctx.box.limits.drain + ctx.box.limits.order
+        ctx.do(lambda id: CloseAtGateway(id=id, pipeline=pipeline.id, rollout=number), limit)
     else:
-        closed(desk, pipeline, number)
+        closed(ctx, pipeline, number)
 
 
-def closed(desk: Desk, pipeline: Pipeline, number: int) -> None:
+def closed(ctx: Context, pipeline: Pipeline, number: int) -> None:
     """The gateway (or its death) has ended the rollout."""
     rollout = pipeline.closing.pop(number, None)
     if rollout is not None:
         pipeline.figures.samples += rollout.before + rollout.done
-        tell(desk, pipeline, RolloutClosed(number))
+        ctx.tell(pipeline, RolloutClosed(number))

@@ -1,37 +1,36 @@
 """A trainer's leases: asked for by rank 0, granted whole, ended when every rank has left. Whose turn it is: `reservations`."""
 
-from supervisor.scheduler.answers import STOPPING, tell, waited
-from supervisor.scheduler.context import Desk
+from supervisor.scheduler.context import STOPPING, Context
 from supervisor.scheduler.planning.reservations import Request
 from supervisor.scheduler.records import Grant, Pipeline
 from supervisor.scheduler.spec import ROLE_PRIORITY, Priority
 from trainers.protocol.trainer_messages import LeaseGranted, Refused
 
 
-def request(desk: Desk, pipeline: Pipeline, call: int, roles: tuple[str, ...], *, exchange: bool) -> None:
+def request(ctx: Context, pipeline: Pipeline, call: int, roles: tuple[str, ...], *, exchange: bool) -> None:
     trainer = pipeline.trainer
     about = "exchange_lease" if exchange else "request_lease"
-    refused = _why_no_lease(desk, pipeline, roles, exchange=exchange)
+    refused = _why_no_lease(ctx, pipeline, roles, exchange=exchange)
     if refused is None and exchange:
-        refused = _why_no_exchange(desk, pipeline, roles)
+        refused = _why_no_exchange(ctx, pipeline, roles)
     if refused is not None:
-        tell(desk, pipeline, Refused(about, call, *refused))
+        ctx.tell(pipeline, Refused(about, call, *refused))
         return
     gpus = pipeline.spec.trainer.gpus(roles)
     priority = min(ROLE_PRIORITY.get(role, Priority.VALUE_COMPUTE) for role in roles)
     keeps = frozenset(trainer.grant.gpus) & frozenset(gpus) if trainer.grant is not None else frozenset()
-    trainer.request = Request(pipeline.id, call, roles, gpus, priority, desk.now, keeps)
-    pipeline.figures.waits_since["lease"] = desk.now
+    trainer.request = Request(pipeline.id, call, roles, gpus, priority, ctx.now, keeps)
+    pipeline.figures.waits_since["lease"] = ctx.now
     if exchange and trainer.grant is not None:
         trainer.grant.give_up(gpu for gpu in trainer.grant.gpus if gpu not in keeps)
-    if fenced := [gpu for gpu in gpus if desk.leases.fenced(gpu)]:
-        desk.note("warning", trainer.id, f"waits for GPUs {fenced}, which are fenced: {desk.leases.fenced(fenced[0])}")
+    if fenced := [gpu for gpu in gpus if ctx.leases.fenced(gpu)]:
+        ctx.note("warning", trainer.id, f"waits for GPUs {fenced}, which are fenced: {ctx.leases.fenced(fenced[0])}")
 
 
-def _why_no_lease(desk: Desk, pipeline: Pipeline, roles: tuple[str, ...], *, exchange: bool) -> tuple[str, str] | None:
+def _why_no_lease(ctx: Context, pipeline: Pipeline, roles: tuple[str, ...], *, exchange: bool) -> tuple[str, str] | None:
     trainer = pipeline.trainer
     known = pipeline.spec.trainer.roles
-    if desk.stopping:
+    if ctx.stopping:
         return STOPPING
     if unknown := [role for role in roles if role not in known]:
         return ("unknown_role", f"no role {unknown[0]!r}; this trainer has {sorted(known)}")
@@ -43,43 +42,40 @@ def _why_no_lease(desk: Desk, pipeline: Pipeline, roles: tuple[str, ...], *, exc
     return None
 
 
-def _why_no_exchange(desk: Desk, pipeline: Pipeline, roles: tuple[str, ...]) -> tuple[str, str] | None:
+def _why_no_exchange(ctx: Context, pipeline: Pipeline, roles: tuple[str, ...]) -> tuple[str, str] | None:
     """An exchange keeps common GPUs while it waits for the others; waiting for another trainer's could wait for ever."""
     for gpu in pipeline.spec.trainer.gpus(roles):
-        lease = desk.leases.lease(gpu)
+        lease = ctx.leases.lease(gpu)
         if lease is not None and lease.priority is not Priority.ROLLOUT and lease.holder != pipeline.trainer.id:
             return ("would_wait", f"GPU {gpu} is held by {lease.holder}; nothing was released")
     return None
 
 
-def grant(desk: Desk, pipeline: Pipeline, request: Request) -> None:
+def grant(ctx: Context, pipeline: Pipeline, request: Request) -> None:
     """All GPUs of the request are free and measured empty: they are the trainer's, and every rank is told."""
     trainer = pipeline.trainer
     fresh = [gpu for gpu in request.gpus if gpu not in request.keeps]
-    desk.leases.grant(fresh, trainer.id, request.priority, trainer.incarnation)
-    desk.leases.reassign(request.keeps, trainer.id, request.priority)
+    ctx.leases.grant(fresh, trainer.id, request.priority, trainer.incarnation)
+    ctx.leases.reassign(request.keeps, trainer.id, request.priority)
     before = trainer.grant
     trainer.request = None
-    trainer.grant = Grant(request.call, request.roles, request.gpus, request.priority, desk.now)
+    trainer.grant = Grant(request.call, request.roles, request.gpus, request.priority, ctx.now)
     if before is not None:  # an exchange: what it gives up is measured yet
         trainer.grant.leaving_gpus, trainer.grant.measure = before.leaving_gpus, before.measure
-    waited(desk, pipeline, "lease")
-    tell(desk, pipeline, LeaseGranted(request.call, request.roles))
+    ctx.count_wait(pipeline, "lease")
+    ctx.tell(pipeline, LeaseGranted(request.call, request.roles))
 
 
-def offloaded(desk: Desk, pipeline: Pipeline, rank: int, call: int) -> None:
+def offloaded(ctx: Context, pipeline: Pipeline, rank: int, call: int) -> None:
     trainer = pipeline.trainer
     lease = trainer.grant
     if lease is None or lease.call != call:
-        desk.note("warning", trainer.id, f"rank {rank} leaves lease {call}, which it does not hold; nothing changes")
+        ctx.note("warning", trainer.id, f"rank {rank} leaves lease {call}, which it does not hold; nothing changes")
         return
     lease.offloaded.add(rank)
     if len(lease.offloaded) == trainer.world_size and lease.leaving is None:
-        lease.leaving = desk.now
+        lease.leaving = ctx.now
         if (waiting := trainer.request) is not None:
             trainer.request = None
-            tell(
-                desk,
-                pipeline,
-                Refused("exchange_lease", waiting.call, "out_of_order", f"lease {call}, to be exchanged, was left meanwhile"),
-            )
+            reason = f"lease {call}, to be exchanged, was left meanwhile"
+            ctx.tell(pipeline, Refused("exchange_lease", waiting.call, "out_of_order", reason))

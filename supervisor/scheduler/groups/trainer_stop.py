@@ -1,8 +1,7 @@
 """A trainer that is told to stop hears at once what it waits for, and what it asks yet: it has the grace to save its work, not to wait."""
 
 from supervisor.scheduler.actions import RecordCheckpoint
-from supervisor.scheduler.answers import STOPPING, tell
-from supervisor.scheduler.context import Desk
+from supervisor.scheduler.context import STOPPING, Context
 from supervisor.scheduler.records import Pipeline
 from trainers.protocol.trainer_messages import (
     Checkpoint,
@@ -21,41 +20,41 @@ from trainers.protocol.trainer_messages import (
 )
 
 
-def begin(desk: Desk, pipeline: Pipeline) -> None:
+def begin(ctx: Context, pipeline: Pipeline) -> None:
     """It is told, and nothing that it waits for will be decided any more. (Samples that are missing: the client gives up by itself.)"""
     trainer = pipeline.trainer
-    tell(desk, pipeline, Stopping(desk.box.limits.grace))
+    ctx.tell(pipeline, Stopping(ctx.box.limits.grace))
     if trainer.request is not None:
-        tell(desk, pipeline, Refused("request_lease", trainer.request.call, *STOPPING))
+        ctx.tell(pipeline, Refused("request_lease", trainer.request.call, *STOPPING))
     if trainer.grant is not None and trainer.grant.leaving is not None:
-        tell(desk, pipeline, LeaseEnded(trainer.grant.call))
+        ctx.tell(pipeline, LeaseEnded(trainer.grant.call))
     if trainer.publishing is not None:
-        tell(desk, pipeline, Refused("publish", trainer.publishing.call, *STOPPING))
+        ctx.tell(pipeline, Refused("publish", trainer.publishing.call, *STOPPING))
     for rollout in pipeline.rollouts.values():
-        if not rollout.told and not rollout.implicit:
-            tell(desk, pipeline, Refused("open_rollout", rollout.number, *STOPPING))
+        if not rollout.announced and not rollout.implicit:
+            ctx.tell(pipeline, Refused("open_rollout", rollout.number, *STOPPING))
     for number in pipeline.closing:
-        tell(desk, pipeline, RolloutClosed(number))
+        ctx.tell(pipeline, RolloutClosed(number))
 
 
-def said(desk: Desk, pipeline: Pipeline, rank: int, message: TrainerMessage) -> None:
+def handle_message(ctx: Context, pipeline: Pipeline, rank: int, message: TrainerMessage) -> None:
     """What a rank says between that and its end. Its GPUs are measured when it is gone, whatever it says of a lease."""
     if rank != 0:
         return
     match message:
         case Checkpoint(step=step, path=path):
-            desk.do(lambda id: RecordCheckpoint(id=id, pipeline=pipeline.id, step=step, path=path), desk.box.limits.order)
+            ctx.do(lambda id: RecordCheckpoint(id=id, pipeline=pipeline.id, step=step, path=path), ctx.box.limits.order)
         case Report(step=step, metrics=metrics):
             pipeline.figures.reported(step, metrics)
         case Offloaded(call=call):
-            tell(desk, pipeline, LeaseEnded(call))
+            ctx.tell(pipeline, LeaseEnded(call))
         case CloseRollout(rollout=number):
-            tell(desk, pipeline, RolloutClosed(number))
+            ctx.tell(pipeline, RolloutClosed(number))
         case OpenRollout(rollout=number):
-            tell(desk, pipeline, Refused("open_rollout", number, *STOPPING))
+            ctx.tell(pipeline, Refused("open_rollout", number, *STOPPING))
         case RequestLease(call=call) | ExchangeLease(call=call):
-            tell(desk, pipeline, Refused("request_lease", call, *STOPPING))
+            ctx.tell(pipeline, Refused("request_lease", call, *STOPPING))
         case Publish(call=call):
-            tell(desk, pipeline, Refused("publish", call, *STOPPING))
+            ctx.tell(pipeline, Refused("publish", call, *STOPPING))
         case _:
             pass

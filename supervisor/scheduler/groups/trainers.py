@@ -5,10 +5,9 @@ Rank 0's calls decide; every answer goes to all ranks.
 """
 
 from supervisor.scheduler.actions import Action, AdoptSnapshot, Lost, Measure, RecordCheckpoint, StartTrainer, StopGroup
-from supervisor.scheduler.answers import tell, waited
-from supervisor.scheduler.context import Desk
+from supervisor.scheduler.context import Context
 from supervisor.scheduler.events import ActionFailed, Answer, CheckpointKept, GpuFree, GpuHeld, GroupGone, SnapshotAdopted, TrainerStarted
-from supervisor.scheduler.records import Pipeline, Publishing, TrainerState, TrainerTurn
+from supervisor.scheduler.records import Pipeline, Publishing, TrainerState, TrainerTransition
 from trainers.protocol.ids import GpuId, Incarnation, Version
 from trainers.protocol.trainer_messages import (
     Checkpoint,
@@ -29,44 +28,44 @@ from trainers.protocol.trainer_messages import (
 )
 
 from . import trainer_stop
-from .lease_violations import fence_strangers
+from .lease_violations import fence_foreign_memory
 from .rollout_requests import close_rollout, hopeless, open_rollout, refuse_rollout
 from .trainer_leases import offloaded, request
 
 
-def said(desk: Desk, pipeline: Pipeline, rank: int, message: TrainerMessage) -> None:
+def handle_message(ctx: Context, pipeline: Pipeline, rank: int, message: TrainerMessage) -> None:
     """A rank of the trainer's present life has said something. What makes no sense is refused or condemns the trainer, never us."""
     match message:
         case Offloaded(call=call):
-            offloaded(desk, pipeline, rank, call)
+            offloaded(ctx, pipeline, rank, call)
         case Hello():
             pipeline.trainer.greeted = True  # the runtime has answered it: a fact, not a decision
         case _ if rank != 0:
-            fail(desk, pipeline, f"rank {rank} said {type(message).__name__}; only rank 0's calls decide")
+            fail(ctx, pipeline, f"rank {rank} said {type(message).__name__}; only rank 0's calls decide")
         case OpenRollout():
-            open_rollout(desk, pipeline, message)
+            open_rollout(ctx, pipeline, message)
         case CloseRollout(rollout=number):
-            close_rollout(desk, pipeline, number)
+            close_rollout(ctx, pipeline, number)
         case RequestLease():
-            request(desk, pipeline, message.call, message.roles, exchange=False)
+            request(ctx, pipeline, message.call, message.roles, exchange=False)
         case ExchangeLease():
-            request(desk, pipeline, message.call, message.roles, exchange=True)
+            request(ctx, pipeline, message.call, message.roles, exchange=True)
         case Publish():
-            _publish(desk, pipeline, message)
+            _publish(ctx, pipeline, message)
         case Checkpoint(step=step, path=path):
-            desk.do(lambda id: RecordCheckpoint(id=id, pipeline=pipeline.id, step=step, path=path), desk.box.limits.order)
+            ctx.do(lambda id: RecordCheckpoint(id=id, pipeline=pipeline.id, step=step, path=path), ctx.box.limits.order)
         case Report(step=step, metrics=metrics):
             pipeline.figures.reported(step, metrics)
 
 
-def _publish(desk: Desk, pipeline: Pipeline, message: Publish) -> None:
+def _publish(ctx: Context, pipeline: Pipeline, message: Publish) -> None:
     trainer = pipeline.trainer
     if trainer.publishing is not None:
-        tell(desk, pipeline, Refused("publish", message.call, "out_of_order", "the publish before this one is not recorded yet"))
+        ctx.tell(pipeline, Refused("publish", message.call, "out_of_order", "the publish before this one is not recorded yet"))
         return
     version = Version(max(pipeline.published, max(pipeline.snapshots, default=Version(0))) + 1)
     trainer.publishing = Publishing(message.call, version)
-    desk.do(lambda id: AdoptSnapshot(id=id, pipeline=pipeline.id, name=message.name, version=version), desk.box.limits.load)
+    ctx.do(lambda id: AdoptSnapshot(id=id, pipeline=pipeline.id, name=message.name, version=version), ctx.box.limits.load)
 
 
 def _adopted(pipeline: Pipeline, publishing: Publishing) -> None:
@@ -76,87 +75,87 @@ def _adopted(pipeline: Pipeline, publishing: Publishing) -> None:
     pipeline.trainer.restored = True
 
 
-def answered(desk: Desk, pipeline: Pipeline, action: Action, answer: Answer) -> None:
+def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -> None:
     """`answer` is the answer to an action for this trainer."""
     trainer = pipeline.trainer
     if trainer.op == action.id:
         trainer.op = None
     match (action, answer):
         case (StartTrainer(), TrainerStarted()):
-            _started(desk, pipeline, answer)
+            _started(ctx, pipeline, answer)
         case (AdoptSnapshot(), SnapshotAdopted()) if trainer.publishing is not None:
             _adopted(pipeline, trainer.publishing)
         case (AdoptSnapshot(), ActionFailed(code=code, reason=reason)) if trainer.publishing is not None:
             call, trainer.publishing = trainer.publishing.call, None
-            tell(desk, pipeline, Refused("publish", call, code, reason))
+            ctx.tell(pipeline, Refused("publish", call, code, reason))
         case (RecordCheckpoint(step=step), CheckpointKept()):
             trainer.steps_done = step + 1
-            tell(desk, pipeline, CheckpointRecorded(step))
+            ctx.tell(pipeline, CheckpointRecorded(step))
         case (RecordCheckpoint(step=step), ActionFailed(code=code, reason=reason)):
-            tell(desk, pipeline, Refused("checkpoint", step, code, reason))
+            ctx.tell(pipeline, Refused("checkpoint", step, code, reason))
         case (StopGroup(), GroupGone(confirmed=True)):
             trainer.gone, trainer.pids = True, ()
         case (StopGroup(), GroupGone(note=note) | ActionFailed(reason=note)):
-            _unconfirmed(desk, pipeline, note)
+            _unconfirmed(ctx, pipeline, note)
         case (Measure(gpus=gpus), GpuFree()):
-            _left(desk, pipeline, gpus)
-        case (Measure(gpus=gpus), GpuHeld()) if fence_strangers(desk, trainer.id, answer):
-            _left(desk, pipeline, gpus)
+            _measured_empty(ctx, pipeline, gpus)
+        case (Measure(gpus=gpus), GpuHeld()) if fence_foreign_memory(ctx, trainer.id, answer):
+            _measured_empty(ctx, pipeline, gpus)
         case (Measure(), GpuHeld(note=note) | ActionFailed(reason=note)):
-            _still_held(desk, pipeline, note)
+            _still_held(ctx, pipeline, note)
         case (StartTrainer(), ActionFailed(reason=reason)):
-            fail(desk, pipeline, f"did not start: {reason}")
+            fail(ctx, pipeline, f"did not start: {reason}")
         case _:
             pass  # of a publish or start that the trainer's death has overtaken
 
 
-def _left(desk: Desk, pipeline: Pipeline, gpus: tuple[GpuId, ...]) -> None:
+def _measured_empty(ctx: Context, pipeline: Pipeline, gpus: tuple[GpuId, ...]) -> None:
     """GPUs that the trainer has left measure empty."""
     trainer = pipeline.trainer
-    desk.leases.release(trainer.id, gpus)
+    ctx.leases.release(trainer.id, gpus)
     if trainer.state is not TrainerState.RUNNING:
         return
     lease = trainer.grant
     assert lease is not None, f"{trainer.id} was measured without a lease"
-    lease.left(gpus)
+    lease.measured_empty(gpus)
     if lease.leaving is not None and not lease.gpus and not lease.leaving_gpus:
-        trainer.grant, trainer.left = None, desk.now
-        tell(desk, pipeline, LeaseEnded(lease.call))
+        trainer.grant, trainer.lease_ended_at = None, ctx.now
+        ctx.tell(pipeline, LeaseEnded(lease.call))
 
 
-def _still_held(desk: Desk, pipeline: Pipeline, note: str) -> None:
+def _still_held(ctx: Context, pipeline: Pipeline, note: str) -> None:
     trainer = pipeline.trainer
     if trainer.state is TrainerState.RUNNING:
-        fail(desk, pipeline, f"left its lease, but its GPUs still hold memory after {desk.box.limits.release:.0f} s: {note}")
+        fail(ctx, pipeline, f"left its lease, but its GPUs still hold memory after {ctx.box.limits.release:.0f} s: {note}")
         return
-    for gpu in desk.leases.held_by(trainer.id):  # memory stays after every pid is gone: now, and only now, a GPU is fenced
-        desk.leases.fence(gpu, f"memory stays after {trainer.id} is gone: {note}")
-        desk.note("error", trainer.id, f"GPU {gpu} is fenced: {note}")
-    desk.leases.release(trainer.id)
+    for gpu in ctx.leases.held_by(trainer.id):  # memory stays after every pid is gone: now, and only now, a GPU is fenced
+        ctx.leases.fence(gpu, f"memory stays after {trainer.id} is gone: {note}")
+        ctx.note("error", trainer.id, f"GPU {gpu} is fenced: {note}")
+    ctx.leases.release(trainer.id)
 
 
 # -- life
 
 
-def fail(desk: Desk, pipeline: Pipeline, reason: str, *, asked: bool = False) -> None:
+def fail(ctx: Context, pipeline: Pipeline, reason: str, *, by_operator: bool = False) -> None:
     """The trainer has failed: its ranks are one group and end together, its rollouts end at once, its GPUs go on when they are empty.
 
-    `asked`: an operator wanted it, and has been told.
+    `by_operator`: an operator wanted it, and has been told.
     """
     trainer = pipeline.trainer
     if trainer.state not in (TrainerState.STARTING, TrainerState.RUNNING):
         return
-    trainer.turn(TrainerTurn.FAIL)
-    trainer.note, trainer.failed_at, trainer.asked = reason, desk.now, asked
-    if not asked:
-        desk.note("error", trainer.id, f"trainer failed: {reason}")
-    _end_of_life(desk, pipeline)
+    trainer.transition(TrainerTransition.FAIL)
+    trainer.note, trainer.failed_at, trainer.by_operator = reason, ctx.now, by_operator
+    if not by_operator:
+        ctx.note("error", trainer.id, f"trainer failed: {reason}")
+    _drop_calls(ctx, pipeline)
 
 
-def _end_of_life(desk: Desk, pipeline: Pipeline) -> None:
+def _drop_calls(ctx: Context, pipeline: Pipeline) -> None:
     trainer = pipeline.trainer
     for id in (trainer.op, trainer.grant.measure if trainer.grant is not None else None):
-        desk.inflight.forget(id)
+        ctx.inflight.forget(id)
     trainer.op = trainer.request = trainer.publishing = trainer.grant = None
     trainer.gone = False
     for rollout in (*pipeline.rollouts.values(), *pipeline.closing.values()):
@@ -167,64 +166,64 @@ def _end_of_life(desk: Desk, pipeline: Pipeline) -> None:
     pipeline.forget = True
 
 
-def exited(desk: Desk, pipeline: Pipeline, rank: int, code: int, note: str) -> None:
+def rank_exited(ctx: Context, pipeline: Pipeline, rank: int, code: int, note: str) -> None:
     """A rank has ended."""
     trainer = pipeline.trainer
     trainer.exits[rank] = code
-    trainer.first_exit = desk.now if trainer.first_exit is None else trainer.first_exit
+    trainer.first_exit = ctx.now if trainer.first_exit is None else trainer.first_exit
     if trainer.state not in (TrainerState.STARTING, TrainerState.RUNNING):
         return
     if code != 0:
-        fail(desk, pipeline, f"rank {rank} ended with {_exit_words(code)}{': ' + note if note else ''}")
+        fail(ctx, pipeline, f"rank {rank} ended with {_exit_words(code)}{': ' + note if note else ''}")
     elif len(trainer.exits) == trainer.world_size:
-        desk.note("info", trainer.id, "trainer finished")
-        stop(desk, pipeline)
+        ctx.note("info", trainer.id, "trainer finished")
+        stop(ctx, pipeline)
 
 
 def _exit_words(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def stop(desk: Desk, pipeline: Pipeline) -> None:
+def stop(ctx: Context, pipeline: Pipeline) -> None:
     """Planned end: nothing is restarted."""
     trainer = pipeline.trainer
     if trainer.state in (TrainerState.FINISHED, TrainerState.STOPPING):
         return
     was = trainer.state
-    trainer.turn(TrainerTurn.STOP)
+    trainer.transition(TrainerTransition.STOP)
     if was in (TrainerState.STARTING, TrainerState.RUNNING):
-        if desk.stopping and not trainer.exits:
-            trainer_stop.begin(desk, pipeline)
-        _end_of_life(desk, pipeline)
+        if ctx.stopping and not trainer.exits:
+            trainer_stop.begin(ctx, pipeline)
+        _drop_calls(ctx, pipeline)
 
 
-def step(desk: Desk, pipeline: Pipeline) -> None:
+def step(ctx: Context, pipeline: Pipeline) -> None:
     """Start what is due for this trainer."""
     trainer = pipeline.trainer
     if trainer.op is not None:
         return
     match trainer.state:
         case TrainerState.COLD:
-            _start(desk, pipeline)
+            _start(ctx, pipeline)
         case TrainerState.RUNNING:
-            _watch_lease(desk, pipeline)
-            _watch_stragglers(desk, pipeline)
-            _tell_what_holds(desk, pipeline)
+            _watch_lease(ctx, pipeline)
+            _watch_stragglers(ctx, pipeline)
+            _answer_what_holds(ctx, pipeline)
         case TrainerState.QUARANTINED | TrainerState.STOPPING:
-            _end(desk, pipeline)
+            _tear_down(ctx, pipeline)
         case _:
             pass
 
 
-def _start(desk: Desk, pipeline: Pipeline) -> None:
+def _start(ctx: Context, pipeline: Pipeline) -> None:
     trainer = pipeline.trainer
-    if not pipeline.model_ready or not pipeline.gateway.up or pipeline.forget or pipeline.suspended or not desk.due(trainer.not_before):
+    if not pipeline.model_ready or not pipeline.gateway.up or pipeline.forget or pipeline.suspended or not ctx.due(trainer.not_before):
         return
-    trainer.turn(TrainerTurn.START)
+    trainer.transition(TrainerTransition.START)
     trainer.exits.clear()
     trainer.first_exit = None
     trainer.greeted = False
-    trainer.op = desk.do(
+    trainer.op = ctx.do(
         lambda id: StartTrainer(
             id=id,
             pipeline=pipeline.id,
@@ -232,116 +231,116 @@ def _start(desk: Desk, pipeline: Pipeline) -> None:
             steps_done=trainer.steps_done,
             restore=not trainer.restored,
         ),
-        desk.box.limits.start,
+        ctx.box.limits.start,
     )
 
 
-def _started(desk: Desk, pipeline: Pipeline, answer: TrainerStarted) -> None:
+def _started(ctx: Context, pipeline: Pipeline, answer: TrainerStarted) -> None:
     """Its ranks run. When the newest checkpoint is not there any more, they resume from an older one or from the beginning."""
     trainer, found = pipeline.trainer, answer.steps_done
     trainer.pids = answer.pids
     if trainer.state is TrainerState.STARTING:
-        trainer.turn(TrainerTurn.STARTED)
+        trainer.transition(TrainerTransition.STARTED)
     if found is not None and found < trainer.steps_done:
-        desk.note("error", trainer.id, f"its checkpoint after {trainer.steps_done} steps is not there any more; it resumes after {found}")
+        ctx.note("error", trainer.id, f"its checkpoint after {trainer.steps_done} steps is not there any more; it resumes after {found}")
         trainer.steps_done = found
         trainer.restored = trainer.restored or (pipeline.published == 0 and found == 0)
 
 
-def _watch_lease(desk: Desk, pipeline: Pipeline) -> None:
+def _watch_lease(ctx: Context, pipeline: Pipeline) -> None:
     """A lease has a limit; what was left must measure empty."""
     lease = pipeline.trainer.grant
     if lease is None:
         return
     gpus = (*lease.leaving_gpus, *(lease.gpus if lease.leaving is not None else ()))
     if gpus and lease.measure is None:
-        limit = desk.box.limits.release
+        limit = ctx.box.limits.release
         trainer = pipeline.trainer
-        lease.measure = desk.do(lambda id: Measure(id=id, holder=trainer.id, gpus=gpus, within=limit), limit + desk.box.limits.order)
+        lease.measure = ctx.do(lambda id: Measure(id=id, holder=trainer.id, gpus=gpus, within=limit), limit + ctx.box.limits.order)
     if lease.leaving is not None:
         return
     limit = pipeline.spec.trainer.lease_limit
-    if desk.due(lease.since + limit):
-        fail(desk, pipeline, f"holds its lease ({', '.join(lease.roles)}) longer than lease_limit_s = {limit:g}")
-    elif not lease.warned and desk.due(lease.since + limit / 2):
+    if ctx.due(lease.since + limit):
+        fail(ctx, pipeline, f"holds its lease ({', '.join(lease.roles)}) longer than lease_limit_s = {limit:g}")
+    elif not lease.warned and ctx.due(lease.since + limit / 2):
         lease.warned = True
-        desk.note("warning", pipeline.trainer.id, f"holds its lease ({', '.join(lease.roles)}) for half of lease_limit_s = {limit:g}")
+        ctx.note("warning", pipeline.trainer.id, f"holds its lease ({', '.join(lease.roles)}) for half of lease_limit_s = {limit:g}")
 
 
-def _watch_stragglers(desk: Desk, pipeline: Pipeline) -> None:
+def _watch_stragglers(ctx: Context, pipeline: Pipeline) -> None:
     trainer = pipeline.trainer
-    if trainer.first_exit is not None and desk.due(trainer.first_exit + desk.box.limits.straggler):
+    if trainer.first_exit is not None and ctx.due(trainer.first_exit + ctx.box.limits.straggler):
         alive = [rank for rank in range(trainer.world_size) if rank not in trainer.exits]
-        fail(desk, pipeline, f"rank {alive[0]} still runs {desk.box.limits.straggler:.0f} s after rank {min(trainer.exits)} ended")
+        fail(ctx, pipeline, f"rank {alive[0]} still runs {ctx.box.limits.straggler:.0f} s after rank {min(trainer.exits)} ended")
 
 
-def _tell_what_holds(desk: Desk, pipeline: Pipeline) -> None:
+def _answer_what_holds(ctx: Context, pipeline: Pipeline) -> None:
     """Answers that wait for a fact: a rollout for a routable engine, a publish for the last older route to go."""
     for rollout in tuple(pipeline.rollouts.values()):
-        if not rollout.told and not rollout.implicit and rollout.known and pipeline.routable:
-            rollout.told = True
-            waited(desk, pipeline, "rollout")
-            tell(desk, pipeline, RolloutOpened(rollout.number))
-        elif not rollout.told and not rollout.implicit and hopeless(pipeline):
-            refuse_rollout(desk, pipeline, rollout.number)
+        if not rollout.announced and not rollout.implicit and rollout.known and pipeline.routable:
+            rollout.announced = True
+            ctx.count_wait(pipeline, "rollout")
+            ctx.tell(pipeline, RolloutOpened(rollout.number))
+        elif not rollout.announced and not rollout.implicit and hopeless(pipeline):
+            refuse_rollout(ctx, pipeline, rollout.number)
     publishing = pipeline.trainer.publishing
     if publishing is not None and publishing.adopted:
         older = [engine for engine in pipeline.engines.values() if engine.route is not None and engine.route < publishing.version]
         routing = [engine for engine in pipeline.engines.values() if engine.op is not None and engine.routing_to is not None]
-        if not older and all((engine.routing_to or 0) >= publishing.version for engine in routing) and not _losing(desk, pipeline):
+        if not older and all((engine.routing_to or 0) >= publishing.version for engine in routing) and not _losing(ctx, pipeline):
             pipeline.trainer.publishing = None
-            tell(desk, pipeline, Published(publishing.call, publishing.version))
+            ctx.tell(pipeline, Published(publishing.call, publishing.version))
 
 
-def _losing(desk: Desk, pipeline: Pipeline) -> bool:
+def _losing(ctx: Context, pipeline: Pipeline) -> bool:
     """The gateway has not said yet that a failed engine is out of its routes: a request may still go there."""
-    return any(isinstance(awaited.action, Lost) and awaited.action.engine.pipeline == pipeline.id for awaited in desk.inflight.awaited)
+    return any(isinstance(awaited.action, Lost) and awaited.action.engine.pipeline == pipeline.id for awaited in ctx.inflight.awaited)
 
 
-def _end(desk: Desk, pipeline: Pipeline) -> None:
+def _tear_down(ctx: Context, pipeline: Pipeline) -> None:
     trainer = pipeline.trainer
-    limits = desk.box.limits
+    limits = ctx.box.limits
     if not trainer.gone:
         stopping = trainer.state is TrainerState.STOPPING
         hears = trainer.greeted and len(trainer.exits) < trainer.world_size  # a script without our client learns of it by its TERM
-        patient = stopping and desk.stopping == 1 and hears
-        if patient and not desk.due(desk.stop_at):
+        patient = stopping and ctx.stopping == 1 and hears
+        if patient and not ctx.due(ctx.stop_at):
             return
-        kill = not stopping or desk.stopping >= 3
-        trainer.op = desk.do(lambda id: StopGroup(id=id, group=trainer.id, incarnation=trainer.incarnation, kill=kill), limits.end)
-    elif gpus := desk.leases.held_by(trainer.id):
-        trainer.op = desk.do(lambda id: Measure(id=id, holder=trainer.id, gpus=gpus, within=limits.release), limits.release + limits.order)
+        kill = not stopping or ctx.stopping >= 3
+        trainer.op = ctx.do(lambda id: StopGroup(id=id, group=trainer.id, incarnation=trainer.incarnation, kill=kill), limits.end)
+    elif gpus := ctx.leases.held_by(trainer.id):
+        trainer.op = ctx.do(lambda id: Measure(id=id, holder=trainer.id, gpus=gpus, within=limits.release), limits.release + limits.order)
     else:
-        _gone(desk, pipeline)
+        _finish_teardown(ctx, pipeline)
 
 
-def _gone(desk: Desk, pipeline: Pipeline) -> None:
+def _finish_teardown(ctx: Context, pipeline: Pipeline) -> None:
     """Every rank is gone and nothing of them is left on a GPU."""
     trainer = pipeline.trainer
     failed = trainer.state is TrainerState.QUARANTINED
-    trainer.turn(TrainerTurn.GONE)
+    trainer.transition(TrainerTransition.GONE)
     trainer.incarnation = Incarnation(trainer.incarnation + 1)
     trainer.gone = False
     if not failed:
         return
     # what the dead trainer held in memory is gone: its next life publishes what it restores, unless nothing was ever published
     trainer.restored = pipeline.published == 0 and trainer.steps_done == 0
-    wait = trainer.budget.fail(desk.now, salt=trainer.incarnation)
+    wait = trainer.budget.fail(ctx.now, salt=trainer.incarnation)
     if wait is None:
-        trainer.turn(TrainerTurn.GIVE_UP)
+        trainer.transition(TrainerTransition.GIVE_UP)
         pipeline.failed = f"trainer retired after {trainer.budget.limit} restarts within {trainer.budget.window:.0f} s: {trainer.note}"
-        desk.note("error", trainer.id, pipeline.failed)
+        ctx.note("error", trainer.id, pipeline.failed)
     else:
         trainer.restarts += 1
-        trainer.not_before = desk.now + wait
-        desk.look_again(trainer.not_before)
+        trainer.not_before = ctx.now + wait
+        ctx.look_again(trainer.not_before)
 
 
-def _unconfirmed(desk: Desk, pipeline: Pipeline, note: str) -> None:
+def _unconfirmed(ctx: Context, pipeline: Pipeline, note: str) -> None:
     """A rank that cannot be ended: its GPUs are withheld, the rest of the box goes on."""
     trainer = pipeline.trainer
     trainer.gone = True
-    for gpu in desk.leases.held_by(trainer.id):
-        desk.leases.fence(gpu, f"a rank of {trainer.id} could not be ended: {note}")
-    desk.leases.release(trainer.id)
-    desk.note("error", trainer.id, f"a rank could not be confirmed gone: {note}")
+    for gpu in ctx.leases.held_by(trainer.id):
+        ctx.leases.fence(gpu, f"a rank of {trainer.id} could not be ended: {note}")
+    ctx.leases.release(trainer.id)
+    ctx.note("error", trainer.id, f"a rank could not be confirmed gone: {note}")

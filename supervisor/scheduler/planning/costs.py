@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from engines.lifecycle.state import Turn
+from engines.lifecycle.state import Transition
 
 NEWEST = 0.3
 """Weight of the newest measurement."""
@@ -26,17 +26,17 @@ class MoveCost:
     up: float = 0.0
     began: float | None = None
 
-    def observe(self, turn: Turn, now: float) -> None:
+    def observe(self, transition: Transition, now: float) -> None:
         """The engine's state turns. What is broken off teaches nothing."""
-        match turn:
-            case Turn.DRAIN | Turn.WAKE:
+        match transition:
+            case Transition.DRAIN | Transition.WAKE:
                 self.began = now
                 return
-            case Turn.DRAINED | Turn.STALE:
+            case Transition.DRAINED | Transition.STALE:
                 return  # the move goes on
-            case Turn.EMPTY if self.began is not None:
+            case Transition.EMPTY if self.began is not None:
                 self.down = blend(self.down, now - self.began)
-            case Turn.CURRENT if self.began is not None:
+            case Transition.CURRENT if self.began is not None:
                 self.up = blend(self.up, now - self.began)
             case _:
                 pass

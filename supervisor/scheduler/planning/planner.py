@@ -13,12 +13,15 @@ docs/scheduling.md has all rules in their order, and what they are worth.
 """
 
 import heapq
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import lru_cache
 
 from trainers.protocol.ids import EngineId, GpuId, PipelineId
 
 from .packing import Claim, serve
+from .reasons import Denied, Given, Trace
 
 FILL, FILL_HELD = 0.5, 0.25
 """An engine less full than this is served from leftovers only; it does not take from others. For one that is awake already it
@@ -98,7 +101,20 @@ class View:
 
 
 Plan = frozenset[EngineId]
+
+
+class Level(IntEnum):
+    """How strong a bid is. Bids of a lower level are served first."""
+
+    TAKES = 1  # takes from later bids
+    YIELDS = 2  # for an engine that is awake beyond the fair share: served after all bids within theirs
+    FREE_ONLY = 3  # takes only what is free, and gives to all others
+
+
 Order = tuple[float, ...]
+"""When a bid is served: its level, then what the rule for targets compares, then the pipeline and the engine's number in it."""
+Price = tuple[object, ...]
+"""What taking a bundle costs: engines lost, whose bids come last, requests running there, GPUs not at home."""
 
 
 @dataclass(slots=True)
@@ -127,16 +143,30 @@ class _Bidder:
         return len(self.granted) + len(self.spare)
 
 
-def plan(view: View) -> Plan:
-    """The engines that should be awake: whole bundles, no GPU twice, at most `cap` a pipeline."""
+def plan(view: View, trace: Trace | None = None) -> Plan:
+    """Return the engines that should be awake: whole bundles, no GPU twice, at most `cap` a pipeline. `trace` takes the reasons."""
     bidders = _bidders(view)
     if not bidders:
         return frozenset()
-    table = _Table(view, bidders)
+    table = _Table(view, bidders, trace)
     table.first_engines()
     table.bids()
     table.leftovers()
+    if trace is not None:
+        table.complete(trace)
     return frozenset(EngineId(bidder.share.pipeline, seat.rank) for bidder in bidders for seat in bidder.granted)
+
+
+def must_leave(
+    engine: EngineId, gpus: Iterable[GpuId], wanted: Plan, wanted_gpus: Mapping[GpuId, EngineId], blocked: frozenset[GpuId]
+) -> bool:
+    """Return whether the engine must give up its GPUs: a pause is paid only when a trainer or another engine of the plan needs one.
+
+    `wanted_gpus` are the GPUs of the engines of the plan `wanted`, `blocked` those that are reserved for trainers.
+    """
+    if any(gpu in blocked for gpu in gpus):
+        return True
+    return engine not in wanted and any(gpu in wanted_gpus for gpu in gpus)
 
 
 def _bidders(view: View) -> list[_Bidder]:
@@ -154,8 +184,9 @@ def _bidders(view: View) -> list[_Bidder]:
 class _Table:
     """Where the bids are served. `locked`: GPUs granted for good in this plan."""
 
-    def __init__(self, view: View, bidders: list[_Bidder]) -> None:
+    def __init__(self, view: View, bidders: list[_Bidder], trace: Trace | None) -> None:
         self.view = view
+        self.trace = trace
         self.bidders = bidders
         self.locked = 0
         self.soon = _mask(view.soon)
@@ -180,16 +211,18 @@ class _Table:
             chosen = serve([self._claim(bidder) for bidder in self.bidders])
         for bidder, mask in zip(self.bidders, chosen, strict=True):
             if mask is not None:
-                self._grant(bidder, next(seat for seat in bidder.seats if seat.mask == mask))
+                self._grant(bidder, next(seat for seat in bidder.seats if seat.mask == mask), Given.FIRST_ENGINE)
 
     def _claim(self, bidder: _Bidder) -> Claim:
         home, busy = bidder.home, self.busy
         seats = sorted(bidder.seats, key=lambda s: (not s.awake, (s.mask & busy).bit_count(), -(s.mask & home).bit_count(), s.rank))
         return Claim(tuple(s.mask for s in seats), tuple(s.mask for s in bidder.spare), bidder.age)
 
-    def _grant(self, bidder: _Bidder, seat: Bundle) -> None:
+    def _grant(self, bidder: _Bidder, seat: Bundle, why: Given) -> None:
         """Give it for good; whoever's awake engine is in the way loses it."""
         bidder.granted.append(seat)
+        if self.trace is not None:
+            self.trace.given[EngineId(bidder.share.pipeline, seat.rank)] = why
         self.locked |= seat.mask
         for place in seat.gpus:
             if place in self.spare_at:
@@ -209,24 +242,30 @@ class _Table:
             return (level, (index + 1) / (share.unfinished * share.weight), bidder.index, index)
         return (level, float(bidder.age), bidder.index, index)
 
-    def _level(self, bidder: _Bidder, index: int) -> float:
-        """How strong a bid is: 1 takes from others, 2 takes only what is free and gives to those of level 1."""
+    def _level(self, bidder: _Bidder, index: int) -> Level:
+        if self._weakness(bidder, index) is not None:
+            return Level.FREE_ONLY
+        if index < bidder.had and bidder.share.longest > 0.0 and self._beyond_share(bidder, index):
+            return Level.YIELDS
+        return Level.TAKES
+
+    def _weakness(self, bidder: _Bidder, index: int) -> Denied | None:
+        """Return the rule by which the bid takes nothing from others; None when it may."""
         share = bidder.share
         held = index < bidder.had
         if share.unfinished - index * share.slots < (FILL_HELD if held else FILL) * share.slots:
-            return 2.0
+            return Denied.LITTLE_WORK
         if not held and share.pace > 0.0 and share.useful(index) < PAYS * bidder.cost:
-            return 2.0
+            return Denied.MOVE_COST
         if share.longest > 0.0 and index * share.longest * share.slots >= (NEED_HELD if held else NEED) * share.expected:
-            return 2.0
-        if self.view.targets == "proportional":
-            return 1.0
-        if index * bidder.tp >= self.fair * share.weight * share.load:
-            if not held:
-                return 2.0
-            if share.longest > 0.0:
-                return 1.5
-        return 1.0
+            return Denied.LONGEST_SAMPLE
+        if not held and self._beyond_share(bidder, index):
+            return Denied.FAIR_SHARE
+        return None
+
+    def _beyond_share(self, bidder: _Bidder, index: int) -> bool:
+        share = bidder.share
+        return self.view.targets != "proportional" and index * bidder.tp >= self.fair * share.weight * share.load
 
     def bids(self) -> None:
         heap: list[tuple[Order, int]] = []
@@ -236,9 +275,10 @@ class _Table:
             order, index = heapq.heappop(heap)
             bidder = self.bidders[index]
             if bidder.spare:
-                self._grant(bidder, bidder.spare[0])
-            elif (seat := self._cheapest(bidder, order)) is not None:
-                self._grant(bidder, seat)
+                self._grant(bidder, bidder.spare[0], Given.KEPT)
+            elif (found := self._cheapest(bidder, order)) is not None:
+                price, seat = found
+                self._grant(bidder, seat, Given.TAKEN if price[0] else Given.FREE)
             else:
                 continue  # later bids of it can take even less
             self._next(heap, bidder)
@@ -247,22 +287,26 @@ class _Table:
         if bidder.granted and len(bidder.granted) < bidder.share.cap:
             heapq.heappush(heap, (self._order(bidder, len(bidder.granted)), bidder.index))
 
-    def _cheapest(self, bidder: _Bidder, order: Order) -> Bundle | None:
+    def _cheapest(self, bidder: _Bidder, order: Order) -> tuple[Price, Bundle] | None:
         """The seat whose taking costs least: nobody, then those whose bids come last."""
-        best: tuple[tuple[object, ...], Bundle] | None = None
+        best: tuple[Price, Bundle] | None = None
         for seat in bidder.seats:
             if seat.mask & self.locked:
                 continue
             price = self._price(bidder, seat, order)
-            if price is not None and (best is None or price < best[0]):
+            if isinstance(price, Denied):
+                if self.trace is not None:
+                    by = {self.spare_at[place][0].index for place in seat.gpus if place in self.spare_at}
+                    self._deny(self.trace, bidder, seat, price, by)
+            elif best is None or price < best[0]:
                 best = (price, seat)
-        return best[1] if best is not None else None
+        return best
 
-    def _price(self, bidder: _Bidder, seat: Bundle, order: Order) -> tuple[object, ...] | None:
-        """None: it cannot be had for this bid."""
+    def _price(self, bidder: _Bidder, seat: Bundle, order: Order) -> Price | Denied:
+        """Return what the seat costs, or the rule by which it cannot be had for this bid."""
         home = (seat.mask & bidder.home).bit_count()
-        if order[0] >= 2.0 and seat.mask & self.soon:
-            return None
+        if order[0] == Level.FREE_ONLY and seat.mask & self.soon:
+            return Denied.SOON_TRAINING
         if not seat.mask & self.busy:
             return (0, (), 0, -home, seat.rank)
         losers: dict[int, tuple[_Bidder, list[Bundle]]] = {}
@@ -276,13 +320,19 @@ class _Table:
         latest: Order = ()
         for loser, hit in losers.values():
             theirs = self._order(loser, loser.held - len(hit))
-            if order[0] >= 2.0 or theirs[:2] <= order[:2] or any(spare.fresh for spare in hit):
-                return None
+            if order[0] == Level.FREE_ONLY:
+                weakness = self._weakness(bidder, len(bidder.granted))
+                assert weakness is not None, f"{bidder.share.pipeline} bids for what is free without a reason"
+                return weakness
+            if theirs[:2] <= order[:2]:
+                return Denied.EARLIER_BID
+            if any(spare.fresh for spare in hit):
+                return Denied.MINIMUM_HOLD
             lost += len(hit)
             running += sum(spare.in_flight for spare in hit)
             latest = max(latest, tuple(-part for part in theirs))
         if losers and not self._pays(bidder, seat, [spare for _, hit in losers.values() for spare in hit]):
-            return None
+            return Denied.MOVE_COST
         return (lost, latest, running, -home, seat.rank)
 
     def _pays(self, bidder: _Bidder, seat: Bundle, hit: list[Bundle]) -> bool:
@@ -300,7 +350,34 @@ class _Table:
                 seat = next((seat for seat in bidder.seats if not seat.mask & (self.locked | self.soon)), None)
                 if seat is None:
                     break
-                self._grant(bidder, seat)
+                self._grant(bidder, seat, Given.LEFTOVER)
+
+    # -- why not
+
+    def _deny(self, trace: Trace, bidder: _Bidder, seat: Bundle, why: Denied, by: Iterable[int]) -> None:
+        parties = tuple(self.bidders[index].share.pipeline for index in sorted(by))
+        trace.denied[EngineId(bidder.share.pipeline, seat.rank)] = (why, parties)
+
+    def complete(self, trace: Trace) -> None:
+        """Give a reason to every seat that was not granted: a bid has named it, or the seat was given to others for good before."""
+        for bidder in self.bidders:
+            for seat in bidder.seats:
+                engine = EngineId(bidder.share.pipeline, seat.rank)
+                if engine in trace.given:
+                    trace.denied.pop(engine, None)
+                elif len(bidder.granted) >= bidder.share.cap:
+                    trace.denied[engine] = (Denied.CAP, ())
+                elif engine not in trace.denied:
+                    owners = {other.index: other for other in self.bidders if any(seat.mask & own.mask for own in other.granted)}
+                    self._deny(trace, bidder, seat, self._why_lost(bidder, seat, owners.values()), owners)
+
+    def _why_lost(self, bidder: _Bidder, seat: Bundle, owners: Collection[_Bidder]) -> Denied:
+        """Return why the seat was given to others before the bidder could have it."""
+        if not owners:
+            return Denied.SOON_TRAINING
+        if all(owner.granted[0].mask & seat.mask for owner in owners):
+            return Denied.OTHERS_FIRST_ENGINE
+        return self._weakness(bidder, len(bidder.granted)) or Denied.EARLIER_BID
 
 
 def _worth(seat: Bundle, home: int) -> tuple[int, int, int]:
@@ -311,11 +388,3 @@ def _worth(seat: Bundle, home: int) -> tuple[int, int, int]:
 @lru_cache(4096)
 def _mask(gpus: frozenset[GpuId]) -> int:
     return sum(1 << gpu for gpu in gpus)
-
-
-def gaps(view: View, wanted: Plan) -> dict[PipelineId, int]:
-    """Target minus held, in engines, by pipeline: what the moves of a plan close."""
-    return {
-        share.pipeline: sum(EngineId(share.pipeline, b.rank) in wanted for b in share.bundles) - sum(b.awake for b in share.bundles)
-        for share in view.shares
-    }

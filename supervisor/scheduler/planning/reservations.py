@@ -26,9 +26,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reservations:
-    """`turn`: requests whose GPUs no trainer holds and no older request claims: engines must leave those GPUs. `blocked`: all those GPUs."""
+    """`reserved`: requests whose GPUs no trainer holds and no older request claims: engines must leave those GPUs. `blocked`: all those GPUs."""
 
-    turn: tuple[Request, ...]
+    reserved: tuple[Request, ...]
     blocked: frozenset[GpuId]
 
 
@@ -40,7 +40,7 @@ def reserve(
     A request that cannot be met yet because another trainer has, or an older request claims, one of its GPUs pauses nobody in
     vain: engines may go on using the rest, but no younger request can take them. One that needs a fenced GPU reserves nothing.
     """
-    turn: list[Request] = []
+    reserved: list[Request] = []
     blocked: set[GpuId] = set()
     claimed: set[GpuId] = set()
     for request in sorted(requests, key=lambda r: r.rank(now, ageing)):
@@ -48,7 +48,7 @@ def reserve(
         if any(fenced(gpu) for gpu in needed):
             continue
         if needed.isdisjoint(held_by_trainers) and needed.isdisjoint(claimed):
-            turn.append(request)
+            reserved.append(request)
             blocked |= needed
         claimed |= needed
-    return Reservations(tuple(turn), frozenset(blocked))
+    return Reservations(tuple(reserved), frozenset(blocked))

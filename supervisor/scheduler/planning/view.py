@@ -1,15 +1,17 @@
 """The planner's view of the fleet: what is free to share, and who wants it."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 from engines.lifecycle.state import EngineState
-from supervisor.scheduler.context import Desk
-from supervisor.scheduler.groups.rollouts import work
+from supervisor.scheduler.context import Context
 from supervisor.scheduler.records import Engine, Pipeline
+from supervisor.scheduler.rollouts import work
 from supervisor.scheduler.spec import Priority
-from trainers.protocol.ids import EngineId, GpuId
+from trainers.protocol.ids import GpuId
 
 from .planner import Bundle, Share, View
+from .reasons import Denied
 
 MOMENT = 1.0
 """Seconds from the end of a training to the next rollout in which its GPUs are woken only for what pays for the move."""
@@ -18,40 +20,71 @@ BEHIND = 2
 """Steps more than any other pipeline has to go: then its rollouts count as the oldest. Like pipelines stay within one step of each other."""
 
 
-def held_by_trainers(desk: Desk) -> frozenset[GpuId]:
-    return frozenset(lease.gpu for lease in desk.leases.leases if lease.priority is not Priority.ROLLOUT)
+def held_by_trainers(ctx: Context) -> frozenset[GpuId]:
+    return frozenset(lease.gpu for lease in ctx.leases.leases if lease.priority is not Priority.ROLLOUT)
 
 
-def view(desk: Desk, blocked: frozenset[GpuId]) -> View:
-    """GPUs that are neither a trainer's, nor reserved for one, nor fenced, nor held or withheld by an engine that cannot be asked to leave."""
-    withheld = {*blocked, *held_by_trainers(desk), *desk.leases.fences, *desk.leases.withheld}
-    withheld.update(lease.gpu for lease in desk.leases.leases if desk.fleet.state(lease.holder) in IMMOVABLE)
-    gpus = frozenset(desk.leases.gpus) - withheld
-    length = _Lengths(desk)
-    shares = tuple(share for pipeline in desk.fleet.pipelines.values() if (share := _share(desk, pipeline, length)) is not None)
-    return View(gpus, shares, desk.box.rules.targets, _soon_wanted(desk))
+def view(ctx: Context, blocked: frozenset[GpuId]) -> View:
+    """Return what there is to share, and who wants it. `blocked` are the GPUs that are reserved for trainers."""
+    gpus = frozenset(ctx.leases.gpus).difference(closed_gpus(ctx, blocked))
+    length = _Lengths(ctx)
+    shares = tuple(share for pipeline in ctx.fleet.pipelines.values() if (share := _share(ctx, pipeline, length)) is not None)
+    return View(gpus, shares, ctx.box.rules.targets, _soon_wanted(ctx))
 
 
-def _soon_wanted(desk: Desk) -> frozenset[GpuId]:
+def closed_gpus(ctx: Context, blocked: Iterable[GpuId]) -> dict[GpuId, Denied]:
+    """Return the GPUs that no engine can be given, each with the rule that keeps engines off."""
+    closed = dict.fromkeys(blocked, Denied.RESERVED)
+    closed.update(dict.fromkeys(held_by_trainers(ctx), Denied.TRAINING))
+    closed.update((lease.gpu, Denied.LEAVING) for lease in ctx.leases.leases if ctx.fleet.state(lease.holder) in IMMOVABLE)
+    closed.update(dict.fromkeys(ctx.leases.withheld, Denied.WITHHELD))
+    closed.update(dict.fromkeys(ctx.leases.fences, Denied.FENCED))
+    return closed
+
+
+def no_share(pipeline: Pipeline, unfinished: int) -> Denied | None:
+    """Return why the pipeline asks for no engine; None when it does."""
+    if pipeline.ended:
+        return Denied.PIPELINE_ENDED
+    if pipeline.suspended:
+        return Denied.PIPELINE_PAUSED
+    if not pipeline.trainer.restored:
+        return Denied.NOT_RESTORED
+    return Denied.NOTHING_UNFINISHED if unfinished == 0 else None
+
+
+def no_bundle(engine: Engine, now: float) -> Denied | None:
+    """Return why the engine could not be awake soon; None when it could: it is alive and asked for nothing else, or it can be started."""
+    state = engine.state
+    if engine.held:
+        return Denied.HELD
+    if state is EngineState.COLD and engine.not_before > now:
+        return Denied.BACK_OFF
+    if state in IMMOVABLE:
+        return Denied.ENDING
+    return Denied.RETIRED if state is EngineState.RETIRED else None
+
+
+def _soon_wanted(ctx: Context) -> frozenset[GpuId]:
     """A trainer that has just left its lease opens its next rollout in a moment, and wants its GPUs for engines then."""
     soon: set[GpuId] = set()
-    for pipeline in desk.fleet.pipelines.values():
-        left = pipeline.trainer.left
-        if left is not None and not pipeline.rollouts and pipeline.trainer.request is None and not desk.due(left + MOMENT):
+    for pipeline in ctx.fleet.pipelines.values():
+        ended = pipeline.trainer.lease_ended_at
+        if ended is not None and not pipeline.rollouts and pipeline.trainer.request is None and not ctx.due(ended + MOMENT):
             soon.update(pipeline.spec.trainer.roles.get("train", ()))
     return frozenset(soon)
 
 
-def _share(desk: Desk, pipeline: Pipeline, length: "_Lengths") -> Share | None:
-    quiet = desk.box.limits.quiet_rollout
+def _share(ctx: Context, pipeline: Pipeline, length: "_Lengths") -> Share | None:
+    quiet = ctx.box.limits.quiet_rollout
     for rollout in pipeline.rollouts.values():
         if (at := rollout.quiet_at(quiet)) is not None:
-            desk.look_again(at)
-    unfinished = pipeline.unfinished(desk.now, quiet)
-    if unfinished == 0 or pipeline.ended or pipeline.suspended or not pipeline.trainer.restored:
+            ctx.look_again(at)
+    unfinished = pipeline.unfinished(ctx.now, quiet)
+    if no_share(pipeline, unfinished) is not None:
         return None
-    bundles = tuple([bundle for engine in pipeline.engines.values() if (bundle := _bundle(desk, engine)) is not None])
-    expected, longest = work(pipeline.rollouts.values(), desk.now, quiet)
+    bundles = tuple([bundle for engine in pipeline.engines.values() if (bundle := _bundle(ctx, engine)) is not None])
+    expected, longest = work(pipeline.rollouts.values(), ctx.now, quiet)
     return Share(
         pipeline.id,
         unfinished,
@@ -68,17 +101,18 @@ def _share(desk: Desk, pipeline: Pipeline, length: "_Lengths") -> Share | None:
     )
 
 
-def _bundle(desk: Desk, engine: Engine) -> Bundle | None:
-    """None unless it could be awake soon: alive and asked for nothing else, or startable. One on its way down counts again when it is there."""
+def _bundle(ctx: Context, engine: Engine) -> Bundle | None:
+    """Return the engine as the planner sees it, or None. One on its way down counts as awake again when it has been woken."""
+    why = no_bundle(engine, ctx.now)
+    if why is not None:
+        if why is Denied.BACK_OFF:
+            ctx.look_again(engine.not_before)
+        return None
     state = engine.state
-    if engine.held:
-        return None
-    if state is EngineState.PAUSED or (state is EngineState.COLD and desk.due(engine.not_before)):
+    if state is EngineState.PAUSED or state is EngineState.COLD:
         return _asleep(engine.id.rank, engine.gpus, engine.cost.down + engine.cost.up)
-    if state in (EngineState.COLD, EngineState.QUARANTINED, EngineState.STOPPING, EngineState.STUCK, EngineState.RETIRED):
-        return None
-    hold = max(desk.box.rules.minimum_hold, engine.cost.up)
-    young = state is not EngineState.SERVING or not desk.due(engine.since + hold)
+    hold = max(ctx.box.rules.minimum_hold, engine.cost.up)
+    young = state is not EngineState.SERVING or not ctx.due(engine.since + hold)
     cost = engine.cost.down + engine.cost.up
     return Bundle(engine.id.rank, frozenset(engine.gpus), engine.awake, engine.awake and young, engine.in_flight, cost)
 
@@ -88,22 +122,11 @@ def _asleep(rank: int, gpus: tuple[GpuId, ...], cost: float) -> Bundle:
     return Bundle(rank, frozenset(gpus), awake=False, cost=cost)
 
 
-def must_leave(
-    pipeline: Pipeline, engine: Engine, wanted: frozenset[EngineId], wanted_gpus: dict[GpuId, EngineId], blocked: frozenset[GpuId]
-) -> bool:
-    """A pause is paid only when somebody needs the GPU: a trainer, or another engine of the plan."""
-    if engine.held or any(gpu in blocked for gpu in engine.gpus):
-        return True
-    if engine.id in wanted:
-        return False
-    return any(gpu in wanted_gpus for gpu in engine.gpus)
-
-
 class _Lengths:
     """How far each pipeline is from its end, where that is known of all."""
 
-    def __init__(self, desk: Desk) -> None:
-        pipelines = desk.fleet.pipelines.values()
+    def __init__(self, ctx: Context) -> None:
+        pipelines = ctx.fleet.pipelines.values()
         self._known = all(pipeline.spec.steps > 0 for pipeline in pipelines)
         self._longest = sorted((pipeline.steps_left for pipeline in pipelines), reverse=True)[:2]
 

@@ -70,7 +70,7 @@ def _ask(world: "World") -> None:
     """An operator: what is paused is resumed after a while."""
     chance = world.random
     pipeline = chance.choice([spec.id for spec in world.box.pipelines])
-    rank = chance.choice(list(world.scheduler.desk.fleet.pipelines[pipeline].engines))
+    rank = chance.choice(list(world.scheduler.pipelines[pipeline].engines))
     verb = chance.choice(VERBS)
     match verb:
         case "suspend":

@@ -65,7 +65,7 @@ class FakePipeline:
     @property
     def condemned(self) -> bool:
         """A gateway that is being killed may still hold routes; engines refuse it on their own side."""
-        return not self.world.scheduler.desk.fleet.pipelines[self.id].gateway.up
+        return not self.world.scheduler.pipelines[self.id].gateway.up
 
     def lose_gateway(self) -> None:
         self.gateway.incarnation = None
@@ -124,7 +124,7 @@ class FakePipeline:
         if trainer.place != "generating" or trainer.incarnation is None:
             return
         if gateway.incarnation is not None and trainer.step in gateway.open and not self.condemned and not gateway.hung:
-            slots = self.world.scheduler.desk.fleet.pipelines[self.id].spec.engine.slots
+            slots = self.world.scheduler.pipelines[self.id].spec.engine.slots
             for rank, (incarnation, version) in gateway.routes.items():
                 if version < trainer.published:
                     raise Violation(f"{self.id}/engine/{rank} serves version {version} of an old time")
@@ -291,10 +291,10 @@ class FakePipeline:
 
     @property
     def _roles(self) -> dict[str, tuple[GpuId, ...]]:
-        return self.world.scheduler.desk.fleet.pipelines[self.id].spec.trainer.roles
+        return self.world.scheduler.pipelines[self.id].spec.trainer.roles
 
     def _gpus(self, roles: tuple[str, ...]) -> tuple[GpuId, ...]:
-        return self.world.scheduler.desk.fleet.pipelines[self.id].spec.trainer.gpus(roles)
+        return self.world.scheduler.pipelines[self.id].spec.trainer.gpus(roles)
 
     def _exchange(self) -> None:
         """From training to the critic: what both use is kept."""

@@ -42,17 +42,17 @@ class Promises:
         self._leases()
         self._routes()
         self._starts()
-        for pipeline in self.world.scheduler.desk.fleet.pipelines.values():
+        for pipeline in self.world.scheduler.pipelines.values():
             self._demand(pipeline)
         self._reservations()
 
     def ended(self) -> None:
         """When all is over nothing lives, and nothing is held but by what could not be ended. Raises Violation."""
-        desk = self.world.scheduler.desk
+        scheduler = self.world.scheduler
         if self.world.alive:
             raise Violation(f"the run has ended, and {sorted(map(str, self.world.alive))} live")
-        for lease in desk.leases.leases:
-            if not isinstance(lease.holder, EngineId) or desk.fleet.engine(lease.holder).state is not EngineState.STUCK:
+        for lease in scheduler.leases.leases:
+            if not isinstance(lease.holder, EngineId) or scheduler.engine(lease.holder).state is not EngineState.STUCK:
                 raise Violation(f"the run has ended, and {lease.holder} holds GPU {lease.gpu}")
 
     def free(self, gpus: tuple[GpuId, ...]) -> None:
@@ -93,7 +93,7 @@ class Promises:
     # -- who holds what
 
     def _memory(self) -> None:
-        book = self.world.scheduler.desk.leases
+        book = self.world.scheduler.leases
         for gpu, holders in self.world.memory.items():
             if len(holders) > 1:
                 raise Violation(f"GPU {gpu} holds memory of {sorted(map(str, holders))}")
@@ -108,7 +108,7 @@ class Promises:
 
     def _leases(self) -> None:
         """Nobody gets a GPU that was not seen empty since somebody else had it."""
-        book = self.world.scheduler.desk.leases
+        book = self.world.scheduler.leases
         for gpu, before in self.holders.items():
             lease = book.lease(gpu)
             holder = lease.holder if lease is not None else None
@@ -128,7 +128,7 @@ class Promises:
         return [
             (group, life)
             for (group, life), until in world.undead.items()
-            if isinstance(group, EngineId) and until > world.now and gpu in world.scheduler.desk.fleet.engine(group).gpus
+            if isinstance(group, EngineId) and until > world.now and gpu in world.scheduler.engine(group).gpus
         ]
 
     def _routes(self) -> None:
@@ -138,15 +138,15 @@ class Promises:
                 continue
             for rank, (incarnation, _) in fake.gateway.routes.items():
                 engine = EngineId(pipeline, rank)
-                record = world.scheduler.desk.fleet.engine(engine)
+                record = world.scheduler.engine(engine)
                 dying = record.state in (EngineState.QUARANTINED, EngineState.STOPPING)
                 if world.alive.get(engine) == incarnation and engine not in world.memory[record.gpus[0]] and not dying:
                     raise Violation(f"{engine} is routed while its memory is given back")
 
     def _starts(self) -> None:
-        desk = self.world.scheduler.desk
-        starting = [engine.id for engine in desk.fleet.engines if engine.state is EngineState.STARTING]
-        if len(starting) > desk.box.rules.max_starting:
+        scheduler = self.world.scheduler
+        starting = [engine.id for engine in scheduler.engines if engine.state is EngineState.STARTING]
+        if len(starting) > scheduler.box.rules.max_starting:
             raise Violation(f"{len(starting)} engines start at once: {starting}")
 
     def _demand(self, pipeline: Pipeline) -> None:
@@ -161,11 +161,11 @@ class Promises:
 
     def _reservations(self) -> None:
         """None outlives the possibility of its grant."""
-        desk = self.world.scheduler.desk
+        scheduler = self.world.scheduler
         now = self.world.now
-        turn = self.world.scheduler.reservations().turn
+        turn = self.world.scheduler.reservations().reserved
         waiting: dict[tuple[PipelineId, int], float] = {}
-        for pipeline in desk.fleet.pipelines.values():
+        for pipeline in scheduler.pipelines.values():
             request = pipeline.trainer.request
             if request is None:
                 continue
@@ -178,26 +178,26 @@ class Promises:
 
     def _possible(self, pipeline: Pipeline, request: Request, turn: bool) -> None:
         """Who asked lives, and nothing that cannot end is in the way of GPUs that are kept for it."""
-        desk = self.world.scheduler.desk
+        scheduler = self.world.scheduler
         trainer = pipeline.trainer
         if trainer.state is not TrainerState.RUNNING or self.world.alive.get(trainer.id) != trainer.incarnation:
             raise Violation(f"{trainer.id} is {trainer.state.value} and its request of GPUs {request.gpus} is still there")
         for gpu in request.keeps:
-            lease = desk.leases.lease(gpu)
+            lease = scheduler.leases.lease(gpu)
             if lease is None or lease.holder != trainer.id:
                 raise Violation(f"{trainer.id} waits for an exchange that keeps GPU {gpu}, which it does not hold")
         if not turn:
             return
         for gpu in set(request.gpus) - request.keeps:
-            lease = desk.leases.lease(gpu)
-            if gpu in desk.leases.fences:
+            lease = scheduler.leases.lease(gpu)
+            if gpu in scheduler.leases.fences:
                 raise Violation(f"GPUs {request.gpus} are reserved for {trainer.id}, and GPU {gpu} is fenced")
-            for by in desk.leases.withheld.get(gpu, ()):
-                if desk.fleet.state(by) is EngineState.STUCK:
+            for by in scheduler.leases.withheld.get(gpu, ()):
+                if isinstance(by, EngineId) and scheduler.engine(by).state is EngineState.STUCK:
                     raise Violation(f"GPUs {request.gpus} are reserved for {trainer.id}, and {by}, which is stuck, withholds GPU {gpu}")
             if lease is not None and lease.priority is not Priority.ROLLOUT:
                 raise Violation(f"GPUs {request.gpus} are reserved for {trainer.id}, and GPU {gpu} is {lease.holder}'s")
-            if lease is not None and isinstance(lease.holder, EngineId) and desk.fleet.engine(lease.holder).state is EngineState.STUCK:
+            if lease is not None and isinstance(lease.holder, EngineId) and scheduler.engine(lease.holder).state is EngineState.STUCK:
                 raise Violation(f"GPUs {request.gpus} are reserved for {trainer.id}, and {lease.holder}, which is stuck, has GPU {gpu}")
 
 

@@ -96,12 +96,12 @@ class World:
 
     def incomplete(self) -> list[str]:
         """Pipelines that neither did all their steps with all their samples, nor were given up or stopped."""
-        desk = self.scheduler.desk
+        scheduler = self.scheduler
         return [
             f"{fake.pipeline} has only {fake.completed}"
             for fake in self.trainers.values()
             if fake.completed != dict.fromkeys(range(fake.steps), fake.target)
-            and not (desk.fleet.pipelines[fake.pipeline].failed or desk.stopping or fake.pipeline in self.stopped)
+            and not (scheduler.pipelines[fake.pipeline].failed or scheduler.stopping or fake.pipeline in self.stopped)
         ]
 
     def feed(self, event: ev.Event) -> None:
@@ -113,13 +113,13 @@ class World:
         self.promises.check()
 
     def describe(self) -> str:
-        desk = self.scheduler.desk
+        scheduler = self.scheduler
         lines = [
-            f"trainer {p.id}: {p.trainer.state.value} rollouts {list(p.rollouts)} v{p.published}" for p in desk.fleet.pipelines.values()
+            f"trainer {p.id}: {p.trainer.state.value} rollouts {list(p.rollouts)} v{p.published}" for p in scheduler.pipelines.values()
         ]
-        lines += [f"{e.id}: {e.state.value} op {e.op} route {e.route}" for e in desk.fleet.engines]
+        lines += [f"{e.id}: {e.state.value} op {e.op} route {e.route}" for e in scheduler.engines]
         return "; ".join(
-            [*lines, f"fences {desk.leases.fences}", *(f"{t.pipeline} {t.place} step {t.step}" for t in self.trainers.values())]
+            [*lines, f"fences {scheduler.leases.fences}", *(f"{t.pipeline} {t.place} step {t.step}" for t in self.trainers.values())]
         )
 
     # -- performing actions on the fakes
@@ -208,7 +208,7 @@ class World:
 
     def _take_memory(self, engine: EngineId, incarnation: Incarnation) -> None:
         if self.alive.get(engine) == incarnation:
-            for gpu in self.scheduler.desk.fleet.engine(engine).gpus:
+            for gpu in self.scheduler.engine(engine).gpus:
                 self.memory[gpu].add(engine)
 
     def _paused(self, id: int, engine: EngineId, incarnation: Incarnation) -> ev.Event | None:
@@ -220,7 +220,7 @@ class World:
             self.fakes[engine.pipeline].requeue(engine.rank)  # a pause aborts what a dying gateway left there
         self.pauses += 1
         if not self.strikes(self.faults.keeps):
-            for gpu in self.scheduler.desk.fleet.engine(engine).gpus:
+            for gpu in self.scheduler.engine(engine).gpus:
                 self.memory[gpu].discard(engine)
         return ev.Paused(id=id)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from engines.gateway.core.ordering.expectations import expected_left
+from engines.gateway.core.ordering.lengths import expected_remaining
 
 from .scenario import PipelineLoad, Scenario
 
@@ -167,7 +167,7 @@ class Box:
         for sample, seconds in enumerate(job.remaining):
             if seconds > 0.0:
                 age = work[sample] - seconds + (self.now - started[sample] if sample in started else 0.0)
-                expected = expected_left(guesses[sample], max(0.0, age))
+                expected = expected_remaining(guesses[sample], max(0.0, age))
                 total += expected
                 longest = max(longest, expected)
         return (total, longest)
@@ -187,7 +187,7 @@ class Box:
         """Return a sort key: the longest expected first, else by index. What was interrupted is known to be long."""
         if self.hints and job.load.hints:
             age = job.load.trajectories[job.step][sample] - job.remaining[sample]
-            return -expected_left(job.load.hints[job.step][sample], age)
+            return -expected_remaining(job.load.hints[job.step][sample], age)
         return float(sample)
 
     def _fill(self, job: Job) -> None:

@@ -1,7 +1,9 @@
 """This module runs one scenario under one policy and works out what to say about it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from supervisor.config import limits
+from supervisor.config.schema.tables import SchedulerTable
 from supervisor.scheduler.spec import Rules
 
 from .alone import alone, halves, in_turn
@@ -50,9 +52,9 @@ def run(scenario: Scenario, policy: str, hints: bool, rules: Rules | None = None
             ends = tuple(outcome.makespan for outcome in each)
             return Outcome(max(ends), sum(o.resizes for o in each), sum(o.busy for o in each), ends)
         case _:
-            given = rules or Rules()
+            given = rules or limits.rules(SchedulerTable())
             box = Box(scenario, hints)
-            return box.run(Production(box, Rules(policy, given.minimum_hold)))
+            return box.run(Production(box, replace(given, targets=policy)))
 
 
 def figures(scenario: Scenario, policy: str, hints: bool, rules: Rules | None = None) -> Figures:

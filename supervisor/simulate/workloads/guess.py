@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import exp, log
 from random import Random
 
-from supervisor.config.schema.tables import Config, Pipeline
+from supervisor.config.schema.tables import Config, PipelineTable
 from supervisor.errors import UsageError
 
 from .scenario import PipelineLoad, Scenario
@@ -37,7 +37,7 @@ def scenario(config: Config, name: str, guess: Guess) -> Scenario:
     return Scenario(name, count, guess.sleep_s, guess.wake_s, tuple(_load(pipeline, guess) for pipeline in config.pipeline))
 
 
-def _load(pipeline: Pipeline, guess: Guess) -> PipelineLoad:
+def _load(pipeline: PipelineTable, guess: Guess) -> PipelineLoad:
     random = Random(f"{guess.seed}/{pipeline.name}")
     median = log(guess.sample_s) - guess.spread**2 / 2
     steps = min(pipeline.trainer.steps, guess.steps)

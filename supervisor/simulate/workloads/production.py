@@ -5,8 +5,11 @@ Engines have been started once before the first second, as `start = "eager"` doe
 """
 
 from collections import deque
+from dataclasses import replace
 
 from engines.lifecycle.state import EngineState
+from supervisor.config.limits import limits
+from supervisor.config.schema.tables import HealthTable
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
@@ -37,7 +40,7 @@ class Production:
         self._warm = False
         self._alarm: float | None = None
         self._feed(ev.Tick())
-        assert all(engine.state is EngineState.PAUSED for engine in self.scheduler.desk.fleet.engines), "an engine did not start"
+        assert all(engine.state is EngineState.PAUSED for engine in self.scheduler.engines), "an engine did not start"
         self._warm = True
 
     # -- what the box tells
@@ -164,8 +167,8 @@ class Production:
 
 def _spec(box: Box, rules: Rules) -> BoxSpec:
     gpus = tuple(GpuId(gpu) for gpu in range(box.scenario.gpus))
-    rules = Rules(rules.targets, rules.minimum_hold, max_starting=1_000_000)
-    return BoxSpec(gpus, tuple(_pipeline(job.load) for job in box.jobs), rules=rules)
+    rules = replace(rules, max_starting=1_000_000)
+    return BoxSpec(gpus, tuple(_pipeline(job.load) for job in box.jobs), limits(HealthTable()), rules)
 
 
 def _pipeline(load: PipelineLoad) -> PipelineSpec:

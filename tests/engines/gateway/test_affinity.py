@@ -3,7 +3,7 @@
 from array import array
 
 from engines.gateway.core.dispatch import Dispatch
-from engines.gateway.core.engines import Fleet
+from engines.gateway.core.engines import Engines
 from engines.gateway.core.events import Broken, Leave, Tick
 from engines.gateway.core.ordering import affinity
 from engines.gateway.core.ordering.affinity import BLOCK, MAX_BLOCKS, Affinity
@@ -131,26 +131,27 @@ def test_a_session_that_waits_goes_with_its_client_and_its_rollout() -> None:
 
 
 def test_memory_of_sessions_and_prefixes_is_bounded() -> None:
-    fleet = Fleet()
-    fleet.route(gateway_messages.Route(1, 0, 1, "u", "k", 4, 0))
-    engine = fleet.get(0)
+    engines = Engines()
+    engines.route(gateway_messages.Route(order=1, engine=0, incarnation=1, url="u", key="k", slots=4, version=0))
+    engine = engines.get(0)
     assert engine is not None
     places: affinity._Places[int] = affinity._Places(3)
     for key in (1, 2, 3, 1, 4):
         places.keep(key, engine)
     assert len(places) == 3
-    assert [places.find(key, fleet) is engine for key in (1, 2, 3, 4)] == [True, False, True, True]
+    assert [places.find(key, engines) is engine for key in (1, 2, 3, 4)] == [True, False, True, True]
 
 
 def sample(tokens: list[int]) -> Sample:
-    return Sample(SampleKey(0, "0"), Request(array(TOKENS, tokens), {}, 4), Rollout(0, 1, Phase.OPEN, 0.0), 1)
+    rollout = Rollout(number=0, serial=1, phase=Phase.OPEN, since=0.0)
+    return Sample(key=SampleKey(0, "0"), request=Request(array(TOKENS, tokens), {}, 4), rollout=rollout, serial=1)
 
 
 def test_the_engine_with_the_longest_same_beginning_is_preferred_unless_it_is_busier() -> None:
-    fleet = Fleet()
+    engines = Engines()
     for rank in range(3):
-        fleet.route(gateway_messages.Route(1, rank, 1, "u", "k", 10, 0))
-    zero, one, two = (fleet.get(rank) for rank in range(3))
+        engines.route(gateway_messages.Route(order=1, engine=rank, incarnation=1, url="u", key="k", slots=10, version=0))
+    zero, one, two = (engines.get(rank) for rank in range(3))
     assert zero is not None
     assert one is not None
     assert two is not None
@@ -158,25 +159,25 @@ def test_the_engine_with_the_longest_same_beginning_is_preferred_unless_it_is_bu
     places = Affinity(slack=0.2)
     places.sent(sample(mine), two)
     places.sent(sample([*common, 7]), one)
-    assert places.preferred(sample([*mine, 1, 2, 3]), fleet, zero, 0.0) is two, "two blocks are more than one"
-    assert places.preferred(sample(mine), fleet, zero, 0.0) is two
-    assert places.preferred(sample([*common, 9, 9]), fleet, zero, 0.0) is one, "who was sent it last"
-    assert places.preferred(sample([9, 9]), fleet, zero, 0.0) is zero
+    assert places.preferred(sample([*mine, 1, 2, 3]), engines, zero, 0.0) is two, "two blocks are more than one"
+    assert places.preferred(sample(mine), engines, zero, 0.0) is two
+    assert places.preferred(sample([*common, 9, 9]), engines, zero, 0.0) is one, "who was sent it last"
+    assert places.preferred(sample([9, 9]), engines, zero, 0.0) is zero
     two.running = 3
-    assert places.preferred(sample(mine), fleet, zero, 0.0) is one, "two is too busy; one knows the first block"
+    assert places.preferred(sample(mine), engines, zero, 0.0) is one, "two is too busy; one knows the first block"
     one.running = 3
-    assert places.preferred(sample(mine), fleet, zero, 0.0) is zero
+    assert places.preferred(sample(mine), engines, zero, 0.0) is zero
     zero.running = 1
-    assert places.preferred(sample(mine), fleet, zero, 0.0) is two
-    assert Affinity().preferred(sample(mine), fleet, zero, 0.0) is zero, "off by default"
+    assert places.preferred(sample(mine), engines, zero, 0.0) is two
+    assert Affinity().preferred(sample(mine), engines, zero, 0.0) is zero, "off by default"
 
 
 def test_very_long_prompts_are_compared_as_far_as_it_goes() -> None:
     tokens = list(range(BLOCK * (MAX_BLOCKS + 10)))
-    keys = list(affinity._beginnings(sample(tokens)))
+    keys = list(affinity._prefixes_of(sample(tokens)))
     assert len(keys) == MAX_BLOCKS + 1
-    assert keys[:-1] == list(affinity._beginnings(sample([*tokens, 1])))[:-1]
-    assert keys[-1] != list(affinity._beginnings(sample([*tokens, 1])))[-1]
+    assert keys[:-1] == list(affinity._prefixes_of(sample([*tokens, 1])))[:-1]
+    assert keys[-1] != list(affinity._prefixes_of(sample([*tokens, 1])))[-1]
     assert len(set(keys)) == len(keys)
 
 

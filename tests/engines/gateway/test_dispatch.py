@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engines.gateway.core.dispatch import Dispatch
 from engines.gateway.core.events import Abort, Ask, Broken, Cut, Deliver, Ended, Event, Finished, Grew, Leave, Refused, Start, Tick, Tokens
-from engines.gateway.core.publish_policy import ON_PUBLISH, OnPublish, VersionRule
+from engines.gateway.core.publish_policy import ON_PUBLISH, OnPublish, PublishPolicy
 from engines.gateway.core.records import LOSING_S, MAX_LOSSES
 from engines.gateway.core.samples import TOKENS, Answer, Failure, Mark, Outcome, Request, Span
 from tests.harness.scripted_engine import expected, next_token
@@ -23,6 +23,10 @@ ABORTED = Finished({"type": "abort", "message": "Aborted"})
 
 def request(prompt: int = 1, limit: int = 4, **more: Any) -> Request:
     return Request(array(TOKENS, [prompt]), {}, limit, fingerprint=hash((prompt, limit)), **more)
+
+
+def span(engine: int, incarnation: int, version: int, start: int, end: int) -> Span:
+    return Span(engine=engine, incarnation=incarnation, version=version, start=start, end=end)
 
 
 @dataclass
@@ -79,12 +83,12 @@ class Bench:
 
     def ask(self, rollout: int | None = None, token: str | None = None, *, wants: Request | None = None, streams: bool = False) -> int:
         self.askers += 1
-        self.tell(Ask(self.askers, rollout, token, wants or request(), streams))
+        self.tell(Ask(asker=self.askers, rollout=rollout, token=token, request=wants or request(), streams=streams))
         return self.askers
 
     def make(self, attempt: int, *ids: int, label: str = "") -> None:
         marks = (Mark(label, 0, len(ids)),) if label else ()
-        self.tell(Tokens(attempt, list(ids), [-0.5] * len(ids), marks))
+        self.tell(Tokens(attempt, list(ids), [-0.5] * len(ids), marks=marks))
 
     def end(self, attempt: int, how: Any = None) -> None:
         self.running.pop(attempt, None)
@@ -124,7 +128,7 @@ def test_a_request_waits_for_a_route_and_then_runs(bench: Bench) -> None:
     bench.make(attempt, 5, 6, 7, 8)
     bench.end(attempt)
     assert list(bench.answer(asker).ids) == [5, 6, 7, 8]
-    assert bench.answer(asker).spans == (Span(0, 1, 3, 0, 4),)
+    assert bench.answer(asker).spans == (span(0, 1, 3, 0, 4),)
     assert bench.progress() == {0: (0, 0, 1)}
     assert bench.core.progress().engines[0].completed == 1
 
@@ -169,7 +173,7 @@ def test_a_drained_request_goes_on_elsewhere_with_its_tokens(bench: Bench) -> No
     bench.end(second, Finished({"type": "length", "length": 2}))
     assert list(bench.answer(asker).ids) == [5, 6, 7, 8]
     assert bench.answer(asker).finish_reason == {"type": "length", "length": 4}
-    assert bench.answer(asker).spans == (Span(0, 1, 1, 0, 2), Span(1, 4, 2, 2, 4))
+    assert bench.answer(asker).spans == (span(0, 1, 1, 0, 2), span(1, 4, 2, 2, 4))
 
 
 def test_tokens_of_a_lost_engine_are_kept_and_its_late_answers_are_not(bench: Bench) -> None:
@@ -220,11 +224,11 @@ def test_weights_that_change_under_a_request_make_a_second_span(bench: Bench) ->
     bench.route(version=1)
     asker = bench.ask(0, "0")
     attempt = bench.only()
-    bench.tell(Tokens(attempt, [5, 6], [0.0, 0.0], (Mark("default", 0, 2),)))
+    bench.tell(Tokens(attempt, [5, 6], [0.0, 0.0], marks=(Mark("default", 0, 2),)))
     bench.order(gateway_messages.Unroute, engine=0, incarnation=1)
-    bench.tell(Tokens(attempt, [7, 8], [0.0, 0.0], (Mark("default", 0, 3), Mark("2", 3, 4))))
+    bench.tell(Tokens(attempt, [7, 8], [0.0, 0.0], marks=(Mark("default", 0, 3), Mark("2", 3, 4))))
     bench.end(attempt)
-    assert bench.answer(asker).spans == (Span(0, 1, 1, 0, 3), Span(0, 1, 2, 3, 4))
+    assert bench.answer(asker).spans == (span(0, 1, 1, 0, 3), span(0, 1, 2, 3, 4))
 
 
 def test_a_repeated_sample_joins_or_gets_the_stored_answer(bench: Bench) -> None:
@@ -331,14 +335,14 @@ def test_a_stop_string_across_the_seam_is_seen() -> None:
     assert list(bench.answer(asker).ids) == [1, 2, 3, 4]
     assert bench.grown[asker] == [1, 2, 3, 4]
     assert bench.answer(asker).finish_reason == {"type": "stop", "matched": "cd"}
-    assert bench.answer(asker).spans == (Span(0, 1, 0, 0, 3), Span(0, 2, 0, 3, 4))
+    assert bench.answer(asker).spans == (span(0, 1, 0, 0, 3), span(0, 2, 0, 3, 4))
     assert bench.aborted == [bench.only()]
 
 
 def test_what_cannot_be_put_together_is_redone_from_the_prompt(bench: Bench) -> None:
     bench.open()
     bench.route(0)
-    asker = bench.ask(0, "0", wants=request(whole=True), streams=True)
+    asker = bench.ask(0, "0", wants=request(atomic=True), streams=True)
     bench.make(bench.only(), 5, 6)
     bench.lost(0)
     bench.route(0, incarnation=2)
@@ -346,7 +350,7 @@ def test_what_cannot_be_put_together_is_redone_from_the_prompt(bench: Bench) -> 
     bench.make(bench.only(), 5, 6, 7, 8)
     bench.end(bench.only(), Finished({"type": "length", "length": 4}, {"output_top_logprobs": [1]}))
     assert bench.answer(asker).meta == {"output_top_logprobs": [1]}
-    assert bench.answer(asker).spans == (Span(0, 2, 0, 0, 4),)
+    assert bench.answer(asker).spans == (span(0, 2, 0, 0, 4),)
     assert not bench.grown
 
 
@@ -626,7 +630,7 @@ class Histories(Bench):
 def test_every_sample_is_delivered_once_whatever_happens(
     steps: list[tuple[str, int]], on_publish: OnPublish, lag: int | None, slack: float | None
 ) -> None:
-    bench = Histories(Dispatch(rule=VersionRule(on_publish, lag), prefix_slack=slack))
+    bench = Histories(Dispatch(policy=PublishPolicy(on_publish, lag), prefix_slack=slack))
     bench.open(0)
     for name, value in steps:
         bench.step(name, value)

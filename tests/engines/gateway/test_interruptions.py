@@ -112,6 +112,7 @@ def test_a_real_kill_9_of_an_engine_process(model: Path, tmp_path: Path) -> None
     asyncio.run(play())
 
 
+@pytest.mark.slow
 def test_a_hung_engine_is_cut_off_by_a_drain_after_five_seconds(model: Path, tmp_path: Path) -> None:
     async def play() -> None:
         async with box(model, tmp_path) as (gateway, session), ScriptedEngine(Script(hang=True)) as hung, ScriptedEngine() as other:

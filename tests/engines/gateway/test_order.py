@@ -8,7 +8,7 @@ import pytest
 
 from engines.gateway.core.events import Finished
 from engines.gateway.core.ordering.order import Queue
-from engines.gateway.core.records import Phase, Rollout, Sample
+from engines.gateway.core.records import Estimate, Phase, Rollout, Sample
 from engines.gateway.core.samples import SampleKey, State
 from tests.engines.gateway.test_dispatch import ABORTED, Bench, request
 from trainers.protocol.gateway_messages import RolloutProgress
@@ -150,9 +150,9 @@ def test_the_order_is_the_same_for_the_same_history() -> None:
 
 def test_a_sample_pushed_again_is_popped_once_and_where_it_belongs() -> None:
     left: dict[int, float] = {}
-    queue = Queue(lambda sample: left[sample.serial])
-    rollout = Rollout(0, 1, Phase.OPEN, 0.0)
-    samples = [Sample(SampleKey(0, str(serial)), request(), rollout, serial) for serial in range(6)]
+    queue = Queue(lambda sample: Estimate(left[sample.serial], own=True))
+    rollout = Rollout(number=0, serial=1, phase=Phase.OPEN, since=0.0)
+    samples = [Sample(key=SampleKey(0, str(serial)), request=request(), rollout=rollout, serial=serial) for serial in range(6)]
     left.update({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0, 4: 5.0, 5: 6.0})
     for sample in samples:
         queue.push(sample, 6)

@@ -2,15 +2,15 @@
 
 from engines.gateway.core.dispatch import Dispatch
 from engines.gateway.core.events import Finished, Tokens
-from engines.gateway.core.publish_policy import OnPublish, VersionRule
-from engines.gateway.core.samples import Mark, Span
-from tests.engines.gateway.test_dispatch import ABORTED, Bench, request
+from engines.gateway.core.publish_policy import OnPublish, PublishPolicy
+from engines.gateway.core.samples import Mark
+from tests.engines.gateway.test_dispatch import ABORTED, Bench, request, span
 from trainers.protocol import gateway_messages
 
 
 def running(on_publish: OnPublish, lag: int | None = None, *, streams: bool = False) -> tuple[Bench, int, int]:
     """A sample of which version 1 has made two tokens on engine 0."""
-    bench = Bench(Dispatch(rule=VersionRule(on_publish, lag)))
+    bench = Bench(Dispatch(policy=PublishPolicy(on_publish, lag)))
     bench.open()
     bench.route(0, version=1)
     asker = bench.ask(0, "0", wants=request(1, 8), streams=streams)
@@ -28,9 +28,9 @@ def test_continue_lets_it_go_on_under_the_new_weights() -> None:
     assert publish(bench, 2) in bench.done
     assert not bench.aborted
     bench.route(0, version=2)
-    bench.tell(Tokens(attempt, [7, 8], [-0.5, -0.5], (Mark("1", 0, 2), Mark("2", 2, 4))))
+    bench.tell(Tokens(attempt, [7, 8], [-0.5, -0.5], marks=(Mark("1", 0, 2), Mark("2", 2, 4))))
     bench.end(attempt, Finished({"type": "stop"}))
-    assert bench.answer(asker).spans == (Span(0, 1, 1, 0, 2), Span(0, 1, 2, 2, 4))
+    assert bench.answer(asker).spans == (span(0, 1, 1, 0, 2), span(0, 1, 2, 2, 4))
 
 
 def test_restart_begins_it_anew_under_the_new_weights_before_they_are_loaded() -> None:
@@ -49,11 +49,11 @@ def test_restart_begins_it_anew_under_the_new_weights_before_they_are_loaded() -
     bench.make(again, 9, label="2")
     bench.end(again, Finished({"type": "stop"}))
     assert list(bench.answer(asker).ids) == [9]
-    assert bench.answer(asker).spans == (Span(0, 1, 2, 0, 1),)
+    assert bench.answer(asker).spans == (span(0, 1, 2, 0, 1),)
 
 
 def test_restart_of_a_sample_without_a_token_yet_still_takes_it_from_the_old_weights() -> None:
-    bench = Bench(Dispatch(rule=VersionRule("restart")))
+    bench = Bench(Dispatch(policy=PublishPolicy("restart")))
     bench.open()
     bench.route(0, version=1)
     bench.ask(0, "0")

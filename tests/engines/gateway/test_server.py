@@ -180,6 +180,7 @@ def test_a_model_without_a_tokenizer_serves_tokens_only(tmp_path: Path) -> None:
     asyncio.run(play())
 
 
+@pytest.mark.slow
 def test_implicit_rollouts_are_reported_and_close(model: Path, tmp_path: Path) -> None:
     async def play() -> None:
         async with box(model, tmp_path) as (gateway, session), ScriptedEngine() as engine:

@@ -15,7 +15,7 @@ from engines.gateway.routes import asking
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.server import Serving, application
 from engines.gateway.routes.text import Text, TextStream
-from engines.gateway.shell import Exchange
+from engines.gateway.shell import Shell
 from engines.gateway.upstream.engine_client import EngineClient
 
 
@@ -67,12 +67,12 @@ def test_streams_say_something_while_nothing_comes(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(asking, "KEEP_ALIVE_S", 0.05)
 
     async def play() -> None:
-        exchange = Exchange(Dispatch(), EngineClient(), lambda *_, **__: None)
+        shell = Shell(Dispatch(), EngineClient(), lambda *_, **__: None)
         listener = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         text = byte_level(tmp_path)
         quiet = lambda *_, **__: None  # noqa: E731
-        serving = await Serving(application(exchange, text, pipeline="p1", model="m", log=quiet), listener, quiet).start()
+        serving = await Serving(application(shell, text, pipeline="p1", model="m", log=quiet), listener, quiet).start()
         async with aiohttp.ClientSession(base_url=url, timeout=aiohttp.ClientTimeout(total=10)) as session:
             async with session.post("/generate", json={"text": "a", "stream": True}) as response:
                 assert await response.content.readline() == b": keep-alive\n"
@@ -84,7 +84,7 @@ def test_streams_say_something_while_nothing_comes(tmp_path: Path, monkeypatch: 
                 lines = [await response.content.readline() for _ in range(3)]
                 assert b'"role":"assistant"' in lines[0]
                 assert lines[2] == b": keep-alive\n"
-        await exchange.close()
+        await shell.close()
         await serving.end()
         listener.close()
 

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.lifecycle.health import Diagnosis, Health, Kind, Look, Mode, Outcome, Probe, Rates
+from tests.harness.defaults import default_rates
 from trainers.protocol.ids import EngineId, Incarnation, PipelineId
 
-RATES = Rates()
+RATES = default_rates()
 LIFE = Incarnation(1)
 
 

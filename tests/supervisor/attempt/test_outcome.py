@@ -11,13 +11,14 @@ from supervisor.errors import ExitCode
 from supervisor.runtime.startup import Starting
 from supervisor.scheduler.records import Fleet, Pipeline, TrainerState
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, TrainerSpec
+from tests.harness.defaults import default_limits, default_rules
 from trainers.protocol.ids import GpuId, PipelineId, Version
 
 
 def pipelines(*names: str, steps: int = 3) -> list[Pipeline]:
     gpus = (GpuId(0), GpuId(1))
     specs = [PipelineSpec(PipelineId(name), EngineSpec(gpus, 1, 4), TrainerSpec({"train": gpus}, 2, 10.0), steps=steps) for name in names]
-    return list(Fleet(BoxSpec(gpus, tuple(specs))).pipelines.values())
+    return list(Fleet(BoxSpec(gpus, tuple(specs), default_limits(), default_rules())).pipelines.values())
 
 
 def attempt(tmp_path: Path) -> RunDirectory:

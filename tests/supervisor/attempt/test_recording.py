@@ -135,7 +135,7 @@ EVIL = [
     {"is": "supervisor.scheduler.spec:IntEnum", "value": 1},
     {"is": "supervisor.scheduler.scheduler:check", "has": {}},
     {"is": "supervisor.scheduler.no_such:Desk", "has": {}},
-    {"is": "supervisor.scheduler.context:Desk"},
+    {"is": "supervisor.scheduler.desk:Desk"},
     {"is": "set", "of": [{"is": "list", "of": []}]},
     3,
 ]

@@ -18,6 +18,7 @@ from supervisor.scheduler import Scheduler
 from supervisor.scheduler.events import CheckpointKept, MemberExited, OperatorAsked, Stop
 from supervisor.scheduler.records import TrainerState
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, TrainerSpec
+from tests.harness.defaults import default_limits, default_rules
 from trainers.protocol.ids import GpuId, Incarnation, PipelineId, TrainerId
 
 P1, P2 = PipelineId("p1"), PipelineId("p2")
@@ -30,8 +31,8 @@ class Bench:
     def __init__(self, tmp_path: Path, before: Behind | None = None) -> None:
         gpus = (GpuId(0),)
         specs = tuple(PipelineSpec(name, EngineSpec(gpus, 1, 4), TrainerSpec({"train": gpus}, 1, 10.0), steps=3) for name in (P1, P2))
-        self.scheduler = Scheduler(BoxSpec(gpus, specs), 0.0)
-        self.p1, self.p2 = self.scheduler.desk.fleet.pipelines[P1], self.scheduler.desk.fleet.pipelines[P2]
+        self.scheduler = Scheduler(BoxSpec(gpus, specs, default_limits(), default_rules()), 0.0)
+        self.p1, self.p2 = self.scheduler.pipelines[P1], self.scheduler.pipelines[P2]
         self.directory: RunDirectory = new_attempt(tmp_path, "q")
         self.directory.begin(Config([]), b"#")
         self.logs = Logs(self.directory.supervisor_log, run="q", console="none")

@@ -9,11 +9,13 @@ from supervisor.attempt.checkpoints import Checkpoints, Remembered, Saved
 from supervisor.attempt.directory import RunDirectory, new_attempt, open_attempt
 from supervisor.attempt.resume import behind, left, settle
 from supervisor.attempt.summary import Figures, PipelineSummary, read, write
-from supervisor.config.schema.tables import Config, Engine, Host, Pipeline, Trainer
+from supervisor.config.schema.tables import Config, EngineTable, HostTable, PipelineTable, TrainerTable
 
 
 def config(steps: int = 5) -> Config:
-    return Config([Pipeline(name, Engine("m", [0]), Trainer([0], steps=steps)) for name in ("p1", "p2")], Host(virtual=1))
+    return Config(
+        [PipelineTable(name, EngineTable("m", [0]), TrainerTable([0], steps=steps)) for name in ("p1", "p2")], HostTable(virtual=1)
+    )
 
 
 @pytest.fixture

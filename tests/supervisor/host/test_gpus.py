@@ -13,12 +13,12 @@ from typing import Any
 
 import anyio
 import pytest
-from trainshed.device import memfd_name
+from trainshed.virtual_gpu import memfd_name
 
 from supervisor.host.gpus.emptiness import MIB, Usage, judge
 from supervisor.host.gpus.inventory import open_meter
 from supervisor.host.gpus.meter import GpusUnusable, MeasureFailed, visible
-from supervisor.host.gpus.nvml import NvmlGpus, NvmlThread, Wanted
+from supervisor.host.gpus.nvml import NvmlGpus, NvmlThread
 from supervisor.host.gpus.virtual import VirtualGpus
 from supervisor.runtime.gpu_memory import Memory
 from supervisor.scheduler.actions import Measure
@@ -133,7 +133,7 @@ def test_death_frees_everything() -> None:
 
 
 def test_the_name_is_the_one_that_our_engine_and_trainer_use() -> None:
-    program = "import os; from trainshed.device import memfd_name\nfd = os.memfd_create(memfd_name(1))\n"
+    program = "import os; from trainshed.virtual_gpu import memfd_name\nfd = os.memfd_create(memfd_name(1))\n"
     program += "os.write(fd, b'x' * (2 << 20)); print(1, flush=True); input()"
     env = {**os.environ, "PYTHONPATH": OUR_PATH}
     with subprocess.Popen(
@@ -266,20 +266,20 @@ def test_a_driver_that_hangs_does_not_stop_the_loop(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("gpus", "virtual", "fault", "words"),
+    ("wanted", "fault", "words"),
     [
-        ("auto", 2, "", "host.gpus and host.virtual are both given"),
-        ("auto", None, "init", r"no NVIDIA driver here .* say `virtual = 4`"),
-        ("auto", None, "none", "the driver shows no GPU"),
-        ([0, 7], None, "", r"host.gpus\[1\] = 7: not there .* This box has 2 GPU\(s\)"),
-        (["GPU-a", "GPU-z"], None, "", r"host.gpus\[1\] = 'GPU-z': not there"),
-        (["GPU-a", "GPU-a"], None, "", "listed twice"),
+        ({"virtual": 2, "gpus": "auto"}, "", "host.gpus and host.virtual are both given"),
+        ({"gpus": "auto"}, "init", r"no NVIDIA driver here .* say `virtual = 4`"),
+        ({"gpus": "auto"}, "none", "the driver shows no GPU"),
+        ({"gpus": [0, 7]}, "", r"host.gpus\[1\] = 7: not there .* this box has 2 GPU\(s\)"),
+        ({"gpus": ["GPU-a", "GPU-z"]}, "", r"host.gpus\[1\] = 'GPU-z': not there"),
+        ({"gpus": ["GPU-a", "GPU-a"]}, "", "listed twice"),
     ],
 )
-def test_wrong_lists_name_their_key(gpus: Wanted, virtual: int | None, fault: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_lists_name_their_key(wanted: dict[str, Any], fault: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("supervisor.host.gpus.nvml.pynvml", Driver(fault))
     with pytest.raises(GpusUnusable, match=words):
-        open_meter(gpus, virtual)
+        open_meter(**wanted)
 
 
 def test_a_driver_that_hangs_at_the_start_is_named() -> None:
@@ -289,7 +289,7 @@ def test_a_driver_that_hangs_at_the_start_is_named() -> None:
 
 
 def test_virtual_gpus_from_the_configuration() -> None:
-    meter = open_meter(None, 3)
+    meter = open_meter(virtual=3)
     assert [gpu.device for gpu in meter.gpus] == ["virtual:0", "virtual:1", "virtual:2"]
     assert not meter.measures_others
 

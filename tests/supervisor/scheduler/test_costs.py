@@ -6,19 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.lifecycle.state import Turn
-from supervisor.scheduler.context import Desk
-from supervisor.scheduler.groups.rollouts import Rollout
+from engines.lifecycle.state import Transition
+from supervisor.scheduler.context import Context
 from supervisor.scheduler.inflight import InFlight
 from supervisor.scheduler.leases import LeaseBook
 from supervisor.scheduler.planning.costs import ENOUGH, NEWEST, MoveCost, Pace
 from supervisor.scheduler.planning.planner import Bundle, Share, View, plan
 from supervisor.scheduler.planning.view import MOMENT, view
 from supervisor.scheduler.records import Fleet
-from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, Rules, TrainerSpec
+from supervisor.scheduler.rollouts import Rollout
+from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, TrainerSpec
 from supervisor.simulate.workloads.box import Box
 from supervisor.simulate.workloads.production import Production
 from supervisor.simulate.workloads.scenario import PipelineLoad, Scenario
+from tests.harness.defaults import default_limits, default_rules
 from trainers.protocol.ids import EngineId, GpuId, PipelineId
 
 GPUS = tuple(map(GpuId, range(8)))
@@ -37,25 +38,31 @@ def held(shares: list[Share]) -> dict[str, int]:
 
 def test_a_move_is_measured_from_the_decision_to_its_end() -> None:
     cost = MoveCost()
-    for turn, at in (
-        (Turn.WAKE, 1.0),
-        (Turn.STALE, 3.0),
-        (Turn.CURRENT, 6.0),
-        (Turn.DRAIN, 10.0),
-        (Turn.DRAINED, 11.0),
-        (Turn.EMPTY, 12.0),
+    for transition, at in (
+        (Transition.WAKE, 1.0),
+        (Transition.STALE, 3.0),
+        (Transition.CURRENT, 6.0),
+        (Transition.DRAIN, 10.0),
+        (Transition.DRAINED, 11.0),
+        (Transition.EMPTY, 12.0),
     ):
-        cost.observe(turn, at)
+        cost.observe(transition, at)
     assert (cost.up, cost.down) == (5.0, 2.0)
-    cost.observe(Turn.WAKE, 20.0)
-    cost.observe(Turn.CURRENT, 21.0)
+    cost.observe(Transition.WAKE, 20.0)
+    cost.observe(Transition.CURRENT, 21.0)
     assert cost.up == pytest.approx(5.0 + NEWEST * (1.0 - 5.0))
 
 
-@pytest.mark.parametrize("turn", [Turn.FAIL, Turn.STOP, Turn.START])
-def test_what_is_broken_off_teaches_nothing(turn: Turn) -> None:
+@pytest.mark.parametrize("transition", [Transition.FAIL, Transition.STOP, Transition.START])
+def test_what_is_broken_off_teaches_nothing(transition: Transition) -> None:
     cost = MoveCost()
-    for each, at in ((Turn.WAKE, 1.0), (turn, 3.0), (Turn.CURRENT, 99.0), (Turn.STALE, 100.0), (Turn.CURRENT, 120.0)):
+    for each, at in (
+        (Transition.WAKE, 1.0),
+        (transition, 3.0),
+        (Transition.CURRENT, 99.0),
+        (Transition.STALE, 100.0),
+        (Transition.CURRENT, 120.0),
+    ):
         cost.observe(each, at)
     assert cost.up == 0.0
 
@@ -83,29 +90,29 @@ def test_the_scheduler_measures_what_the_box_takes() -> None:
     work = ((20.0,) * 32,) * 3
     loads = tuple(PipelineLoad(f"p{n}", (2 * n, 2 * n + 1), (0, 1, 2, 3), 1, 8, 10.0, work) for n in range(2))
     box = Box(Scenario("costs", 4, 1.5, 6.0, loads))
-    policy = Production(box, Rules())
+    policy = Production(box, default_rules())
     box.run(policy)
-    costs = [engine.cost for engine in policy.scheduler.desk.fleet.engines if engine.cost.up and engine.cost.down]
+    costs = [engine.cost for engine in policy.scheduler.engines if engine.cost.up and engine.cost.down]
     assert len(costs) >= 6
     assert all(cost.up == pytest.approx(6.0) and cost.down == pytest.approx(1.5) for cost in costs)
-    assert all(p.step == 2 for p in policy.scheduler.desk.fleet.pipelines.values()), "the newest rollout says how far it is"
-    assert all(p.pace.seconds == pytest.approx(20.0, rel=0.15) for p in policy.scheduler.desk.fleet.pipelines.values())
+    assert all(p.step == 2 for p in policy.scheduler.pipelines.values()), "the newest rollout says how far it is"
+    assert all(p.pace.seconds == pytest.approx(20.0, rel=0.15) for p in policy.scheduler.pipelines.values())
 
 
 def test_a_trainer_that_has_just_left_is_waited_for_a_moment() -> None:
-    spec = PipelineSpec(PipelineId("a"), EngineSpec(GPUS), TrainerSpec({"train": GPUS[:2]}, 1))
-    box = BoxSpec(GPUS, (spec,))
-    desk = Desk(box, Fleet(box), LeaseBook(GPUS), InFlight(), 5.5)
-    pipeline = desk.fleet.pipelines[spec.id]
-    assert view(desk, frozenset()).soon == frozenset()
-    pipeline.trainer.left = 5.0
-    assert view(desk, frozenset()).soon == frozenset(GPUS[:2])
-    assert desk.alarm == 5.0 + MOMENT
+    spec = PipelineSpec(PipelineId("a"), EngineSpec(GPUS, 1, 16), TrainerSpec({"train": GPUS[:2]}, 1, 7200.0))
+    box = BoxSpec(GPUS, (spec,), default_limits(), default_rules())
+    ctx = Context(box, Fleet(box), LeaseBook(GPUS), InFlight(), 5.5)
+    pipeline = ctx.fleet.pipelines[spec.id]
+    assert view(ctx, frozenset()).soon == frozenset()
+    pipeline.trainer.lease_ended_at = 5.0
+    assert view(ctx, frozenset()).soon == frozenset(GPUS[:2])
+    assert ctx.alarm == 5.0 + MOMENT
     pipeline.rollouts[0] = Rollout(0, 8, 5.6)
-    assert view(desk, frozenset()).soon == frozenset(), "there it is"
+    assert view(ctx, frozenset()).soon == frozenset(), "there it is"
     pipeline.rollouts.clear()
-    desk.now = 5.0 + MOMENT
-    assert view(desk, frozenset()).soon == frozenset(), "it takes its time"
+    ctx.now = 5.0 + MOMENT
+    assert view(ctx, frozenset()).soon == frozenset(), "it takes its time"
 
 
 HOLD_S = 10.0

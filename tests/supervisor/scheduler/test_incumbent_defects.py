@@ -54,7 +54,7 @@ def test_d4_a_refused_exchange_has_released_nothing() -> None:
     bench.lease("a")
     bench.say("a", say.ExchangeLease(call=1, roles=("critic",)))
     assert bench.refused("a") == ["would_wait"]
-    assert [lease.gpu for lease in bench.scheduler.desk.leases.leases if lease.holder.pipeline == "a"] == [0]
+    assert [lease.gpu for lease in bench.scheduler.leases.leases if lease.holder.pipeline == "a"] == [0]
 
 
 def test_d5_who_has_no_demand_pins_no_gpu() -> None:
@@ -97,7 +97,7 @@ def test_d8_an_engine_that_wakes_late_holds_nothing_for_a_pipeline_that_ended() 
     bench.open("a")
     bench.feed(ev.OperatorAsked(verb="stop", pipeline=PipelineId("a")))
     bench.release()
-    assert bench.scheduler.desk.leases.leases == []
+    assert bench.scheduler.leases.leases == []
     bench.open("b")
     assert bench.awake("b") == [0]
 
@@ -109,13 +109,15 @@ def test_d9_a_wide_training_is_not_overtaken_by_narrow_ones_for_ever() -> None:
     wide, narrow = request("wide", [0, 1, 2, 3], 1.0), request("narrow", [2], 2.0)
     held = frozenset({GpuId(0)})
     found = reserve([narrow, wide], held, lambda _: False, 3.0, 60.0)
-    assert found.turn == ()
+    assert found.reserved == ()
     assert found.blocked == frozenset(), "engines may go on meanwhile: nobody is paused in vain"
-    assert reserve([narrow, wide], frozenset(), lambda _: False, 3.0, 60.0).turn == (wide,)
+    assert reserve([narrow, wide], frozenset(), lambda _: False, 3.0, 60.0).reserved == (wide,)
     higher = request("higher", [2], 2.0, Priority.INITIALIZATION)
-    assert reserve([higher, wide], frozenset(), lambda _: False, 3.0, 60.0).turn == (higher,)
-    assert reserve([request("late", [2], 119.0, Priority.INITIALIZATION), wide], frozenset(), lambda _: False, 121.0, 60.0).turn == (wide,)
-    assert reserve([narrow, wide], frozenset(), lambda gpu: gpu == 3, 3.0, 60.0).turn == (narrow,), (
+    assert reserve([higher, wide], frozenset(), lambda _: False, 3.0, 60.0).reserved == (higher,)
+    assert reserve([request("late", [2], 119.0, Priority.INITIALIZATION), wide], frozenset(), lambda _: False, 121.0, 60.0).reserved == (
+        wide,
+    )
+    assert reserve([narrow, wide], frozenset(), lambda gpu: gpu == 3, 3.0, 60.0).reserved == (narrow,), (
         "what needs a fenced GPU reserves nothing"
     )
 
@@ -129,9 +131,9 @@ def test_d10_a_failed_pause_is_the_failure_of_one_group() -> None:
     bench.hold = lambda _: False
     bench.feed(ev.ActionFailed(id=pause.id, reason="the engine answered 500"))
     assert bench.granted("b")
-    trainers = [pipeline.trainer.state for pipeline in bench.scheduler.desk.fleet.pipelines.values()]
+    trainers = [pipeline.trainer.state for pipeline in bench.scheduler.pipelines.values()]
     assert trainers == [TrainerState.RUNNING] * 2
-    assert bench.scheduler.desk.fleet.engine(EngineId(PipelineId("a"), 0)).restarts == 1
+    assert bench.scheduler.engine(EngineId(PipelineId("a"), 0)).restarts == 1
 
 
 def bundles(gpus: list[int], tp: int = 1, awake: tuple[int, ...] = ()) -> tuple[Bundle, ...]:
@@ -171,7 +173,7 @@ def test_d14_samples_that_start_again_do_not_undo_progress() -> None:
     bench.progress("a", 90, target=100)
     report = RolloutProgress(0, 10, 0, 90)  # all that ran were drained and wait again
     bench.feed(ev.GatewaySaid(pipeline=PipelineId("a"), incarnation=FIRST, progress=Progress((report,))))
-    assert bench.scheduler.desk.fleet.pipelines[PipelineId("a")].unfinished(bench.now, 60.0) == 10
+    assert bench.scheduler.pipelines[PipelineId("a")].unfinished(bench.now, 60.0) == 10
 
 
 def test_d15_a_late_report_of_a_closed_rollout_is_no_demand() -> None:
@@ -179,7 +181,7 @@ def test_d15_a_late_report_of_a_closed_rollout_is_no_demand() -> None:
     bench.open("a")
     bench.say("a", say.CloseRollout(rollout=0))
     bench.progress("a", 5)
-    assert bench.scheduler.desk.fleet.pipelines[PipelineId("a")].unfinished(bench.now, 60.0) == 0
+    assert bench.scheduler.pipelines[PipelineId("a")].unfinished(bench.now, 60.0) == 0
 
 
 def test_d16_leaving_a_lease_that_is_gone_changes_nothing() -> None:
@@ -188,6 +190,6 @@ def test_d16_leaving_a_lease_that_is_gone_changes_nothing() -> None:
     bench.say("a", say.Offloaded(call=0))
     bench.say("a", say.Offloaded(call=0))
     bench.say("a", say.Offloaded(call=7))
-    assert bench.scheduler.desk.fleet.pipelines[PipelineId("a")].trainer.state is TrainerState.RUNNING
+    assert bench.scheduler.pipelines[PipelineId("a")].trainer.state is TrainerState.RUNNING
     bench.lease("a", 1)
     assert sum(isinstance(message, say.LeaseGranted) for message in bench.heard["a"]) == 2

@@ -44,7 +44,7 @@ def test_b13a_who_has_finished_holds_nothing() -> None:
     bench.say("a", say.CloseRollout(rollout=0))
     bench.die(TrainerId(PipelineId("a")), code=0)
     assert bench.record("a").settled
-    assert not any(lease.holder.pipeline == "a" for lease in bench.scheduler.desk.leases.leases)
+    assert not any(lease.holder.pipeline == "a" for lease in bench.scheduler.leases.leases)
     bench.open("b")
     assert len(bench.awake("b")) == 4
 

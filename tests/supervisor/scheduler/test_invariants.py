@@ -7,41 +7,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.lifecycle.state import HOLDS_MEMORY, EngineState
-from supervisor.scheduler.context import Desk
+from supervisor.scheduler.context import Context
 from supervisor.scheduler.inflight import InFlight
 from supervisor.scheduler.invariants import check
 from supervisor.scheduler.leases import LeaseBook
 from supervisor.scheduler.records import Fleet, Grant, TrainerState
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, Priority, TrainerSpec
+from tests.harness.defaults import default_limits, default_rules
 from trainers.protocol.ids import EngineId, GpuId, Incarnation, PipelineId, TrainerId, Version
 
 GPUS = tuple(map(GpuId, range(4)))
 NAMES = ("a", "b")
 
 
-def desk() -> Desk:
-    specs = tuple(PipelineSpec(PipelineId(name), EngineSpec(GPUS, 2), TrainerSpec({"train": GPUS[:2]}, 1)) for name in NAMES)
-    box = BoxSpec(GPUS, specs)
-    return Desk(box, Fleet(box), LeaseBook(GPUS), InFlight(), 0.0)
+def context() -> Context:
+    specs = tuple(PipelineSpec(PipelineId(name), EngineSpec(GPUS, 2, 16), TrainerSpec({"train": GPUS[:2]}, 1, 7200.0)) for name in NAMES)
+    box = BoxSpec(GPUS, specs, default_limits(), default_rules())
+    return Context(box, Fleet(box), LeaseBook(GPUS), InFlight(), 0.0)
 
 
-def everything(desk: Desk) -> Iterator[bool]:
+def everything(ctx: Context) -> Iterator[bool]:
     """The same promises, engine by engine, without a short cut."""
-    for engine in desk.fleet.engines:
-        held = set(desk.leases.held_by(engine.id))
+    for engine in ctx.fleet.engines:
+        held = set(ctx.leases.held_by(engine.id))
         yield not held or held == set(engine.gpus)
         yield bool(held) or engine.state not in HOLDS_MEMORY
         yield not held or engine.state not in (EngineState.COLD, EngineState.PAUSED, EngineState.RETIRED)
         for gpu in held:
-            lease = desk.leases.lease(gpu)
+            lease = ctx.leases.lease(gpu)
             yield lease is not None and lease.incarnation == engine.incarnation and lease.priority is Priority.ROLLOUT
-        yield engine.op is None or desk.inflight.awaits(engine.op)
-        withheld = [gpu for gpu, groups in desk.leases.withheld.items() if engine.id in groups]
+        yield engine.op is None or ctx.inflight.awaits(engine.op)
+        withheld = [gpu for gpu, groups in ctx.leases.withheld.items() if engine.id in groups]
         yield engine.state is not EngineState.STUCK or set(withheld) == set(engine.gpus)
         yield not withheld or engine.state in (EngineState.QUARANTINED, EngineState.STOPPING, EngineState.STUCK)
-    for pipeline in desk.fleet.pipelines.values():
+    for pipeline in ctx.fleet.pipelines.values():
         trainer = pipeline.trainer
-        held = set(desk.leases.held_by(trainer.id))
+        held = set(ctx.leases.held_by(trainer.id))
         granted = set(trainer.grant.gpus) | set(trainer.grant.leaving_gpus) if trainer.grant is not None else set()
         yield trainer.state is not TrainerState.RUNNING or held == granted
         yield not held or trainer.state not in (TrainerState.COLD, TrainerState.FINISHED, TrainerState.RETIRED)
@@ -59,7 +60,7 @@ HOLDERS = st.sampled_from([None, *(EngineId(PipelineId(n), r) for n in NAMES for
 @settings(max_examples=600, deadline=None)
 @given(st.data())
 def test_it_catches_what_looking_at_everything_catches(data: st.DataObject) -> None:
-    box = desk()
+    box = context()
     for gpu in GPUS:
         if (holder := data.draw(HOLDERS)) is not None:
             priority = data.draw(st.sampled_from([Priority.ROLLOUT, Priority.ROLLOUT, Priority.ACTOR_TRAINING]))

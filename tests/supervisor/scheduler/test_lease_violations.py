@@ -5,9 +5,9 @@ from supervisor.scheduler import Scheduler
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.records import Engine, TrainerState
-from supervisor.scheduler.spec import Limits
 from tests.harness.boxes import box, pipeline
 from tests.harness.checked_scheduler import well
+from tests.harness.defaults import default_limits
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.gateway_messages import Progress, RolloutProgress
 from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId, TrainerId
@@ -21,7 +21,9 @@ class Box:
     """Two pipelines with one engine each on one GPU; `memory` is who holds some of it although nobody lent it to them."""
 
     def __init__(self) -> None:
-        self.scheduler = Scheduler(box(1, pipeline("p1", [0], [0], ranks=1), pipeline("p2", [0], [0], ranks=1), limits=Limits()), 0.0)
+        self.scheduler = Scheduler(
+            box(1, pipeline("p1", [0], [0], ranks=1), pipeline("p2", [0], [0], ranks=1), limits=default_limits()), 0.0
+        )
         self.memory: list[ev.Holder] = []
         self.done: list[do.Action] = []
         self.feed(ev.Tick())
@@ -49,7 +51,7 @@ class Box:
 
     @property
     def engine(self) -> Engine:
-        return self.scheduler.desk.fleet.pipelines[P1].engines[0]
+        return self.scheduler.pipelines[P1].engines[0]
 
     def stopped(self) -> list[GroupId]:
         return [action.group for action in self.done if isinstance(action, do.StopGroup)]
@@ -65,7 +67,7 @@ def test_the_intruder_fails_and_the_one_who_was_measured_goes_on() -> None:
     box.memory = [ev.Holder(GPU, SECOND, LIFE)]
     _leave(box)
     assert box.stopped() == [SECOND]
-    trainer = box.scheduler.desk.fleet.pipelines[P2].trainer
+    trainer = box.scheduler.pipelines[P2].trainer
     assert trainer.note == "holds memory on GPU 0, of which it has no lease"
     assert trainer.restarts == 1
     assert box.engine.state is EngineState.PAUSED
@@ -94,9 +96,9 @@ def test_an_intruder_on_a_fenced_gpu_fails_too() -> None:
     box = Box()
     _leave(box)
     box.say(P1, say.Offloaded(1))
-    box.scheduler.desk.leases.fence(GPU, "a test")
+    box.scheduler.leases.fence(GPU, "a test")
     box.memory = [ev.Holder(GPU, SECOND, LIFE)]
     box.scheduler._fence_looked = None
     box.feed(ev.Tick())
     assert box.stopped() == [SECOND]
-    assert box.scheduler.desk.fleet.pipelines[P2].trainer.state is not TrainerState.RUNNING or not box.memory
+    assert box.scheduler.pipelines[P2].trainer.state is not TrainerState.RUNNING or not box.memory

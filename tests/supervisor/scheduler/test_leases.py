@@ -37,7 +37,7 @@ def test_a_lease_has_a_limit() -> None:
     assert bench.record("a").trainer.grant.warned
     bench.wait(2.0)
     assert bench.record("a").trainer.incarnation == 2
-    assert bench.scheduler.desk.leases.leases == []
+    assert bench.scheduler.leases.leases == []
 
 
 def test_memory_that_stays_after_a_lease_is_the_trainers_failure() -> None:
@@ -69,7 +69,7 @@ def test_what_a_dead_trainer_leaves_behind_is_lent_to_nobody(what: str) -> None:
     bench.rule = left
     bench.die(TRAINER)
     assert bench.record("a").trainer.incarnation == 2, "the box goes on"
-    assert list(bench.scheduler.desk.leases.fences) == [0]
+    assert list(bench.scheduler.leases.fences) == [0]
     bench.open("b")
     bench.lease("b")
     bench.wait(60.0)
@@ -99,7 +99,7 @@ def test_what_a_stuck_engine_holds_is_reserved_for_nobody() -> None:
     bench.rule = lambda action: ev.GroupGone(id=action.id, confirmed=False, note="") if isinstance(action, do.StopGroup) else None
     bench.die(ENGINE)
     bench.lease("b")
-    assert bench.scheduler.reservations().turn == ()
+    assert bench.scheduler.reservations().reserved == ()
     assert bench.awake("b") == [0], "nobody is paused for what cannot be granted"
     bench.open("b", 1)
     bench.rule = lambda _: None
@@ -137,7 +137,7 @@ def test_who_leaves_a_lease_that_is_being_exchanged_has_withdrawn() -> None:
     assert bench.refused("a") == ["out_of_order"]
     assert bench.told("a", say.LeaseEnded) == [say.LeaseEnded(0)]
     bench.release()
-    assert bench.scheduler.reservations().turn == ()
+    assert bench.scheduler.reservations().reserved == ()
     assert leased(bench) == {2: ENGINE}, "only its engine, which the open rollout wants"
     bench.lease("a", 2, "critic")
     assert say.LeaseGranted(2, ("critic",)) in bench.heard["a"]
@@ -156,4 +156,4 @@ def test_who_loses_its_gpu_to_a_reservation_gets_another() -> None:
 
 
 def leased(bench: Bench) -> dict[int, object]:
-    return {int(lease.gpu): lease.holder for lease in bench.scheduler.desk.leases.leases}
+    return {int(lease.gpu): lease.holder for lease in bench.scheduler.leases.leases}

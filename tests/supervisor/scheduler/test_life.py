@@ -214,7 +214,7 @@ def test_what_is_never_answered_has_failed_at_its_deadline() -> None:
     bench.die(GATEWAY)
     assert not bench.record("a").gateway.up
     bench.hold = lambda _: False
-    bench.later(bench.scheduler.desk.box.limits.gateway_start + 1.0)
+    bench.later(bench.scheduler.box.limits.gateway_start + 1.0)
     assert bench.record("a").gateway.up
     assert bench.record("a").gateway.incarnation == 3
 
@@ -262,7 +262,7 @@ def test_the_end_of_an_engine_that_was_asked_for_is_no_failure() -> None:
     assert bench.record("a").engines[0].state is EngineState.STOPPING
     bench.release()
     assert bench.record("a").settled
-    assert not bench.scheduler.desk.faults
+    assert not bench.scheduler.faults
     assert bench.record("a").engines[0].restarts == 0
 
 
@@ -282,7 +282,7 @@ def test_a_late_answer_of_an_engine_that_is_being_ended_changes_nothing() -> Non
     bench.feed(*map(well, wakes))
     assert bench.record("a").engines[0].state is EngineState.STOPPING
     bench.release()
-    assert bench.scheduler.desk.leases.leases == []
+    assert bench.scheduler.leases.leases == []
     assert bench.record("a").settled
 
 

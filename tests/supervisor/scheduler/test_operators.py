@@ -5,7 +5,6 @@ import pytest
 from engines.lifecycle.state import EngineState
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
-from supervisor.scheduler.operators import foretold, refused
 from tests.harness.scheduler_bench import Bench, one, serving
 from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
@@ -16,8 +15,8 @@ TRAINER, GATEWAY, ENGINE = TrainerId(A), GatewayId(A), EngineId(A, 0)
 def ask(bench: Bench, verb: str, rank: int | None = None, part: str = "") -> dict[str, str]:
     """What the operator reads; then it is done."""
     event = ev.OperatorAsked(verb=verb, pipeline=A, rank=rank, part=part)
-    assert refused(bench.scheduler.desk, event) == ""
-    told = {str(about): what for about, what in foretold(bench.scheduler.desk, event)}
+    assert bench.scheduler.refusal(event) == ""
+    told = {str(about): what for about, what in bench.scheduler.preview(event)}
     bench.feed(event)
     return told
 
@@ -112,7 +111,7 @@ def test_what_cannot_be_asked_changes_nothing(verb: str, rank: int | None, part:
     """`stop a/engine/0` has ended the whole pipeline once."""
     bench = serving()
     event = ev.OperatorAsked(verb=verb, pipeline=A, rank=rank, part=part)
-    assert refused(bench.scheduler.desk, event).startswith(why)
+    assert bench.scheduler.refusal(event).startswith(why)
     bench.feed(event)
     assert bench.awake("a") == [0, 1]
     assert not bench.record("a").ended
@@ -120,12 +119,12 @@ def test_what_cannot_be_asked_changes_nothing(verb: str, rank: int | None, part:
 
 def test_nobody_of_that_name() -> None:
     event = ev.OperatorAsked(verb="pause", pipeline=PipelineId("p9"))
-    assert refused(one().scheduler.desk, event) == "there is no pipeline p9; this run has a"
+    assert one().scheduler.refusal(event) == "there is no pipeline p9; this run has a"
 
 
 def test_the_log_says_whom_it_was_asked_of() -> None:
     scheduler = serving().scheduler
     scheduler.handle(ev.OperatorAsked(verb="pause", pipeline=A, rank=0), 100.0)
-    assert scheduler.desk.notes == [("warning", ENGINE, "operator: pause: serving: will be paused")]
+    assert scheduler.notes == [("warning", ENGINE, "operator: pause: serving: will be paused")]
     scheduler.handle(ev.OperatorAsked(verb="restart", pipeline=A, part="gateway"), 101.0)
-    assert [about for _, about, _ in scheduler.desk.notes] == [GATEWAY], "told once, and not as a failure"
+    assert [about for _, about, _ in scheduler.notes] == [GATEWAY], "told once, and not as a failure"

@@ -3,9 +3,8 @@
 import pytest
 
 from supervisor.scheduler import events as ev
-from supervisor.scheduler.groups.rollouts import Rollout, work
-from supervisor.scheduler.planning.view import view
-from tests.supervisor.scheduler.test_engines import LIFE, P1, Desk
+from supervisor.scheduler.rollouts import Rollout, work
+from tests.supervisor.scheduler.test_engines import LIFE, P1, Driver
 from trainers.protocol.gateway_messages import Progress, RolloutProgress
 
 QUIET = 60.0
@@ -46,14 +45,14 @@ def test_what_a_dead_gateway_knew_is_forgotten() -> None:
 
 
 def test_what_the_gateway_reports_is_what_the_planner_bids_with() -> None:
-    desk = Desk()
-    desk.open(16)
+    driver = Driver()
+    driver.open(16)
 
     def bid() -> tuple[int, float, float]:
-        (share,) = view(desk.scheduler.desk, frozenset()).shares
+        (share,) = driver.scheduler.view.shares
         return share.unfinished, share.expected, share.longest
 
     assert bid() == (16, 0.0, 0.0), "counts, as long as nothing is known"
     report = RolloutProgress(0, 6, 2, 8, expected=120.0, longest=60.0)
-    desk.feed(ev.GatewaySaid(pipeline=P1, incarnation=LIFE, progress=Progress((report,))))
+    driver.feed(ev.GatewaySaid(pipeline=P1, incarnation=LIFE, progress=Progress((report,))))
     assert bid() == (8, 120.0, 60.0)

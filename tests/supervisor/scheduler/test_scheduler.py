@@ -113,7 +113,7 @@ def test_no_sequence_of_events_breaks_it(script: list[tuple[Any, ...]], pauses: 
             if kind == "answer":
                 waiting.remove(action)
             feed(answer(action, outcome, version))
-        holders = [lease.gpu for lease in scheduler.desk.leases.leases]
+        holders = [lease.gpu for lease in scheduler.leases.leases]
         assert len(holders) == len(set(holders))
         assert scheduler.deadline is None or scheduler.deadline > now or scheduler.finished or waiting
 
@@ -142,7 +142,7 @@ def test_everything_is_granted_and_nothing_lost_in_the_end(seed: int, gpus: int,
     world = World(box(gpus, *specs), seed, steps=2, target=12, faults=faults)
     world.run()
     for trainer in world.trainers.values():
-        record = world.scheduler.desk.fleet.pipelines[trainer.pipeline]
+        record = world.scheduler.pipelines[trainer.pipeline]
         assert record.failed or trainer.completed == {0: 12, 1: 12}
         assert record.failed or record.published >= 2
 

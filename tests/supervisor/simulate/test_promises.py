@@ -42,12 +42,12 @@ def stopped(when: Callable[[World], bool]) -> World:
 
 def waiting(world: World) -> bool:
     """A trainer has its turn and waits for engines to leave."""
-    return bool(world.scheduler.reservations().turn)
+    return bool(world.scheduler.reservations().reserved)
 
 
 def test_a_reservation_whose_holder_died() -> None:
     world = stopped(waiting)
-    (request,) = world.scheduler.reservations().turn
+    (request,) = world.scheduler.reservations().reserved
     del world.alive[TrainerId(request.pipeline)]
     with pytest.raises(Violation, match="its request of GPUs"):
         world.promises.check()
@@ -56,8 +56,8 @@ def test_a_reservation_whose_holder_died() -> None:
 @pytest.mark.parametrize("state", [TrainerState.FINISHED, TrainerState.STOPPING, TrainerState.QUARANTINED, TrainerState.RETIRED])
 def test_a_reservation_of_a_pipeline_that_has_ended(state: TrainerState) -> None:
     world = stopped(waiting)
-    (request,) = world.scheduler.reservations().turn
-    world.scheduler.desk.fleet.pipelines[request.pipeline].trainer.state = state
+    (request,) = world.scheduler.reservations().reserved
+    world.scheduler.pipelines[request.pipeline].trainer.state = state
     with pytest.raises(Violation, match="its request of GPUs"):
         world.promises.check()
 
@@ -65,8 +65,8 @@ def test_a_reservation_of_a_pipeline_that_has_ended(state: TrainerState) -> None
 def test_a_reservation_of_what_is_fenced(monkeypatch: pytest.MonkeyPatch) -> None:
     world = stopped(waiting)
     found = world.scheduler.reservations()
-    world.scheduler.desk.leases.fence(found.turn[0].gpus[0], "for ever")
-    assert world.scheduler.reservations().turn == ()
+    world.scheduler.leases.fence(found.reserved[0].gpus[0], "for ever")
+    assert world.scheduler.reservations().reserved == ()
     world.promises.check()
     monkeypatch.setattr(type(world.scheduler), "reservations", lambda scheduler: found)
     with pytest.raises(Violation, match="is fenced"):
@@ -74,17 +74,13 @@ def test_a_reservation_of_what_is_fenced(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_reservation_of_what_a_stuck_engine_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = stopped(
-        lambda world: (
-            any(world.scheduler.desk.leases.held_by(engine.id) for engine in world.scheduler.desk.fleet.engines) and waiting(world)
-        )
-    )
+    world = stopped(lambda world: any(world.scheduler.leases.held_by(engine.id) for engine in world.scheduler.engines) and waiting(world))
     found = world.scheduler.reservations()
-    lease = next(lease for gpu in found.turn[0].gpus if (lease := world.scheduler.desk.leases.lease(gpu)) is not None)
+    lease = next(lease for gpu in found.reserved[0].gpus if (lease := world.scheduler.leases.lease(gpu)) is not None)
     assert isinstance(lease.holder, EngineId)
-    world.scheduler.desk.fleet.engine(lease.holder).state = EngineState.STUCK
-    world.scheduler.desk.leases.withhold([lease.gpu], lease.holder, "a test")
-    assert world.scheduler.reservations().turn == ()
+    world.scheduler.engine(lease.holder).state = EngineState.STUCK
+    world.scheduler.leases.withhold([lease.gpu], lease.holder, "a test")
+    assert world.scheduler.reservations().reserved == ()
     monkeypatch.setattr(type(world.scheduler), "reservations", lambda scheduler: found)
     with pytest.raises(Violation, match="which is stuck"):
         world.promises.check()
@@ -92,15 +88,15 @@ def test_a_reservation_of_what_a_stuck_engine_has(monkeypatch: pytest.MonkeyPatc
 
 def test_a_reservation_that_waits_for_another_trainers_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     def lent(world: World) -> bool:
-        record = world.scheduler.desk.fleet.pipelines[A].trainer
+        record = world.scheduler.pipelines[A].trainer
         idle = record.state is TrainerState.RUNNING and record.request is None
-        return idle and bool(world.scheduler.desk.leases.held_by(TrainerId(B)))
+        return idle and bool(world.scheduler.leases.held_by(TrainerId(B)))
 
     world = stopped(lent)
-    gpus = world.scheduler.desk.leases.held_by(TrainerId(B))
+    gpus = world.scheduler.leases.held_by(TrainerId(B))
     request = Request(A, 9, ("train",), gpus, Priority.ACTOR_TRAINING, world.now)
-    world.scheduler.desk.fleet.pipelines[A].trainer.request = request
-    assert request not in world.scheduler.reservations().turn
+    world.scheduler.pipelines[A].trainer.request = request
+    assert request not in world.scheduler.reservations().reserved
     world.promises.check()
     monkeypatch.setattr(type(world.scheduler), "reservations", lambda scheduler: Reservations((request,), frozenset(gpus)))
     with pytest.raises(Violation, match="is p2/trainer's"):
@@ -118,8 +114,8 @@ def test_a_reservation_that_waits_for_ever() -> None:
 
 def test_an_exchange_that_keeps_what_was_given_back() -> None:
     world = stopped(waiting)
-    (request,) = world.scheduler.reservations().turn
-    record = world.scheduler.desk.fleet.pipelines[request.pipeline].trainer
+    (request,) = world.scheduler.reservations().reserved
+    record = world.scheduler.pipelines[request.pipeline].trainer
     record.request = Request(request.pipeline, 9, ("train",), request.gpus, request.priority, world.now, frozenset(request.gpus))
     with pytest.raises(Violation, match="does not hold"):
         world.promises.check()
@@ -128,20 +124,20 @@ def test_an_exchange_that_keeps_what_was_given_back() -> None:
 def test_a_gpu_that_is_lent_unmeasured() -> None:
     world = stopped(lambda world: world.now > 1.0)
     world.promises.measured.clear()
-    gpu = next(gpu for gpu in world.box.gpus if world.scheduler.desk.leases.lease(gpu) is None)
-    world.scheduler.desk.leases.grant([gpu], TrainerId(A), Priority.ACTOR_TRAINING, 1)  # type: ignore[arg-type]
+    gpu = next(gpu for gpu in world.box.gpus if world.scheduler.leases.lease(gpu) is None)
+    world.scheduler.leases.grant([gpu], TrainerId(A), Priority.ACTOR_TRAINING, 1)  # type: ignore[arg-type]
     with pytest.raises(Violation, match="was not measured"):
         world.promises.check()
 
 
 def test_a_gpu_that_is_lent_where_somebody_could_not_be_ended() -> None:
     world = stopped(lambda world: world.now > 1.0)
-    gpu = next(gpu for gpu in world.box.gpus if world.scheduler.desk.leases.lease(gpu) is None)
+    gpu = next(gpu for gpu in world.box.gpus if world.scheduler.leases.lease(gpu) is None)
     world.promises.measured.add(gpu)
-    engine = next(engine for engine in world.scheduler.desk.fleet.engines if gpu in engine.gpus)
+    engine = next(engine for engine in world.scheduler.engines if gpu in engine.gpus)
     world.undead[engine.id, engine.incarnation] = world.now + 100.0
     world.promises.check()
-    world.scheduler.desk.leases.grant([gpu], TrainerId(A), Priority.ACTOR_TRAINING, 1)  # type: ignore[arg-type]
+    world.scheduler.leases.grant([gpu], TrainerId(A), Priority.ACTOR_TRAINING, 1)  # type: ignore[arg-type]
     with pytest.raises(Violation, match="could not be ended there"):
         world.promises.check()
 
@@ -154,8 +150,8 @@ def test_memory_without_a_lease() -> None:
 
 
 def test_a_rollout_that_is_forgotten() -> None:
-    world = stopped(lambda world: bool(world.scheduler.desk.fleet.pipelines[A].rollouts) and world.trainers[A].place == "generating")
-    world.scheduler.desk.fleet.pipelines[A].rollouts.clear()
+    world = stopped(lambda world: bool(world.scheduler.pipelines[A].rollouts) and world.trainers[A].place == "generating")
+    world.scheduler.pipelines[A].rollouts.clear()
     with pytest.raises(Violation, match="nobody knows of it"):
         world.promises.check()
 

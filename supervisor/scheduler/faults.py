@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 from trainers.protocol.ids import EngineId, Incarnation
 
@@ -9,6 +10,9 @@ KEPT = 10_000
 """Ended faults that are remembered for figures."""
 BY_OPERATOR = "restarted by the operator"
 """The reason of an end that was asked for."""
+
+Outcome = Literal["failed again", "routed", "asleep", "stopped", "stuck", "retired"]
+"""How a fault ended: well again (routed, asleep), a further attempt, or for good."""
 
 
 class Cause(Enum):

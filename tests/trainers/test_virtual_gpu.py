@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainshed.device import Device, DeviceFull, DeviceKind, Pool, Resident, memfd_link, memfd_name, parse_device, room
+from trainshed.resident import Resident
+from trainshed.virtual_gpu import Device, DeviceFull, DeviceKind, Pool, memfd_name, parse_device, room
 
 from trainers.protocol.child_env import OUR_PATH
 
@@ -21,7 +22,7 @@ def measured(gpu: int = 7, pid: int | str = "self") -> int:
     total = 0
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            if os.readlink(entry) == memfd_link(gpu):
+            if os.readlink(entry) == f"/memfd:{memfd_name(gpu)} (deleted)":
                 total += entry.stat().st_blocks * 512
         except FileNotFoundError:
             continue
@@ -94,7 +95,7 @@ def test_an_unmapping_never_happens_under_a_live_tensor() -> None:
 
 def test_a_stray_touch_after_release_kills_the_process() -> None:
     code = (
-        "import torch; from trainshed.device import Pool, parse_device\n"
+        "import torch; from trainshed.virtual_gpu import Pool, parse_device\n"
         "pool = Pool(parse_device('virtual:7'), 1); tensor = pool.take((4,), torch.float32); tensor.fill_(1)\n"
         "pool.release(); print('released', flush=True); tensor.sum()"
     )
@@ -106,7 +107,7 @@ def test_a_stray_touch_after_release_kills_the_process() -> None:
 
 
 def test_importing_the_module_does_not_import_torch() -> None:
-    code = "import sys, trainshed.device as d; d.memfd_name(1); d.parse_device('virtual:1'); sys.exit('torch' in sys.modules)"
+    code = "import sys, trainshed.virtual_gpu as d; d.memfd_name(1); d.parse_device('virtual:1'); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": OUR_PATH}, check=True, timeout=60)
     assert memfd_name(12) == "trainshed-gpu-12"
 

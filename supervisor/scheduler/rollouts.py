@@ -1,4 +1,4 @@
-"""Durable demand: what a pipeline still wants to be generated."""
+"""A rollout is the record of what a pipeline still wants to be generated. It is demand that outlives every gateway and engine that serves it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Rollout:
     opened: float
     implicit: bool = False
     known: bool = False  # the gateway of today has it
-    asked: bool = False  # the gateway has been told to open it
-    told: bool = False  # the trainer has been told that it is open
+    ordered: bool = False  # the gateway has been told to open it
+    announced: bool = False  # the trainer has been told that it is open
     waiting: int = 0
     in_flight: int = 0
     done: int = 0
@@ -45,7 +45,7 @@ class Rollout:
         self.before += self.done
         self.done = self.waiting = self.in_flight = 0
         self.expected = self.longest = 0.0
-        self.known = self.asked = False
+        self.known = self.ordered = False
         if self.quiet_since is None:
             self.quiet_since = now
 
