@@ -128,6 +128,13 @@ def test_the_architecture_names_every_package() -> None:
     ] == []
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(name(path) for path in sorted((CHECKOUT / "docs").glob("*.md")))])
+def test_pages_name_what_is_there(page: str) -> None:
+    """Files and folders that a page names by their path from the checkout exist."""
+    named = re.findall(r"`((?:supervisor|engines|trainers|tests|bench|bin|examples|docs)/[\w./-]*)", (CHECKOUT / page).read_text())
+    assert [path for path in named if not (CHECKOUT / path).exists()] == []
+
+
 @until_merged
 @pytest.mark.parametrize("package", PACKAGES, ids=name)
 def test_a_package_says_what_it_is_and_names_its_files(package: Path) -> None:

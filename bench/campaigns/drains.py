@@ -5,7 +5,7 @@
 A case is one run with 40 drains (SGLang: 100) and its share of the kills: engines that serve requests are paused or ended by the operator
 at random moments and come back a little later, others lose a random process of theirs to `kill -9`, and all the while the trainer takes a
 GPU for training now and then (the scheduler preempts the engine there) and publishes the same weights anew. Every line of every answer is
-counted and compared with the undisturbed sample (`_asker.py`): the embedded engine's bit for bit with its log-probs; SGLang's, float32 and
+counted and compared with the undisturbed sample (`harness/checking_trainer.py`): the embedded engine's bit for bit with its log-probs; SGLang's, float32 and
 greedy, token for token or first differing where the two best log-probs are less than 1e-4 apart. Only what hit an engine with requests in
 flight counts.
 """
@@ -110,7 +110,7 @@ class Drained:
             parts.append(
                 PIPELINE.format(
                     name=name, seed=index + 1, kind=kind, python=python, model=model, gpus=list(range(self.kind.gpus)), train=index,
-                    interpreter=sys.executable, asker=CHECKOUT / "bench" / "campaigns" / "harness" / "asker.py", samples=self.kind.samples,
+                    interpreter=sys.executable, asker=CHECKOUT / "bench" / "campaigns" / "harness" / "checking_trainer.py", samples=self.kind.samples,
                     tokens=self.kind.tokens, lease=self.kind.lease_s, exact=str(kind == "embedded").lower(),
                 )
             )  # fmt: skip

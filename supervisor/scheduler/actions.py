@@ -1,8 +1,11 @@
-"""What to do. Each action has an `id` and is answered by exactly one event that bears it, also when it fails or takes too long."""
+"""Actions are what the scheduler wants done. Each has an `id` and is answered by exactly one event that bears it, also when it fails or takes too long.
+
+`subject` is the group or pipeline that an action is about. Names and fields are a file format: recordings hold them.
+"""
 
 import msgspec
 
-from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId, Version
+from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, TrainerId, Version
 from trainers.protocol.trainer_messages import SupervisorMessage
 
 
@@ -10,32 +13,62 @@ class _Action(msgspec.Struct, frozen=True, tag=True, tag_field="do", kw_only=Tru
     id: int
 
 
-class PrepareModel(_Action, frozen=True):
-    """See that the pipeline's model path exists (a recipe is run). -> `ModelReady`"""
-
+class _PipelineAction(_Action, frozen=True):
     pipeline: PipelineId
 
+    @property
+    def subject(self) -> PipelineId:
+        """Whom the action is about."""
+        return self.pipeline
 
-class StartGroup(_Action, frozen=True):
-    """Spawn the members of an engine and see it ready: listener ours, one token generated through the real endpoint. -> `GroupReady`"""
 
+class _TrainerAction(_Action, frozen=True):
+    pipeline: PipelineId
+
+    @property
+    def subject(self) -> TrainerId:
+        """Whom the action is about."""
+        return TrainerId(self.pipeline)
+
+
+class _GatewayAction(_Action, frozen=True):
+    pipeline: PipelineId
+
+    @property
+    def subject(self) -> GatewayId:
+        """Whom the action is about."""
+        return GatewayId(self.pipeline)
+
+
+class _EngineAction(_Action, frozen=True):
     engine: EngineId
     incarnation: Incarnation
 
+    @property
+    def subject(self) -> EngineId:
+        """Whom the action is about."""
+        return self.engine
 
-class StartTrainer(_Action, frozen=True):
+
+class PrepareModel(_PipelineAction, frozen=True):
+    """See that the pipeline's model path exists (a recipe is run). -> `ModelReady`"""
+
+
+class StartGroup(_EngineAction, frozen=True):
+    """Spawn the members of an engine and see it ready: listener ours, one token generated through the real endpoint. -> `GroupReady`"""
+
+
+class StartTrainer(_TrainerAction, frozen=True):
     """Spawn the ranks; they resume at `steps_done`. `restore`: they must publish what they restored. -> `TrainerStarted`"""
 
-    pipeline: PipelineId
     incarnation: Incarnation
     steps_done: int
     restore: bool
 
 
-class StartGateway(_Action, frozen=True):
+class StartGateway(_GatewayAction, frozen=True):
     """Spawn the gateway on the pipeline's inherited socket. -> `GatewayReady`"""
 
-    pipeline: PipelineId
     incarnation: Incarnation
 
 
@@ -46,6 +79,11 @@ class StopGroup(_Action, frozen=True):
     incarnation: Incarnation
     kill: bool
 
+    @property
+    def subject(self) -> GroupId:
+        """Whom the action is about."""
+        return self.group
+
 
 class Measure(_Action, frozen=True):
     """Look until these GPUs measure empty of `holder` (nobody, at the start), or `within` seconds have passed. -> `GpuFree` | `GpuHeld`"""
@@ -54,116 +92,95 @@ class Measure(_Action, frozen=True):
     gpus: tuple[GpuId, ...]
     within: float
 
+    @property
+    def subject(self) -> GroupId | None:
+        """Whom the action is about; nobody at the start."""
+        return self.holder
 
-class Pause(_Action, frozen=True):
+
+class Pause(_EngineAction, frozen=True):
     """Give back device memory. -> `Paused`"""
 
-    engine: EngineId
-    incarnation: Incarnation
 
-
-class Wake(_Action, frozen=True):
+class Wake(_EngineAction, frozen=True):
     """Take device memory back, load `version`, resume the KV cache. -> `Woken` with the version read back"""
 
-    engine: EngineId
-    incarnation: Incarnation
     version: Version
 
 
-class LoadWeights(_Action, frozen=True):
+class LoadWeights(_EngineAction, frozen=True):
     """Load `version` in place; requests that run stay. -> `Woken` with the version read back"""
 
-    engine: EngineId
-    incarnation: Incarnation
     version: Version
 
 
-class Route(_Action, frozen=True):
+class Route(_EngineAction, frozen=True):
     """The gateway may send requests to this engine. -> `Ordered`"""
 
-    engine: EngineId
-    incarnation: Incarnation
     version: Version
 
 
-class Unroute(_Action, frozen=True):
+class Unroute(_EngineAction, frozen=True):
     """No new request to this engine, and none to any with weights older than the `published`. What runs there runs on, unless
     `on_publish` says that it is begun anew. -> `Ordered`"""
 
-    engine: EngineId
-    incarnation: Incarnation
     published: Version = Version(0)
 
 
-class Drain(_Action, frozen=True):
+class Drain(_EngineAction, frozen=True):
     """No new request; what runs there continues elsewhere with the tokens so far. -> `Ordered` when nothing of ours is left on it"""
 
-    engine: EngineId
-    incarnation: Incarnation
 
-
-class Lost(_Action, frozen=True):
+class Lost(_EngineAction, frozen=True):
     """The engine is dead or condemned; the gateway fails its requests over. -> `Ordered`"""
 
-    engine: EngineId
-    incarnation: Incarnation
 
-
-class OpenAtGateway(_Action, frozen=True):
+class OpenAtGateway(_GatewayAction, frozen=True):
     """-> `Ordered`"""
 
-    pipeline: PipelineId
     rollout: int
     target: int
 
 
-class CloseAtGateway(_Action, frozen=True):
+class CloseAtGateway(_GatewayAction, frozen=True):
     """-> `Ordered` when every sample of it has been answered"""
 
-    pipeline: PipelineId
     rollout: int
 
 
-class ForgetAtGateway(_Action, frozen=True):
+class ForgetAtGateway(_GatewayAction, frozen=True):
     """The trainer died: every rollout of its past life ends. -> `Ordered`"""
 
-    pipeline: PipelineId
 
-
-class TellHopeless(_Action, frozen=True):
+class TellHopeless(_GatewayAction, frozen=True):
     """No engine can come back (or, with "", one can again). -> `Ordered`"""
 
-    pipeline: PipelineId
     reason: str
 
 
-class TellTrainer(_Action, frozen=True):
+class TellTrainer(_TrainerAction, frozen=True):
     """One message to every rank. -> `Told`"""
 
-    pipeline: PipelineId
     incarnation: Incarnation
     message: SupervisorMessage
 
 
-class AdoptSnapshot(_Action, frozen=True):
+class AdoptSnapshot(_TrainerAction, frozen=True):
     """Make the folder `name` the snapshot of `version`, atomically. -> `SnapshotAdopted`"""
 
-    pipeline: PipelineId
     name: str
     version: Version
 
 
-class DropSnapshot(_Action, frozen=True):
+class DropSnapshot(_PipelineAction, frozen=True):
     """Nobody needs this version any more. -> `Told`"""
 
-    pipeline: PipelineId
     version: Version
 
 
-class RecordCheckpoint(_Action, frozen=True):
+class RecordCheckpoint(_TrainerAction, frozen=True):
     """Remember where a restart resumes; delete what is older than the kept ones. -> `CheckpointKept`"""
 
-    pipeline: PipelineId
     step: int
     path: str
 

@@ -1,10 +1,17 @@
-"""What happened. An answer bears the `id` of its action; one whose action is no longer awaited is dropped in one place."""
+"""Events are what happened. An answer bears the `id` of its action; one whose action is no longer awaited is dropped by `InFlight`."""
+
+from typing import Final, Literal
 
 import msgspec
 
 from trainers.protocol.gateway_messages import Progress
 from trainers.protocol.ids import GpuId, GroupId, Incarnation, PipelineId, Version
 from trainers.protocol.trainer_messages import TrainerMessage
+
+Verb = Literal["restart", "drain", "pause", "resume", "reset", "stop"]
+Part = Literal["", "trainer", "gateway"]
+UNKNOWN_CODE: Final = -255
+"""The exit code of a process whose status nobody could read."""
 
 
 class _Event(msgspec.Struct, frozen=True, tag=True, tag_field="event", kw_only=True):
@@ -113,6 +120,12 @@ class MemberExited(_Event, frozen=True):
     code: int
     note: str = ""
 
+    @property
+    def how(self) -> str:
+        """Return in words how the process ended: "ended with signal 9: out of memory"."""
+        code = "" if self.code == UNKNOWN_CODE else f" with signal {-self.code}" if self.code < 0 else f" with exit code {self.code}"
+        return f"ended{code}{': ' + self.note if self.note else ''}"
+
 
 class PeerFailed(_Event, frozen=True):
     """A child's descriptor said something impossible, closed, or is not read: the child has failed."""
@@ -148,12 +161,12 @@ class GatewaySaid(_Event, frozen=True):
 
 
 class OperatorAsked(_Event, frozen=True):
-    """`verb` is restart, drain, pause, resume, reset or stop; of a pipeline, of its engine `rank`, or of its `part` (trainer, gateway)."""
+    """An operator asks for something: of a pipeline, of its engine `rank`, or of its `part`."""
 
-    verb: str
+    verb: Verb
     pipeline: PipelineId
     rank: int | None = None
-    part: str = ""
+    part: Part = ""
 
 
 class Stop(_Event, frozen=True):

@@ -1,6 +1,7 @@
 """What an operator asks for: one pipeline or group (`asked`), or an end of it all (`stop`); and what each request will do, in words (`preview`)."""
 
 from collections.abc import Iterator
+from typing import assert_never
 
 from engines.lifecycle.state import EngineState, Transition
 from trainers.protocol.ids import EngineId, GroupId, PipelineId
@@ -204,7 +205,7 @@ def apply(ctx: Context, event: OperatorAsked) -> None:
         case "stop":
             trainers.stop(ctx, pipeline)
         case _:
-            ctx.note("warning", pipeline.id, f"no such operation: {event.verb}")
+            assert_never(event.verb)
 
 
 def _reset(ctx: Context, pipeline: Pipeline, chosen: list[Engine], event: OperatorAsked) -> None:

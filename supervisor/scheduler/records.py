@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import assert_never
 
 from engines.lifecycle.state import TRANSITIONS, EngineState, Transition, advance
 from supervisor.scheduler.planning.costs import MoveCost, Pace
@@ -203,6 +204,10 @@ class Gateway:
     by_operator: bool = False  # that it was an operator who wanted it
 
 
+Group = Engine | Trainer | Gateway
+"""A group of processes that live and end together; each has an `id`, an `incarnation`, and `op`, the id of the one action under way for it."""
+
+
 @dataclass(slots=True)
 class Figures:
     """What the summary and the views count."""
@@ -284,8 +289,20 @@ class Fleet:
     def engine(self, id: EngineId) -> Engine:
         return self.pipelines[id.pipeline].engines[id.rank]
 
+    def group(self, id: GroupId) -> Group:
+        pipeline = self.pipelines[id.pipeline]
+        match id:
+            case EngineId(rank=rank):
+                return pipeline.engines[rank]
+            case TrainerId():
+                return pipeline.trainer
+            case GatewayId():
+                return pipeline.gateway
+            case _:
+                assert_never(id)
+
     def state(self, group: GroupId) -> EngineState | None:
-        """Of an engine; None for any other group."""
+        """Return the state of an engine; None for any other group."""
         return self.engine(group).state if isinstance(group, EngineId) else None
 
 

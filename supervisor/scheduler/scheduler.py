@@ -10,7 +10,7 @@ from supervisor.scheduler.planning.planner import Plan, View, must_leave, plan
 from supervisor.scheduler.planning.reasons import Explanation
 from supervisor.scheduler.planning.reservations import Reservations, reserve
 from supervisor.scheduler.planning.view import held_by_trainers, view
-from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId
+from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId
 
 from . import operators
 from .actions import (
@@ -59,20 +59,10 @@ from .groups import engine_teardown, engines, gateways, trainer_stop, trainers
 from .inflight import Awaited, InFlight
 from .invariants import check
 from .leases import LeaseBook
-from .records import Engine, Fleet, Pipeline, TrainerState, TrainerTransition
+from .records import Engine, Fleet, Gateway, Group, Pipeline, Trainer, TrainerState, TrainerTransition
 from .spec import BoxSpec
 
 NOT_MEASURED = "not measured yet"
-UNKNOWN_CODE = -255
-
-
-def _exit(event: MemberExited) -> str:
-    return f"{f'member {event.member}' if event.member >= 0 else 'a process of its tree'} {_ended(event)}"
-
-
-def _ended(event: MemberExited) -> str:
-    how = "" if event.code == UNKNOWN_CODE else f" with signal {-event.code}" if event.code < 0 else f" with exit code {event.code}"
-    return f"ended{how}{': ' + event.note if event.note else ''}"
 
 
 class Scheduler:
@@ -108,6 +98,9 @@ class Scheduler:
 
     def engine(self, id: EngineId) -> Engine:
         return self._ctx.fleet.engine(id)
+
+    def group(self, id: GroupId) -> Group:
+        return self._ctx.fleet.group(id)
 
     @property
     def leases(self) -> LeaseBook:
@@ -191,8 +184,8 @@ class Scheduler:
 
     def _absorb(self, event: Event) -> None:
         match event:
-            case MemberExited(group=group, incarnation=incarnation):
-                self._member_exited(group, incarnation, event)
+            case MemberExited():
+                self._member_exited(event)
             case PeerFailed(group=group, incarnation=incarnation, reason=reason):
                 self._condemn(group, incarnation, Cause.PEER, reason)
             case ProbeFailed(group=group, incarnation=incarnation, reason=reason, silent_for=silent):
@@ -203,7 +196,8 @@ class Scheduler:
                     self._trainer_said(pipeline, event)
             case GatewaySaid():
                 pipeline = self._ctx.fleet.pipelines[event.pipeline]
-                if event.incarnation == pipeline.gateway.incarnation and pipeline.gateway.up:
+                # also before its GatewayReady, which comes another way: a gateway reports a change once, and is asked for nothing
+                if event.incarnation == pipeline.gateway.incarnation and not pipeline.gateway.dying:
                     gateways.absorb(self._ctx, pipeline, event.progress)
             case OperatorAsked():
                 operators.apply(self._ctx, event)
@@ -211,7 +205,7 @@ class Scheduler:
                 operators.stop(self._ctx, level)
             case Tick():
                 pass
-            case _:
+            case _:  # an answer
                 action = self._ctx.inflight.answered(event.id)
                 if action is not None:
                     self._answer(action, event)
@@ -219,20 +213,16 @@ class Scheduler:
     def _answer(self, action: Action, answer: Answer) -> None:
         ctx = self._ctx
         match action:
-            case StartGroup() | Pause() | Wake() | LoadWeights():
-                self._engine_answer(action.engine, action, answer)
             case Route() | Unroute() | Drain() | Lost():
-                self._engine_answer(action.engine, action, answer)
+                self._group_answer(action.subject, action, answer)
                 if isinstance(answer, ActionFailed):  # a gateway that does not answer an order has failed
                     gateways.fail(ctx, ctx.fleet.pipelines[action.engine.pipeline], answer.reason)
+            case StartGroup() | Pause() | Wake() | LoadWeights() | StartTrainer() | AdoptSnapshot() | RecordCheckpoint() | StopGroup():
+                self._group_answer(action.subject, action, answer)
             case OpenAtGateway() | CloseAtGateway() | ForgetAtGateway() | TellHopeless() | StartGateway():
-                gateways.answered(ctx, ctx.fleet.pipelines[action.pipeline], action, answer)
-            case StopGroup(group=group):
-                self._group_answer(group, action, answer)
+                self._group_answer(action.subject, action, answer)
             case Measure():
                 self._measured(action, answer)
-            case StartTrainer() | AdoptSnapshot() | RecordCheckpoint():
-                trainers.answered(ctx, ctx.fleet.pipelines[action.pipeline], action, answer)
             case PrepareModel():
                 self._model(ctx.fleet.pipelines[action.pipeline], answer)
             case TellTrainer() | DropSnapshot():
@@ -240,18 +230,18 @@ class Scheduler:
             case _:
                 assert_never(action)
 
-    def _engine_answer(self, id: EngineId, action: Action, answer: Answer) -> None:
-        pipeline = self._ctx.fleet.pipelines[id.pipeline]
-        engines.answered(self._ctx, pipeline, pipeline.engines[id.rank], action, answer)
-
     def _group_answer(self, group: GroupId, action: Action, answer: Answer) -> None:
-        pipeline = self._ctx.fleet.pipelines[group.pipeline]
-        if isinstance(group, EngineId):
-            engines.answered(self._ctx, pipeline, pipeline.engines[group.rank], action, answer)
-        elif isinstance(group, GatewayId):
-            gateways.answered(self._ctx, pipeline, action, answer)
-        else:
-            trainers.answered(self._ctx, pipeline, action, answer)
+        ctx = self._ctx
+        pipeline, record = ctx.fleet.pipelines[group.pipeline], ctx.fleet.group(group)
+        match record:
+            case Engine():
+                engines.answered(ctx, pipeline, record, action, answer)
+            case Trainer():
+                trainers.answered(ctx, pipeline, action, answer)
+            case Gateway():
+                gateways.answered(ctx, pipeline, action, answer)
+            case _:
+                assert_never(record)
 
     def _model(self, pipeline: Pipeline, answer: Answer) -> None:
         pipeline.model_op = None
@@ -276,13 +266,10 @@ class Scheduler:
             self._group_answer(action.holder, action, answer)
 
     def _measure_again(self, group: GroupId) -> None:
-        pipeline = self._ctx.fleet.pipelines[group.pipeline]
-        if isinstance(group, EngineId):
-            pipeline.engines[group.rank].op = None
-            return
-        pipeline.trainer.op = None
-        if pipeline.trainer.grant is not None:
-            pipeline.trainer.grant.measure = None
+        record = self._ctx.fleet.group(group)
+        record.op = None
+        if isinstance(record, Trainer) and record.grant is not None:
+            record.grant.measure = None
 
     def _fences_measured(self, action: Measure, answer: Answer) -> None:
         self._fence_op = None
@@ -295,17 +282,22 @@ class Scheduler:
                 self._ctx.leases.fence(gpu, f"held by something that is not ours: {note}")
                 self._ctx.note("warning", gpu, f"fenced: {note}")
 
-    def _member_exited(self, group: GroupId, incarnation: Incarnation, event: MemberExited) -> None:
-        pipeline = self._ctx.fleet.pipelines[group.pipeline]
-        if isinstance(group, EngineId):
-            engine = pipeline.engines[group.rank]
-            if engine.incarnation == incarnation:
-                engines.fail(self._ctx, engine, Cause.EXIT, _exit(event), member=event.member if event.member >= 0 else None)
-        elif isinstance(group, GatewayId):
-            if pipeline.gateway.incarnation == incarnation:
-                gateways.fail(self._ctx, pipeline, _ended(event))
-        elif pipeline.trainer.incarnation == incarnation:
-            trainers.rank_exited(self._ctx, pipeline, event.member, event.code, event.note)
+    def _member_exited(self, event: MemberExited) -> None:
+        ctx = self._ctx
+        record, pipeline = ctx.fleet.group(event.group), ctx.fleet.pipelines[event.group.pipeline]
+        if record.incarnation != event.incarnation:
+            return  # of a life before this one
+        match record:
+            case Engine():
+                member = event.member if event.member >= 0 else None
+                who = f"member {member}" if member is not None else "a process of its tree"
+                engines.fail(ctx, record, Cause.EXIT, f"{who} {event.how}", member=member)
+            case Trainer():
+                trainers.rank_exited(ctx, pipeline, event)
+            case Gateway():
+                gateways.fail(ctx, pipeline, event.how)
+            case _:
+                assert_never(record)
 
     def _trainer_said(self, pipeline: Pipeline, event: TrainerSaid) -> None:
         state = pipeline.trainer.state
@@ -315,16 +307,19 @@ class Scheduler:
             trainer_stop.handle_message(self._ctx, pipeline, event.rank, event.message)
 
     def _condemn(self, group: GroupId, incarnation: Incarnation, cause: Cause, reason: str, silent: float = 0.0) -> None:
-        pipeline = self._ctx.fleet.pipelines[group.pipeline]
-        if isinstance(group, EngineId):
-            engine = pipeline.engines[group.rank]
-            if engine.incarnation == incarnation:
-                engines.fail(self._ctx, engine, cause, reason, silent=silent)
-        elif isinstance(group, GatewayId):
-            if pipeline.gateway.incarnation == incarnation:
-                gateways.fail(self._ctx, pipeline, reason)
-        elif pipeline.trainer.incarnation == incarnation:
-            trainers.fail(self._ctx, pipeline, reason)
+        ctx = self._ctx
+        record, pipeline = ctx.fleet.group(group), ctx.fleet.pipelines[group.pipeline]
+        if record.incarnation != incarnation:
+            return  # a verdict about the dead
+        match record:
+            case Engine():
+                engines.fail(ctx, record, cause, reason, silent=silent)
+            case Trainer():
+                trainers.fail(ctx, pipeline, reason)
+            case Gateway():
+                gateways.fail(ctx, pipeline, reason)
+            case _:
+                assert_never(record)
 
     # -- what is due
 

@@ -1,7 +1,7 @@
 # ruff: noqa: E501 - a mutant is a line of a table
 """Bugs put into the scheduler by hand. Each must be caught: `bin/check --long mutants scheduler`; a few of them in `test_mutants.py`.
 
-Where a name begins with RB-D or B, it is behaviour of the incumbent (reference/rlix.md, 7.1 and 7.2) that must not come back.
+Where a name begins with RB-D or B, it is behaviour of the incumbent scheduler that must not come back.
 """
 
 from tests.harness.mutation import Mutant
@@ -74,13 +74,14 @@ MUTANTS = {
     "0D5FD0A demand needs an estimate": Mutant(VIEW, "NOTHING_UNFINISHED if unfinished == 0 else", "NOTHING_UNFINISHED if unfinished == 0 or not any(rollout.expected for rollout in pipeline.rollouts.values()) else", WANTED, "0d5fd0a", ""),
     "engines leave when nobody wants their GPU": Mutant(PLANNER, "    return engine not in wanted and any(gpu in wanted_gpus for gpu in gpus)\n", "    return engine not in wanted\n", WANTED, "stay_awake", "a pause is paid for nothing"),
     # -- groups
-    "an exit of an old life": Mutant(SCHEDULER, "            if engine.incarnation == incarnation:\n                engines.fail(self._ctx, engine, Cause.EXIT", "            if True:\n                engines.fail(self._ctx, engine, Cause.EXIT", RULES, "f21", "skips an incarnation check"),
+    "an exit of an old life": Mutant(SCHEDULER, "        if record.incarnation != event.incarnation:\n            return  # of a life before this one\n", "        if not isinstance(record, Engine) and record.incarnation != event.incarnation:\n            return  # of a life before this one\n", RULES, "f21", "skips an incarnation check"),
     "a trainer that waits while it should stop": Mutant("supervisor/scheduler/groups/trainers.py", "            trainer_stop.begin(ctx, pipeline)", "            ctx.tell(pipeline, trainer_stop.Stopping(1.0))", LIFE, "waits_for_nothing", "what it waits for is never answered"),
     "what a stopping trainer saves": Mutant(SCHEDULER, "        elif state is TrainerState.STOPPING:\n            trainer_stop.handle_message", "        elif False:\n            trainer_stop.handle_message", LIFE, "waits_for_nothing", "is deaf to it"),
     "a trainer's message of an old life": Mutant(SCHEDULER, "                if event.incarnation == pipeline.trainer.incarnation:\n                    self._trainer_said", "                if True:\n                    self._trainer_said", LIFE, "a_message_of_a_dead_trainer_is_nothing", "skips an incarnation check"),
-    "a gateway's report of an old life": Mutant(SCHEDULER, "                if event.incarnation == pipeline.gateway.incarnation and pipeline.gateway.up:", "                if pipeline.gateway.up:", LIFE, "a_report_of_a_dead_gateway_is_nothing", "skips an incarnation check"),
-    "a gateway's exit of an old life": Mutant(SCHEDULER, "            if pipeline.gateway.incarnation == incarnation:\n                gateways.fail(self._ctx, pipeline, _ended", "            if True:\n                gateways.fail(self._ctx, pipeline, _ended", LIFE, "a_late_exit_of_a_dead_gateway_or_trainer_ends_nobody", "skips an incarnation check"),
-    "a trainer's exit of an old life": Mutant(SCHEDULER, "        elif pipeline.trainer.incarnation == incarnation:\n            trainers.rank_exited", "        else:\n            trainers.rank_exited", LIFE, "a_late_exit_of_a_dead_gateway_or_trainer_ends_nobody", "skips an incarnation check"),
+    "a gateway's exit of an old life": Mutant(SCHEDULER, "        if record.incarnation != event.incarnation:\n            return  # of a life before this one\n", "        if not isinstance(record, Gateway) and record.incarnation != event.incarnation:\n            return  # of a life before this one\n", LIFE, "a_late_exit_of_a_dead_gateway_or_trainer_ends_nobody", "skips an incarnation check"),
+    "a trainer's exit of an old life": Mutant(SCHEDULER, "        if record.incarnation != event.incarnation:\n            return  # of a life before this one\n", "        if not isinstance(record, Trainer) and record.incarnation != event.incarnation:\n            return  # of a life before this one\n", LIFE, "a_late_exit_of_a_dead_gateway_or_trainer_ends_nobody", "skips an incarnation check"),
+    "a gateway's report of an old life": Mutant(SCHEDULER, "                if event.incarnation == pipeline.gateway.incarnation and not pipeline.gateway.dying:", "                if not pipeline.gateway.dying:", LIFE, "a_report_of_a_dead_gateway_is_nothing", "skips an incarnation check"),
+    "figures of a gateway that is not ready yet are dropped": Mutant(SCHEDULER, "pipeline.gateway.incarnation and not pipeline.gateway.dying:", "pipeline.gateway.incarnation and pipeline.gateway.up:", WANTED, "before_its_gateway_is_ready", "the client hangs"),
     "counts of an old life": Mutant(GATEWAYS, "        if engine is not None and engine.incarnation == load.incarnation and", "        if engine is not None and", LIFE, "counts_of_a_dead_engine_are_not_those_of_its_next_life", "skips an incarnation check"),
     "a pause without a drain": Mutant(FLEET, "        return pipeline.gateway.up and self.touched", "        return False", WORLD, "completes", "what runs on the engine is lost"),
     "published before old routes are gone": Mutant(TRAINERS, "        if not older and all((engine.routing_to or 0) >= publishing.version for engine in routing) and not _losing(ctx, pipeline):", "        if True:", PUBLISH, "published_is_told_when_no_older_route_is_left", "publish without unrouting"),

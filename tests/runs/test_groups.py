@@ -20,8 +20,8 @@ import pytest
 from supervisor.cli.target import parse
 from supervisor.observe.control_socket import ActRequest, ask
 from supervisor.observe.status import EngineView, PipelineView
+from tests.harness.concurrent_cases import Stage, beside, stage_of
 from tests.harness.faulty_run import PYTHON, Faulty
-from tests.harness.stage import Stage, beside, stage_of
 from tests.harness.supervised_run import CHECKOUT, Run
 
 SHAPES = [("one", 1), ("one", 2), ("per-gpu", 2), ("per-gpu", 8)]

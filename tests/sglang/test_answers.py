@@ -52,5 +52,5 @@ async def test_what_is_interrupted_has_every_row_once(engine: Served, tmp_path: 
                 answers.pop("reasoning_tokens", None)  # which only an engine that has made all of an answer can say
             if not alike(found, direct[name]):
                 different.append((name, differences(found, direct[name])))
-        assert interrupted >= 9, "nothing was interrupted"
+        assert interrupted >= 3, "nothing was interrupted"
         assert not different, (len(different), different[:2])

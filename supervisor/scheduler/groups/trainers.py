@@ -4,9 +4,21 @@
 Rank 0's calls decide; every answer goes to all ranks.
 """
 
+from typing import assert_never
+
 from supervisor.scheduler.actions import Action, AdoptSnapshot, Lost, Measure, RecordCheckpoint, StartTrainer, StopGroup
 from supervisor.scheduler.context import Context
-from supervisor.scheduler.events import ActionFailed, Answer, CheckpointKept, GpuFree, GpuHeld, GroupGone, SnapshotAdopted, TrainerStarted
+from supervisor.scheduler.events import (
+    ActionFailed,
+    Answer,
+    CheckpointKept,
+    GpuFree,
+    GpuHeld,
+    GroupGone,
+    MemberExited,
+    SnapshotAdopted,
+    TrainerStarted,
+)
 from supervisor.scheduler.records import Pipeline, Publishing, TrainerState, TrainerTransition
 from trainers.protocol.ids import GpuId, Incarnation, Version
 from trainers.protocol.trainer_messages import (
@@ -56,6 +68,8 @@ def handle_message(ctx: Context, pipeline: Pipeline, rank: int, message: Trainer
             ctx.do(lambda id: RecordCheckpoint(id=id, pipeline=pipeline.id, step=step, path=path), ctx.box.limits.order)
         case Report(step=step, metrics=metrics):
             pipeline.figures.reported(step, metrics)
+        case _:
+            assert_never(message)
 
 
 def _publish(ctx: Context, pipeline: Pipeline, message: Publish) -> None:
@@ -166,22 +180,18 @@ def _drop_calls(ctx: Context, pipeline: Pipeline) -> None:
     pipeline.forget = True
 
 
-def rank_exited(ctx: Context, pipeline: Pipeline, rank: int, code: int, note: str) -> None:
-    """A rank has ended."""
+def rank_exited(ctx: Context, pipeline: Pipeline, event: MemberExited) -> None:
+    """A rank's process has ended."""
     trainer = pipeline.trainer
-    trainer.exits[rank] = code
+    trainer.exits[event.member] = event.code
     trainer.first_exit = ctx.now if trainer.first_exit is None else trainer.first_exit
     if trainer.state not in (TrainerState.STARTING, TrainerState.RUNNING):
         return
-    if code != 0:
-        fail(ctx, pipeline, f"rank {rank} ended with {_exit_words(code)}{': ' + note if note else ''}")
+    if event.code != 0:
+        fail(ctx, pipeline, f"rank {event.member} {event.how}")
     elif len(trainer.exits) == trainer.world_size:
         ctx.note("info", trainer.id, "trainer finished")
         stop(ctx, pipeline)
-
-
-def _exit_words(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def stop(ctx: Context, pipeline: Pipeline) -> None:

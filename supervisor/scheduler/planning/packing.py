@@ -17,7 +17,12 @@ SMALL = 16
 
 _Cost = tuple[int, bool, int, int]  # claims skipped, the oldest among them, awake engines lost, seniority of the skipped
 _WORST: _Cost = (1 << 30, False, 0, 0)
-_OLDEST = 1 << 150
+JUNIORS = 8
+"""Bits of a seniority: skipping a claim costs more than skipping 2 ** 8 of the next younger seniority."""
+AGES = 18
+"""Seniorities that are told apart; all that are younger count alike."""
+_OLDEST = 1 << JUNIORS * AGES + 6
+"""What it costs to skip the oldest claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,7 @@ class _Search:
 
     def _regret(self, index: int) -> int:
         """Skipping a senior is worse than skipping any number of his juniors."""
-        return 1 << max(0, 150 - 8 * min(self.claims[index].seniority, 18))
+        return _OLDEST >> JUNIORS * min(self.claims[index].seniority, AGES)
 
 
 def _union(bundles: Sequence[int]) -> int:

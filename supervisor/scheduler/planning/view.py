@@ -58,6 +58,8 @@ def no_bundle(engine: Engine, now: float) -> Denied | None:
     state = engine.state
     if engine.held:
         return Denied.HELD
+    if state is EngineState.PAUSED:
+        return None  # most engines of a large box
     if state is EngineState.COLD and engine.not_before > now:
         return Denied.BACK_OFF
     if state in IMMOVABLE:

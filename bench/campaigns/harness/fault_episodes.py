@@ -111,7 +111,7 @@ class Tally:
         )
 
 
-class Player:
+class EpisodesRun:
     """One run. `play` until it has so many episodes; it raises Broken."""
 
     def __init__(self, cwd: Path, shape: str, seed: int, engines: int | None = None, health: dict[str, float] | None = None) -> None:
@@ -228,7 +228,7 @@ class Player:
             raise Broken(f"left behind: {left}")
 
 
-class Hurt(Player):
+class FaultEpisodes(EpisodesRun):
     """Random faults in random phases, several at a time; or each of `deck`, in any phase, until it has fired."""
 
     def __init__(self, cwd: Path, shape: str, seed: int, deck: Sequence[str] = ()) -> None:

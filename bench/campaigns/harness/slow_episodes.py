@@ -1,10 +1,10 @@
-"""Slow but alive: engines that stop, stammer or fall silent for less than any budget. Nobody may be restarted for it, ever."""
+"""A run whose engines are slow but alive: they stop, stammer or fall silent for less than any budget. None may be restarted for it, ever."""
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.campaigns.harness.player import Broken, Player
+from bench.campaigns.harness.fault_episodes import Broken, EpisodesRun
 from supervisor.observe.status import EngineView, PipelineView
 
 ENGINES = {"single": 20, "bundle": 12, "pairs": 10, "fours": 6, "eights": 3}
@@ -37,7 +37,7 @@ class Spell:
     until: float
 
 
-class Slow(Player):
+class SlowEpisodes(EpisodesRun):
     """Less than half of the engines at once, so that it is not the guard against mass failures which saves them."""
 
     def __init__(self, cwd: Path, shape: str, seed: int) -> None:
