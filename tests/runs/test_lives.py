@@ -10,8 +10,8 @@ import anyio
 import pytest
 
 from supervisor.config.child_environment import Chosen
-from supervisor.config.schema.tables import Config, Engine, Health, Pipeline, Trainer
-from supervisor.host.channel import FailureKind, PeerFailed
+from supervisor.config.schema.tables import Config, EngineTable, HealthTable, PipelineTable, TrainerTable
+from supervisor.host.channel import ChannelFailure, FailureKind
 from supervisor.host.gpus.meter import Gpu
 from supervisor.host.processes import bootstrap
 from supervisor.host.processes.group import Command, Processes
@@ -61,7 +61,7 @@ async def test_the_last_lines_of_a_life_are_its_own(tmp_path: Path) -> None:
     async with Processes().running() as processes, anyio.create_task_group() as tasks:
         journal: Any = SimpleNamespace(spawned=nothing)
         not_used: Any = None
-        lifecycle = GroupLifecycle(Groups(processes, journal), Loop(feed, tasks.start_soon, log), not_used, Health())
+        lifecycle = GroupLifecycle(Groups(processes, journal), Loop(feed, tasks.start_soon, log), not_used, HealthTable())
         for number, program in enumerate(("print('one'); print('ValueError: first')", "print('two')"), 1):
             env = {"PATH": os.environ["PATH"], "TRAINSHED_TAG": f"r:{ENGINE}:{number}"}
             argv = (sys.executable, "-I", "-S", "-c", f"{program}; raise SystemExit(3)")
@@ -90,7 +90,7 @@ async def test_a_gateway_whose_channel_ends_is_told_by_its_exit_if_there_is_one(
         lifecycle: Any = SimpleNamespace(live=lambda _: SimpleNamespace(stopping=False, group=SimpleNamespace(ended=ended)))
         not_used: Any = None
         loop = Loop(fed.append, tasks.start_soon, not_used)
-        gateways.Gateways(not_used, lifecycle, loop, not_used)._failed(P1, Incarnation(1), PeerFailed(FailureKind.CLOSED))
+        gateways.Gateways(not_used, lifecycle, loop, not_used)._failed(P1, Incarnation(1), ChannelFailure(FailureKind.CLOSED))
         assert not fed, "not at once: a death closes descriptors a moment before it is seen"
     assert len(fed) == told
     assert [event.reason for event in fed if isinstance(event, ev.PeerFailed)] == ["the peer closed its end"][:told]
@@ -100,8 +100,8 @@ def test_what_a_trainer_does_not_get_is_told_once(monkeypatch: pytest.MonkeyPatc
     """Of every trainer at every start it would be noise."""
     dropped = {"p1": ("A", "B"), "p2": ("A", "B"), "p3": ("B",)}
     log = Log()
-    trainer = Trainer(gpus=[0], cwd=str(tmp_path), command=["x"])
-    tables = [Pipeline(name, Engine("model", [0]), trainer) for name in dropped]
+    trainer = TrainerTable(gpus=[0], cwd=str(tmp_path), command=["x"])
+    tables = [PipelineTable(name, EngineTable("model", [0]), trainer) for name in dropped]
     pipelines = Pipelines(Config(tables), (Gpu(GpuId(0), "", None, None, "virtual:0"),), {PipelineId(name): "" for name in dropped})
     directory: Any = SimpleNamespace(path=tmp_path, log_of=lambda *_: tmp_path / "log", run_id="r")
     not_used: Any = None
