@@ -8,7 +8,7 @@ import msgspec
 from supervisor.attempt import outcome
 from supervisor.attempt import summary as records
 from supervisor.attempt.directory import RunDirectory
-from supervisor.attempt.resume import Behind
+from supervisor.attempt.resume import EarlierStarts
 from supervisor.attempt.summary import Figures, PipelineSummary, Summary
 from supervisor.host import disk
 from supervisor.observe.logs import Logs
@@ -22,10 +22,10 @@ DISK_S = 1.0
 """Between two looks whether the disk is full, when something fails."""
 
 
-class Account:
+class RunResults:
     """Nothing here ends a run: what the disk does not take is told in the end."""
 
-    def __init__(self, directory: RunDirectory, logs: Logs, before: Behind) -> None:
+    def __init__(self, directory: RunDirectory, logs: Logs, before: EarlierStarts) -> None:
         self._directory, self._logs, self._before = directory, logs, before
         self._began = time.monotonic()
         self._stopped: set[PipelineId] = set()  # before their end, by the operator

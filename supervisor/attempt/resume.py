@@ -10,24 +10,24 @@ from supervisor.attempt.directory import RunDirectory
 from supervisor.attempt.summary import Figures, PipelineSummary, Summary, figures, read, write
 from supervisor.config.schema.tables import Config, PipelineTable
 from supervisor.errors import ExitCode
-from supervisor.observe.status import PipelineView, Snapshot
+from supervisor.observe.status import PipelineView, Status
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
+class EarlierStarts:
     """`finished` are the pipelines that have done all their steps: they are not started again."""
 
     figures: Figures = field(default_factory=lambda: Figures(starts=0))
     finished: frozenset[str] = frozenset()
 
 
-def behind(directory: RunDirectory, config: Config) -> Behind:
+def earlier_starts(directory: RunDirectory, config: Config) -> EarlierStarts:
     """Of an attempt that is resumed; of a new one nothing is."""
     if not directory.resumed:
-        return Behind()
+        return EarlierStarts()
     known = figures(directory.path) or Figures()
     finished = {pipeline.name for pipeline in config.pipeline if _finished(directory, pipeline, known.pipelines)}
-    return Behind(known, frozenset(finished))
+    return EarlierStarts(known, frozenset(finished))
 
 
 def _finished(directory: RunDirectory, pipeline: PipelineTable, known: Mapping[str, PipelineSummary]) -> bool:
@@ -39,7 +39,7 @@ def _finished(directory: RunDirectory, pipeline: PipelineTable, known: Mapping[s
     return then is not None and then.outcome == "done" and then.of >= pipeline.trainer.steps and (then.complete or then.samples > 0)
 
 
-def settle(directory: RunDirectory, config: Config) -> None:
+def conclude_finished(directory: RunDirectory, config: Config) -> None:
     """A run that was killed when all was done, and before it could say so: now it is said. Raises OSError."""
     if read(directory.path) is not None:
         return
@@ -53,12 +53,12 @@ def settle(directory: RunDirectory, config: Config) -> None:
     write(directory.path, Summary(run=directory.run_id, exit=code, wall_s=known.wall_s, starts=known.starts, pipelines=pipelines))
 
 
-def left(config: Config, finished: frozenset[str]) -> Config:
+def without(config: Config, finished: frozenset[str]) -> Config:
     """The configuration without them."""
     return msgspec.structs.replace(config, pipeline=[pipeline for pipeline in config.pipeline if pipeline.name not in finished])
 
 
-def seen_before(before: Behind, now: Snapshot) -> Snapshot:
+def merge_earlier(before: EarlierStarts, now: Status) -> Status:
     """A run that goes on, as one: its first reward is that of its first start."""
     if not before.figures.pipelines:
         return now

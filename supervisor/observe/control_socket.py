@@ -18,7 +18,7 @@ import anyio.abc
 import msgspec
 
 from supervisor.errors import SetUpError, SupervisorError, UsageError
-from supervisor.observe.status import Snapshot
+from supervisor.observe.status import Status
 from trainers.protocol.framing import FrameError, FrameReader, encode
 from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
@@ -64,7 +64,7 @@ class ActRequest(_Message, frozen=True, tag="act"):
 
 
 class StatusReply(_Message, frozen=True, tag="status_reply"):
-    snapshot: Snapshot
+    snapshot: Status
 
 
 class Done(_Message, frozen=True, tag="done"):

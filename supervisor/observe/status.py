@@ -98,7 +98,7 @@ class PipelineView(_View, frozen=True, kw_only=True):
     gateway: GatewayView
 
 
-class Snapshot(_View, frozen=True, kw_only=True):
+class Status(_View, frozen=True, kw_only=True):
     """A whole run. `started_at` is seconds since the epoch."""
 
     run: str

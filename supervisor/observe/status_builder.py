@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from engines.lifecycle.state import EngineState
 from supervisor.host.gpus.emptiness import Usage
 from supervisor.host.gpus.meter import Gpu
-from supervisor.observe.status import EngineView, FailureView, GatewayView, GpuView, PipelineView, Snapshot, TrainerView
+from supervisor.observe.status import EngineView, FailureView, GatewayView, GpuView, PipelineView, Status, TrainerView
 from supervisor.observe.waiting_reasons import missing_engine, role_words, soon, trainer_waits_for
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.leases import LeaseBook
@@ -31,7 +31,7 @@ class Constants:
     urls: Mapping[PipelineId, str]
 
 
-def snapshot(constants: Constants, scheduler: Scheduler, usage: Usage | None, *, uptime_s: float) -> Snapshot:
+def build_status(constants: Constants, scheduler: Scheduler, usage: Usage | None, *, uptime_s: float) -> Status:
     """The state of the run at this moment. `usage` is what was measured just now; None where nothing was."""
     leases = scheduler.leases
     now = time.monotonic()  # the clock of the scheduler's events
@@ -52,7 +52,7 @@ def snapshot(constants: Constants, scheduler: Scheduler, usage: Usage | None, *,
             )
         )
     pipelines = tuple(_pipeline(pipeline, constants.urls.get(pipeline.id, ""), leases, now) for pipeline in scheduler.pipelines.values())
-    return Snapshot(
+    return Status(
         run=constants.run,
         started_at=constants.started_at,
         uptime_s=uptime_s,

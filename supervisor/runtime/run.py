@@ -20,9 +20,9 @@ import anyio.abc
 from supervisor.attempt.checkpoints import Checkpoints
 from supervisor.attempt.directory import RunDirectory
 from supervisor.attempt.journal import Journal
-from supervisor.attempt.recording import FOLDER, Recorded
-from supervisor.attempt.results import Account
-from supervisor.attempt.resume import behind, left
+from supervisor.attempt.recording import FOLDER, RecordedScheduler
+from supervisor.attempt.results import RunResults
+from supervisor.attempt.resume import earlier_starts, without
 from supervisor.attempt.summary import Summary
 from supervisor.attempt.sweep import sweep
 from supervisor.config.child_environment import secrets as secret_values
@@ -101,8 +101,8 @@ class Wired:
     """The objects of a run, connected."""
 
     scheduler: Scheduler
-    recorded: Recorded
-    results: Account
+    recorded: RecordedScheduler
+    results: RunResults
     driver: Driver
     processes: Processes
     engines: Engines
@@ -117,8 +117,8 @@ class Run:
     """One run. `config` is the file's; pipelines that have finished in an earlier start of the attempt are not started again."""
 
     def __init__(self, config: Config, directory: RunDirectory, options: Options, guard: guardian_link.Guard) -> None:
-        self._before = behind(directory, config)
-        self._whole, self._config = config, left(config, self._before.finished)
+        self._before = earlier_starts(directory, config)
+        self._whole, self._config = config, without(config, self._before.finished)
         self._directory, self._options, self._guard = directory, options, guard
         self._began_at = time.time()
 
@@ -194,7 +194,7 @@ class Run:
     def wire(self, machine: Machine) -> Wired:
         """Scheduler, driver, performers, observers. Nothing is started, and nothing is decided yet."""
         config, directory, logs, facts = self._config, self._directory, machine.logs, machine.facts
-        results = Account(directory, logs, self._before)
+        results = RunResults(directory, logs, self._before)
         checkpoints = {
             id: Checkpoints.open(directory.checkpoints(id), table.trainer.keep_checkpoints, results.refused)
             for id, table in facts.pipelines
@@ -202,7 +202,7 @@ class Run:
         spec = box_spec(config, tuple(gpu.id for gpu in machine.meter.gpus), {id: record.known for id, record in checkpoints.items()})
         now = time.monotonic()
         scheduler = Scheduler(spec, now)
-        recorded = Recorded(scheduler, now, directory.path / FOLDER)
+        recorded = RecordedScheduler(scheduler, now, directory.path / FOLDER)
         driver = Driver(scheduler, recorded, time.monotonic, self._observers(logs, results))
         loop = Loop(driver.feed, driver.spawn_task, logs.log)
 
@@ -249,7 +249,7 @@ class Run:
             operator=OperatorRequests(scheduler, loop, stopper, status),
         )
 
-    def _observers(self, logs: Logs, results: Account) -> list[Observer]:
+    def _observers(self, logs: Logs, results: RunResults) -> list[Observer]:
         """In the order in which they see each event."""
         observers: list[Observer] = [EventLog(logs.log)]
         if self._options.metrics is not None:

@@ -13,7 +13,7 @@ from supervisor.host.processes.child import SpawnFailed
 from supervisor.host.processes.guardian_link import Guard
 from supervisor.observe.logs import Console
 from supervisor.observe.sanitize import one_line
-from supervisor.observe.status import Snapshot
+from supervisor.observe.status import Status
 from supervisor.runtime.driver import Observer
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action
@@ -23,14 +23,14 @@ from trainers.protocol.ids import PipelineId
 
 # -- how it was asked for
 
-ShowProgress = Callable[[Snapshot, float], Sequence[str]]
+ShowProgress = Callable[[Status, float], Sequence[str]]
 """(state, now in monotonic seconds) -> console lines that are worth printing now, often none. Given by the command line, as views stand above the runtime."""
 
 
 class Exposition(Observer, Protocol):
     """What is counted for `/metrics`; a view, too."""
 
-    def page(self, scheduler: Scheduler, snapshot: Snapshot, longest_lag: float) -> bytes:
+    def page(self, scheduler: Scheduler, snapshot: Status, longest_lag: float) -> bytes:
         """Returns the page, when somebody asks. `longest_lag` in seconds: by how much our own loop was late, at most."""
 
 

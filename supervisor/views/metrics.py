@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from engines.lifecycle.state import EngineState
-from supervisor.observe.status import GpuView, Snapshot
+from supervisor.observe.status import GpuView, Status
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action
 from supervisor.scheduler.events import Event
@@ -66,7 +66,7 @@ class Metrics:
             last = max(fault.steps.values(), default=fault.began)
             self._recovery.labels(pipeline, fault.cause.value, outcome).observe(last - fault.began)
 
-    def page(self, scheduler: Scheduler, snapshot: Snapshot, longest_lag: float) -> bytes:
+    def page(self, scheduler: Scheduler, snapshot: Status, longest_lag: float) -> bytes:
         """The exposition, in Prometheus' text format."""
         self._now.look(scheduler, snapshot, longest_lag)
         return generate_latest(self._registry)
@@ -81,7 +81,7 @@ class _Now(Collector):
     def collect(self) -> Iterable[Metric]:
         return self._metrics
 
-    def look(self, scheduler: Scheduler, snapshot: Snapshot, longest_lag: float) -> None:
+    def look(self, scheduler: Scheduler, snapshot: Status, longest_lag: float) -> None:
         pipelines = list(scheduler.pipelines.values())
         lag = GaugeMetricFamily(
             "trainshed_longest_lag_seconds", "By how much the supervisor's own loop was late, at most", value=longest_lag

@@ -1,6 +1,6 @@
 """This module writes one line a pipeline to the console while a run is under way."""
 
-from supervisor.observe.status import PipelineView, Snapshot
+from supervisor.observe.status import PipelineView, Status
 from supervisor.views.status import reward
 
 
@@ -25,7 +25,7 @@ class Progress:
         self._every_s = every_s
         self._shown: dict[str, tuple[float, tuple[object, ...], str]] = {}
 
-    def __call__(self, snapshot: Snapshot, now: float) -> list[str]:
+    def __call__(self, snapshot: Status, now: float) -> list[str]:
         """Return the lines that are worth printing now (`now` in seconds of any clock that only grows)."""
         lines = []
         for view in snapshot.pipelines:

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.text import Text
 
 from supervisor.observe.sanitize import one_line
-from supervisor.observe.status import EngineView, FailureView, GpuView, PipelineView, Snapshot
+from supervisor.observe.status import EngineView, FailureView, GpuView, PipelineView, Status
 from supervisor.observe.waiting_reasons import priority_words, role_words
 from supervisor.scheduler.spec import Priority
 from supervisor.views.table import Column, Row, render
@@ -56,7 +56,7 @@ def reward(first: float | None, last: float | None) -> str | None:
     return f"{last:.3f}" if first is None else f"{first:.3f} → {last:.3f}"
 
 
-def lines(snapshot: Snapshot, width: int | None) -> list[Text]:
+def lines(snapshot: Status, width: int | None) -> list[Text]:
     """Return all of it: pipelines, processes, GPUs. `width` is the terminal's; None is a pipe, where nothing is left out."""
     head = Text(f"{one_line(snapshot.run, 120)}, up {duration(snapshot.uptime_s)}", style="bold")
     if snapshot.stopping:
@@ -70,7 +70,7 @@ def _row(cells: tuple[object, ...], remarks: tuple[str, ...], state: str, remark
     return Row(texts, [one_line(remark, _LONGEST_REMARK) for remark in remarks], ("bold", _STYLES.get(state, "")), remark_style)
 
 
-def _pipelines(snapshot: Snapshot, width: int | None) -> list[Text]:
+def _pipelines(snapshot: Status, width: int | None) -> list[Text]:
     columns = (
         Column("pipeline"), Column("state"), Column("step", True), Column("samples", True, 4), Column("awake", True, 5),
         Column("reward", False, 3, lambda text: text.rpartition(" ")[2]), Column("weights", True, 2), Column("restarts", True, 1),
@@ -92,7 +92,7 @@ def _pipelines(snapshot: Snapshot, width: int | None) -> list[Text]:
     return render("Pipelines", columns, rows, width)
 
 
-def _groups(snapshot: Snapshot, width: int | None) -> list[Text]:
+def _groups(snapshot: Status, width: int | None) -> list[Text]:
     columns = (
         Column("group"), Column("state"), Column("incarnation", True, 2), Column("pids", False, 1, _first), Column("GPUs", False, 6, _first),
         Column("weights", True, 4), Column("in flight", True, 5), Column("restarts", True, 3),
@@ -146,7 +146,7 @@ def _first(text: str) -> str:
     return f"{first} +{len(more)}" if more else first
 
 
-def _gpus(snapshot: Snapshot, width: int | None) -> list[Text]:
+def _gpus(snapshot: Status, width: int | None) -> list[Text]:
     columns = (Column("GPU", True), Column("holder"), Column("as", False, 2), Column("memory", True), Column("name", False, 1))
     rows = []
     for gpu in snapshot.gpus:
@@ -168,7 +168,7 @@ def _memory(gpu: GpuView) -> str:
     return used if gpu.used_bytes is None or gpu.total_bytes is None else f"{used} of {gib(gpu.total_bytes)}"
 
 
-def show(snapshot: Snapshot, console: Console | None = None) -> None:
+def show(snapshot: Status, console: Console | None = None) -> None:
     """Print it, as wide as the terminal; on a pipe nothing is left out or wrapped."""
     console = console if console is not None else Console()
     width = console.width if console.is_terminal else None

@@ -8,8 +8,8 @@ import pytest
 
 from supervisor.attempt import summary
 from supervisor.attempt.directory import RunDirectory, new_attempt
-from supervisor.attempt.results import Account
-from supervisor.attempt.resume import Behind
+from supervisor.attempt.results import RunResults
+from supervisor.attempt.resume import EarlierStarts
 from supervisor.attempt.summary import Figures, PipelineSummary
 from supervisor.config.schema.tables import Config
 from supervisor.errors import ExitCode
@@ -28,7 +28,7 @@ DIED = MemberExited(group=TrainerId(P1), incarnation=Incarnation(1), member=0, c
 class Bench:
     """Two pipelines of three steps, and their account."""
 
-    def __init__(self, tmp_path: Path, before: Behind | None = None) -> None:
+    def __init__(self, tmp_path: Path, before: EarlierStarts | None = None) -> None:
         gpus = (GpuId(0),)
         specs = tuple(PipelineSpec(name, EngineSpec(gpus, 1, 4), TrainerSpec({"train": gpus}, 1, 10.0), steps=3) for name in (P1, P2))
         self.scheduler = Scheduler(BoxSpec(gpus, specs, default_limits(), default_rules()), 0.0)
@@ -36,7 +36,7 @@ class Bench:
         self.directory: RunDirectory = new_attempt(tmp_path, "q")
         self.directory.begin(Config([]), b"#")
         self.logs = Logs(self.directory.supervisor_log, run="q", console="none")
-        self.account = Account(self.directory, self.logs, before or Behind())
+        self.account = RunResults(self.directory, self.logs, before or EarlierStarts())
         self.account.begin(self.scheduler)
 
     @property
@@ -62,7 +62,7 @@ def fill(disk: pytest.MonkeyPatch) -> None:
 
 
 def test_each_pipeline_is_kept_as_of_its_last_checkpoint(tmp_path: Path) -> None:
-    before = Behind(Figures(starts=1, wall_s=10.0, pipelines={"p1": PipelineSummary(steps=1, samples=256, first_reward=0.1)}))
+    before = EarlierStarts(Figures(starts=1, wall_s=10.0, pipelines={"p1": PipelineSummary(steps=1, samples=256, first_reward=0.1)}))
     bench = Bench(tmp_path, before)
     assert (bench.kept.starts, bench.kept.pipelines["p1"].samples) == (2, 256)
     bench.p1.trainer.steps_done, bench.p1.figures.samples = 2, 256
