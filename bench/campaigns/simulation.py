@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 
 from bench.campaigns.harness.campaign import CHECKOUT, RESULTS, commit
-from supervisor.simulate.faults.world import World
+from supervisor.simulate.faults.simulation import Simulation
 from tests.harness.boxes import BOXES, FAULTS
 from tests.harness.wild import Wild
 
@@ -31,7 +31,7 @@ def play(box: str, seed: int, faulty: bool = True) -> int:
     if box == "wild":
         Wild(seed).play(WILD)
         return WILD
-    world = World(BOXES[box](), seed, steps=3, faults=FAULTS if faulty else None)
+    world = Simulation(BOXES[box](), seed, steps=3, faults=FAULTS if faulty else None)
     world.run()
     if left := world.incomplete():
         raise AssertionError("; ".join(left))

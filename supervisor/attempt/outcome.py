@@ -8,7 +8,6 @@ from engines.lifecycle.state import EngineState
 from supervisor.attempt.directory import RunDirectory
 from supervisor.attempt.summary import Outcome, PipelineSummary
 from supervisor.errors import ExitCode
-from supervisor.observe.status_builder import pipeline_summary
 from supervisor.scheduler.records import Engine, Pipeline
 from trainers.protocol.ids import GatewayId, PipelineId, TrainerId, log_name, model_log_name
 
@@ -22,7 +21,7 @@ def ended_by_itself(pipeline: Pipeline) -> bool:
 def summarised(pipeline: Pipeline, stopped: Collection[PipelineId], directory: RunDirectory) -> PipelineSummary:
     """`stopped` are the pipelines that the operator ended."""
     outcome = _outcome(pipeline, stopped)
-    known = pipeline_summary(pipeline)
+    known = _figures(pipeline)
     reported = pipeline.figures.step + 1 if pipeline.figures.metrics and outcome == "done" else 0
     return msgspec.structs.replace(
         known,
@@ -31,6 +30,22 @@ def summarised(pipeline: Pipeline, stopped: Collection[PipelineId], directory: R
         outcome=outcome,
         why=pipeline.failed,
         log=_log(pipeline, directory) if pipeline.failed else "",
+    )
+
+
+def _figures(pipeline: Pipeline) -> PipelineSummary:
+    """What its records count, since this start."""
+    figures = pipeline.figures
+    return PipelineSummary(
+        steps=pipeline.trainer.steps_done,
+        samples=figures.samples,
+        first_reward=figures.rewards[0] if figures.rewards else None,
+        last_reward=figures.rewards[-1] if figures.rewards else None,
+        weight_version=pipeline.published,
+        pauses=sum(engine.pauses for engine in pipeline.engines.values()),
+        resumes=sum(engine.wakes for engine in pipeline.engines.values()),
+        restarts=pipeline.trainer.restarts + sum(engine.restarts for engine in pipeline.engines.values()),
+        waited_s=round(figures.waited, 3),
     )
 
 

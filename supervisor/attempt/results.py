@@ -1,6 +1,7 @@
 """The account that is kept of a run while it goes on, and given at its end: figures, who was stopped, whether the disk was full."""
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 
@@ -12,6 +13,7 @@ from supervisor.attempt.summary import Figures, PipelineSummary, Summary
 from supervisor.host import disk
 from supervisor.observe.logs import Logs
 from supervisor.scheduler import Scheduler
+from supervisor.scheduler.actions import Action
 from supervisor.scheduler.events import ActionFailed, CheckpointKept, Event, MemberExited, OperatorAsked, Stop
 from supervisor.scheduler.records import Pipeline
 from trainers.protocol.ids import PipelineId
@@ -38,7 +40,7 @@ class Account:
         self._figures = self._counted(scheduler)
         self._keep(self._figures)
 
-    def heard(self, event: Event, scheduler: Scheduler, now: float) -> None:
+    def observe(self, event: Event, _actions: Sequence[Action], scheduler: Scheduler, now: float) -> None:
         """After every event. `now` in seconds of the clock of the events."""
         match event:
             case CheckpointKept():

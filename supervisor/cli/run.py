@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from supervisor.config.schema.findings import GpuFact
     from supervisor.config.schema.tables import HostTable
     from supervisor.observe.logs import Console
-    from supervisor.runtime.options import Exposition
+    from supervisor.runtime.startup import Exposition
 
 
 def run(
@@ -64,7 +64,7 @@ def _run(asked: _Asked) -> int:
     from supervisor.attempt.directory import runs_directory
     from supervisor.attempt.find import open_chosen
     from supervisor.attempt.resume import behind, settle
-    from supervisor.runtime.options import Options
+    from supervisor.runtime.startup import Options
     from supervisor.views.progress import Progress
 
     loaded, choice = _loaded(asked)

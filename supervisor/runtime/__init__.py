@@ -1,1 +1,1 @@
-"""Acts: processes, sockets, memory, files. Decides nothing."""
+"""The run: it acts on what the scheduler decides."""

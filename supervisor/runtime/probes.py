@@ -10,7 +10,8 @@ from engines.control import EngineControl, EngineError, EngineRefused
 from engines.lifecycle.health import Diagnosis, Health, Kind, Look, Mode, Outcome, Probe
 from engines.lifecycle.state import EngineState
 from supervisor.config.limits import rates
-from supervisor.runtime.context import Site
+from supervisor.config.schema.tables import HealthTable
+from supervisor.runtime.driver import Loop
 from supervisor.runtime.engines import Engines
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.events import ProbeFailed
@@ -23,9 +24,9 @@ MODES: Final = {EngineState.SERVING: Mode.SERVING, EngineState.PAUSED: Mode.ASLE
 class Probes:
     """`run` until cancelled. It reads the scheduler's records before and after each probe: nobody has to tell it to pause or to resume."""
 
-    def __init__(self, site: Site, scheduler: Scheduler, engines: Engines) -> None:
-        self._site, self._scheduler, self._engines = site, scheduler, engines
-        self.health = Health(rates(site.config.health))
+    def __init__(self, loop: Loop, scheduler: Scheduler, engines: Engines, settings: HealthTable) -> None:
+        self._loop, self._scheduler, self._engines = loop, scheduler, engines
+        self.health = Health(rates(settings))
         self.longest_lag = 0.0
 
     async def run(self) -> None:
@@ -46,7 +47,7 @@ class Probes:
             self.longest_lag = max(self.longest_lag, late)
             if late > self.health.rates.lag:
                 self.health.lagged(time.monotonic())
-                self._site.log.warning("our own loop was late; probes of that time do not count", late_s=round(late, 3))
+                self._loop.log.warning("our own loop was late; probes of that time do not count", late_s=round(late, 3))
 
     def _looks(self) -> dict[EngineId, Look]:
         return {engine.id: look for engine in self._scheduler.engines if (look := self._look(engine)) is not None}
@@ -66,14 +67,14 @@ class Probes:
         look = self._look(self._scheduler.engine(probe.engine))
         outcome = self.health.ended(probe, problem, look, time.monotonic())
         if outcome is not None:
-            self._tell(outcome)
+            self._report(outcome)
 
-    def _tell(self, outcome: Outcome) -> None:
-        log = self._site.group_log(outcome.engine, outcome.incarnation)
+    def _report(self, outcome: Outcome) -> None:
+        log = self._loop.log_for(outcome.engine, outcome.incarnation)
         fields = {"why": outcome.reason, "silent_s": round(outcome.silent_for, 3)}
         if outcome.diagnosis is Diagnosis.CONDEMNED:
             log.error("engine is condemned", **fields)
-            self._site.feed(
+            self._loop.feed(
                 ProbeFailed(
                     group=outcome.engine, incarnation=outcome.incarnation, reason=outcome.reason, silent_for=max(0.0, outcome.silent_for)
                 )

@@ -4,7 +4,7 @@ Times of a failure of an engine group are those that the log gives, too: how lon
 step of its recovery was done, taken when it is over, an attempt at a time.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -13,6 +13,8 @@ from prometheus_client.registry import Collector
 from engines.lifecycle.state import EngineState
 from supervisor.observe.status import GpuView, Snapshot
 from supervisor.scheduler import Scheduler
+from supervisor.scheduler.actions import Action
+from supervisor.scheduler.events import Event
 from supervisor.scheduler.faults import Fault
 from supervisor.scheduler.records import Pipeline, TrainerState
 
@@ -20,7 +22,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 1
 
 
 class Metrics:
-    """`tell` after every event; `page` when somebody asks."""
+    """`observe` after every event; `page` when somebody asks."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -41,7 +43,7 @@ class Metrics:
             ("pipeline", "step"), buckets=SECONDS, registry=self._registry,
         )  # fmt: skip
 
-    def tell(self, scheduler: Scheduler) -> None:
+    def observe(self, _event: Event, _actions: Sequence[Action], scheduler: Scheduler, _now: float) -> None:
         """Take what has begun and what is over by this event."""
         for word, fault in scheduler.fault_changes:
             if word == "failed":

@@ -1,7 +1,7 @@
 # ruff: noqa: E501 - a mutant is a line of a table
 """Bugs put into the scheduler by hand. Each must be caught: `bin/check --long mutants scheduler`; a few of them in `test_mutants.py`.
 
-Where a name begins with RB-D or B, it is behaviour of the incumbent (reference/rlix.md, 7.1 and 7.2) that must not come back.
+Where a name begins with RB-D or B, it is behaviour of the incumbent scheduler that must not come back.
 """
 
 from tests.harness.mutation import Mutant

@@ -1,18 +1,17 @@
-"""What happens by itself in the simulated world: deaths, verdicts (also about the dead), and operators. Part of `world`."""
+"""Chaos is what happens by itself in the simulated world: deaths, verdicts (also about the dead), and operators."""
 
-from typing import TYPE_CHECKING, Literal, assert_never, get_args
+from typing import Literal, assert_never, get_args
 
 from supervisor.scheduler import events as ev
 from trainers.protocol.ids import EngineId, Incarnation
 
-if TYPE_CHECKING:
-    from .world import World
+from .world import World
 
 Wish = Literal["pause", "drain", "restart", "reset", "suspend", "restart trainer", "restart gateway"]
 WISHES: tuple[Wish, ...] = get_args(Wish)
 
 
-def begin(world: "World") -> None:
+def begin(world: World) -> None:
     if world.faults.alone > 0.0:
         _again(world, world.faults.alone, operator=False)
     if world.faults.operator > 0.0:
@@ -21,7 +20,7 @@ def begin(world: "World") -> None:
         world.after(world.random.uniform(1.0, 150.0), lambda: _stop(world))
 
 
-def _stop(world: "World") -> None:
+def _stop(world: World) -> None:
     """One pipeline, or everything with growing impatience."""
     chance = world.random
     if chance.random() < 0.5:
@@ -33,7 +32,7 @@ def _stop(world: "World") -> None:
         world.after((level - 1) * 3.0, lambda level=level: world.feed(ev.Stop(level=level)))  # type: ignore[misc]
 
 
-def _again(world: "World", mean: float, *, operator: bool) -> None:
+def _again(world: World, mean: float, *, operator: bool) -> None:
     def happen() -> None:
         if world.faulty:
             if operator:
@@ -45,7 +44,7 @@ def _again(world: "World", mean: float, *, operator: bool) -> None:
     world.after(world.random.expovariate(1.0 / mean), happen)
 
 
-def _strike(world: "World") -> None:
+def _strike(world: World) -> None:
     """A death, or a verdict about this life or one before it."""
     chance = world.random
     group = chance.choice(sorted(world.alive, key=str)) if world.alive else None
@@ -67,7 +66,7 @@ def _strike(world: "World") -> None:
             world.feed(ev.PeerFailed(group=group, incarnation=before, reason="late"))
 
 
-def _ask(world: "World") -> None:
+def _ask(world: World) -> None:
     """An operator: what is paused is resumed after a while."""
     chance = world.random
     pipeline = chance.choice([spec.id for spec in world.box.pipelines])

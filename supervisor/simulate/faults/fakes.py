@@ -1,8 +1,7 @@
-"""One pipeline's fakes: a gateway with its samples, and a trainer that follows the design's section 7 step by step. Part of `world`."""
+"""The fakes of one pipeline: a gateway with its samples, and a trainer that follows the usual script step by step."""
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
@@ -10,17 +9,12 @@ from trainers.protocol import trainer_messages as say
 from trainers.protocol.gateway_messages import EngineLoad, Progress, RolloutProgress
 from trainers.protocol.ids import EngineId, GatewayId, GpuId, Incarnation, PipelineId, TrainerId, Version
 
-if TYPE_CHECKING:
-    from .world import World
-
-
-class Violation(AssertionError):
-    """A promise was broken in the fake world."""
+from .world import Violation, World
 
 
 @dataclass(slots=True)
 class FakeTrainer:
-    """A script of the design's section 7: rollout, lease, publish, checkpoint, in turn, until `steps`."""
+    """A training script: rollout, lease, publish, checkpoint, in turn, until `steps`."""
 
     pipeline: PipelineId
     steps: int
@@ -56,7 +50,7 @@ class FakeGateway:
 class FakePipeline:
     """What happens outside the supervisor for one pipeline. Delays come from the world's seeded chance."""
 
-    def __init__(self, world: "World", id: PipelineId, trainer: FakeTrainer) -> None:
+    def __init__(self, world: World, id: PipelineId, trainer: FakeTrainer) -> None:
         self.world = world
         self.id = id
         self.trainer = trainer
@@ -184,21 +178,21 @@ class FakePipeline:
         trainer.step, trainer.calls, trainer.publishes, trainer.publishing = action.steps_done, 0, 0, -1
         trainer.place = "restore" if action.restore else "init"
         for rank in range(trainer.world_size):
-            self._say(say.Hello(rank), rank)
-        self._say(say.RequestLease(call=0, roles=("init",)))
+            self._send(say.Hello(rank), rank)
+        self._send(say.RequestLease(call=0, roles=("init",)))
 
-    def _say(self, message: say.TrainerMessage, rank: int = 0) -> None:
+    def _send(self, message: say.TrainerMessage, rank: int = 0) -> None:
         trainer = self.trainer
         if trainer.incarnation is not None:
             self.world.feed(ev.TrainerSaid(pipeline=trainer.pipeline, incarnation=trainer.incarnation, rank=rank, message=message))
 
-    def told(self, id: int, incarnation: Incarnation, message: say.SupervisorMessage) -> ev.Event:
+    def deliver(self, id: int, incarnation: Incarnation, message: say.SupervisorMessage) -> ev.Event:
         trainer = self.trainer
         if trainer.incarnation == incarnation:
-            self.world.after(self.world.random.uniform(0.0, 0.5), lambda: self._hear(incarnation, message))
+            self.world.after(self.world.random.uniform(0.0, 0.5), lambda: self._react(incarnation, message))
         return ev.Told(id=id)
 
-    def _hear(self, incarnation: Incarnation, message: say.SupervisorMessage) -> None:  # noqa: C901 - a script, one case a message
+    def _react(self, incarnation: Incarnation, message: say.SupervisorMessage) -> None:  # noqa: C901 - a script, one case a message
         trainer = self.trainer
         if trainer.incarnation != incarnation:
             return
@@ -213,7 +207,7 @@ class FakePipeline:
                     self._open()
                 elif trainer.place == "trained":
                     trainer.completed[trainer.step] = len(trainer.delivered)
-                    self._say(say.Checkpoint(step=trainer.step, path="/nowhere"))
+                    self._send(say.Checkpoint(step=trainer.step, path="/nowhere"))
             case say.Published(call=call) if call != trainer.publishing:
                 pass  # one that it did midway
             case say.Published():
@@ -235,7 +229,7 @@ class FakePipeline:
             case say.RolloutClosed():
                 trainer.place = "train"
                 trainer.calls += 1
-                self._say(say.RequestLease(call=trainer.calls, roles=("train",)))
+                self._send(say.RequestLease(call=trainer.calls, roles=("train",)))
             case say.Refused(code="no_engine"):  # every engine has failed too often: what a script does that does not expect it
                 self.world.die(TrainerId(self.id), 1)
             case say.Refused(about="publish", number=call):
@@ -261,7 +255,7 @@ class FakePipeline:
             return
         trainer.place = "opening"
         trainer.delivered, trainer.waiting, trainer.running = set(), set(), {}
-        self._say(say.OpenRollout(rollout=trainer.step, target=trainer.target))
+        self._send(say.OpenRollout(rollout=trainer.step, target=trainer.target))
 
     def _midway(self, incarnation: Incarnation, step: int) -> None:
         """New weights while samples run."""
@@ -272,7 +266,7 @@ class FakePipeline:
     def _next(self) -> None:
         trainer = self.trainer
         trainer.place = "closing"
-        self._say(say.CloseRollout(rollout=trainer.step))
+        self._send(say.CloseRollout(rollout=trainer.step))
 
     def _work(self, incarnation: Incarnation, call: int) -> None:
         trainer = self.trainer
@@ -286,7 +280,7 @@ class FakePipeline:
 
     def _publish(self) -> None:
         trainer = self.trainer
-        self._say(say.Publish(call=trainer.publishes, name=f"w{trainer.publishes}"))
+        self._send(say.Publish(call=trainer.publishes, name=f"w{trainer.publishes}"))
         trainer.publishes += 1
 
     @property
@@ -302,7 +296,7 @@ class FakePipeline:
         for gpu in set(self._gpus(("train",))) - set(self._gpus(("critic",))):
             self.world.memory[gpu].discard(TrainerId(self.id))
         trainer.calls += 1
-        self._say(say.ExchangeLease(call=trainer.calls, roles=("critic",)))
+        self._send(say.ExchangeLease(call=trainer.calls, roles=("critic",)))
 
     def _leave(self) -> None:
         trainer = self.trainer
@@ -313,7 +307,7 @@ class FakePipeline:
         call, trainer.lease = trainer.lease, None
         assert call is not None
         for rank in range(trainer.world_size):
-            self._say(say.Offloaded(call=call), rank)
+            self._send(say.Offloaded(call=call), rank)
 
     def _let_go(self, incarnation: Incarnation | None) -> None:
         if self.trainer.incarnation == incarnation:

@@ -1,6 +1,6 @@
-"""What must hold in the simulated world after every event, whatever the scheduler's own books say."""
+"""Promises are what must hold in the simulated world after every event, whatever the scheduler's own books say."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from engines.lifecycle.state import EngineState
 from supervisor.scheduler import actions as do
@@ -10,10 +10,8 @@ from supervisor.scheduler.spec import Limits, Priority
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId
 
-from .fakes import Violation
-
-if TYPE_CHECKING:
-    from .world import World
+from .fakes import FakePipeline
+from .world import Violation, World
 
 ANSWERS = (say.LeaseGranted, say.LeaseEnded, say.RolloutOpened, say.RolloutClosed, say.Published, say.CheckpointRecorded, say.Refused)
 
@@ -21,8 +19,9 @@ ANSWERS = (say.LeaseGranted, say.LeaseEnded, say.RolloutOpened, say.RolloutClose
 class Promises:
     """Safety, liveness and economy. `measured` are the GPUs seen empty since somebody last had them; `holders` who had each one before."""
 
-    def __init__(self, world: "World") -> None:
+    def __init__(self, world: World, fakes: Mapping[PipelineId, FakePipeline]) -> None:
         self.world = world
+        self.fakes = fakes
         self.measured: set[GpuId] = set()
         self.holders: dict[GpuId, GroupId | None] = dict.fromkeys(world.box.gpus)
         self.asked = 0  # id of the newest action
@@ -31,7 +30,7 @@ class Promises:
         self.reserved: dict[tuple[PipelineId, int], float] = {}
         self.longest = patience(world.box.limits)
 
-    def asked_for(self, actions: list[do.Action]) -> None:
+    def check_actions(self, actions: list[do.Action]) -> None:
         """Before they are performed. Raises Violation."""
         for action in actions:
             self._action(action)
@@ -46,7 +45,7 @@ class Promises:
             self._demand(pipeline)
         self._reservations()
 
-    def ended(self) -> None:
+    def check_end(self) -> None:
         """When all is over nothing lives, and nothing is held but by what could not be ended. Raises Violation."""
         scheduler = self.world.scheduler
         if self.world.alive:
@@ -55,7 +54,7 @@ class Promises:
             if not isinstance(lease.holder, EngineId) or scheduler.engine(lease.holder).state is not EngineState.STUCK:
                 raise Violation(f"the run has ended, and {lease.holder} holds GPU {lease.gpu}")
 
-    def free(self, gpus: tuple[GpuId, ...]) -> None:
+    def seen_empty(self, gpus: tuple[GpuId, ...]) -> None:
         """A measurement has seen them empty."""
         self.measured.update(gpus)
 
@@ -82,7 +81,7 @@ class Promises:
         self.answered.add(key)
         if isinstance(message, say.Refused):
             self.refused.add(key)
-        fake = self.world.fakes[pipeline]
+        fake = self.fakes[pipeline]
         if isinstance(message, say.Published):
             fake.trainer.published = message.version
         if isinstance(message, say.Published) and not fake.condemned:
@@ -133,7 +132,7 @@ class Promises:
 
     def _routes(self) -> None:
         world = self.world
-        for pipeline, fake in world.fakes.items():
+        for pipeline, fake in self.fakes.items():
             if fake.condemned:
                 continue
             for rank, (incarnation, _) in fake.gateway.routes.items():
@@ -151,7 +150,7 @@ class Promises:
 
     def _demand(self, pipeline: Pipeline) -> None:
         """What a living trainer has opened, and not closed, is known: demand is durable."""
-        fake = self.world.trainers[pipeline.id]
+        fake = self.fakes[pipeline.id].trainer
         alive = pipeline.trainer.state is TrainerState.RUNNING and fake.incarnation == pipeline.trainer.incarnation
         refused = (pipeline.id, pipeline.trainer.incarnation, "open_rollout", fake.step) in self.refused
         if alive and fake.wants and not refused and fake.step not in pipeline.rollouts:

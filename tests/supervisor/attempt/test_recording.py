@@ -17,14 +17,14 @@ from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action
 from supervisor.scheduler.events import Event, MemberExited, Tick
 from supervisor.scheduler.planning import planner
-from supervisor.simulate.faults.world import World
+from supervisor.simulate.faults.simulation import Simulation
 from tests.harness.boxes import BOXES, FAULTS
 from trainers.protocol.ids import EngineId, Incarnation, PipelineId
 
 
-def record(attempt: Path, *, seed: int = 5, segment: int = 1 << 20, kept: int = 1 << 30) -> World:
+def record(attempt: Path, *, seed: int = 5, segment: int = 1 << 20, kept: int = 1 << 30) -> Simulation:
     """A simulated run with faults, recorded as a real one is."""
-    world = World(BOXES["three"](), seed, steps=3, faults=FAULTS)
+    world = Simulation(BOXES["three"](), seed, steps=3, faults=FAULTS)
     recorded = Recorded(world.scheduler, 0.0, attempt / FOLDER, segment=segment, kept=kept)
     world.handle = recorded.handle
     try:
@@ -153,7 +153,7 @@ def test_a_state_that_is_not_ours_runs_nothing(tmp_path: Path, state: object) ->
 @pytest.mark.parametrize("seed", [1])
 def test_a_state_comes_back_whole(seed: int) -> None:
     """At any moment: what is restored decides as the original does."""
-    world = World(BOXES["critics"](), seed, steps=3, faults=FAULTS)
+    world = Simulation(BOXES["critics"](), seed, steps=3, faults=FAULTS)
     copy, handle = Scheduler(world.box, 0.0), world.handle
 
     def both(event: Event, now: float) -> list[Action]:

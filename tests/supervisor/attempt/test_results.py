@@ -67,7 +67,7 @@ def test_each_pipeline_is_kept_as_of_its_last_checkpoint(tmp_path: Path) -> None
     assert (bench.kept.starts, bench.kept.pipelines["p1"].samples) == (2, 256)
     bench.p1.trainer.steps_done, bench.p1.figures.samples = 2, 256
     bench.p2.figures.samples = 99  # of a step that would be done again
-    bench.account.heard(CheckpointKept(id=1), bench.scheduler, 1.0)
+    bench.account.observe(CheckpointKept(id=1), [], bench.scheduler, 1.0)
     assert (bench.kept.pipelines["p1"].samples, bench.kept.pipelines["p2"].samples) == (512, 0)
     assert bench.kept.pipelines["p1"].first_reward == 0.1
     assert bench.kept.wall_s >= 10.0
@@ -88,7 +88,7 @@ def test_who_was_stopped(tmp_path: Path) -> None:
     for pipeline in (bench.p1, bench.p2):
         pipeline.trainer.state = TrainerState.FINISHED
     bench.p1.trainer.exits = {0: 0}
-    bench.account.heard(Stop(level=1), bench.scheduler, 1.0)
+    bench.account.observe(Stop(level=1), [], bench.scheduler, 1.0)
     told = bench.account.conclude(bench.scheduler)
     assert (told.pipelines["p1"].outcome, told.pipelines["p2"].outcome, told.exit) == ("done", "stopped", ExitCode.STOPPED)
     bench.close()
@@ -99,7 +99,7 @@ def test_one_pipeline_that_the_operator_stopped(tmp_path: Path) -> None:
     for pipeline in (bench.p1, bench.p2):
         pipeline.trainer.state, pipeline.trainer.exits = TrainerState.FINISHED, {0: 0}
     bench.p1.trainer.exits = {0: -15}
-    bench.account.heard(OperatorAsked(verb="stop", pipeline=P1), bench.scheduler, 1.0)
+    bench.account.observe(OperatorAsked(verb="stop", pipeline=P1), [], bench.scheduler, 1.0)
     told = bench.account.conclude(bench.scheduler)
     assert (told.pipelines["p1"].outcome, told.pipelines["p2"].outcome, told.exit) == ("stopped", "done", ExitCode.STOPPED)
     bench.close()
@@ -111,8 +111,8 @@ def test_a_full_disk_is_named_where_something_failed_and_in_the_end(tmp_path: Pa
     bench.p2.trainer.state, bench.p2.trainer.exits = TrainerState.FINISHED, {0: 0}
     with monkeypatch.context() as disk:
         fill(disk)
-        bench.account.heard(DIED, bench.scheduler, 1.0)
-        bench.account.heard(DIED, bench.scheduler, 9.0)
+        bench.account.observe(DIED, [], bench.scheduler, 1.0)
+        bench.account.observe(DIED, [], bench.scheduler, 9.0)
     named = f"the disk of {bench.directory.path} is full ("
     assert [event.startswith(named) for event in bench.log()] == [True], "once"
     told = bench.account.conclude(bench.scheduler)
@@ -130,7 +130,7 @@ def test_an_end_that_cannot_be_written_down_is_still_told(tmp_path: Path, monkey
     for pipeline in (bench.p1, bench.p2):
         pipeline.trainer.state, pipeline.trainer.exits = TrainerState.FINISHED, {0: 0}
     fill(monkeypatch)
-    bench.account.heard(CheckpointKept(id=1), bench.scheduler, 1.0)
+    bench.account.observe(CheckpointKept(id=1), [], bench.scheduler, 1.0)
     told = bench.account.conclude(bench.scheduler)
     assert told.exit == ExitCode.DONE, "the run's code is the run's"
     assert any("could not be written down" in note for note in told.notes)

@@ -14,7 +14,7 @@ from supervisor.attempt.summary import PipelineSummary, Summary, write
 from supervisor.cli.main import COMMANDS, arranged, main
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError, UsageError
-from supervisor.runtime.options import Options
+from supervisor.runtime.startup import Options
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 GOOD = """\

@@ -20,7 +20,8 @@ from supervisor.host.gpus.inventory import open_meter
 from supervisor.host.gpus.meter import GpusUnusable, MeasureFailed, visible
 from supervisor.host.gpus.nvml import NvmlGpus, NvmlThread
 from supervisor.host.gpus.virtual import VirtualGpus
-from supervisor.runtime.gpu_memory import Memory
+from supervisor.runtime.gpu_memory import GpuMemory
+from supervisor.runtime.group_lifecycle import Groups
 from supervisor.scheduler.actions import Measure
 from supervisor.scheduler.events import GpuHeld
 from trainers.protocol.child_env import OUR_PATH
@@ -311,13 +312,13 @@ def test_a_gpu_is_a_strangers_when_a_process_outside_of_ours_has_what_is_too_muc
     try:
         pid = {"stranger": os.getppid(), "child of ours": child.pid, "ours": 11}[who]
         driver.processes = [(11 if named else 12, MIB), (pid, 4 * MIB)]
-        site = SimpleNamespace(meter=NvmlGpus.open("auto", driver), living={}, config=SimpleNamespace(host=SimpleNamespace(residual_mib=1)))
-        memory = Memory(site)  # type: ignore[arg-type]
+        nothing: Any = None
 
-        async def pids() -> dict[GroupId, frozenset[int]]:
-            return {ENGINE: frozenset({11})}
+        class Ours(Groups):
+            async def pids(self, but: object = None) -> dict[GroupId, frozenset[int]]:
+                return {ENGINE: frozenset({11})}
 
-        memory._pids = pids  # type: ignore[method-assign]
+        memory = GpuMemory(NvmlGpus.open("auto", driver), Ours(nothing, nothing), nothing, 1)
         answer = anyio.run(memory.measure, Measure(id=1, holder=ENGINE, gpus=(ZERO,), within=0.0))
     finally:
         child.kill()

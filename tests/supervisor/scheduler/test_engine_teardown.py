@@ -322,7 +322,7 @@ def test_a_failure_is_counted_when_it_happens_and_its_recovery_when_it_is_over()
 
     def told(event: ev.Event, now: float) -> list[do.Action]:
         actions = handle(event, now)
-        metrics.tell(driver.scheduler)
+        metrics.observe(event, actions, driver.scheduler, now)
         return actions
 
     driver.scheduler.handle = told  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What the scheduler does with engine groups that fail, by its events alone. Names f1..f25: the failure modes of the reference."""
+"""What the scheduler does with engine groups that fail, by its events alone. Names f1 to f25 are the failure modes of docs/recovery.md."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -15,7 +15,7 @@ from supervisor.scheduler.planning.planner import View, plan
 from supervisor.scheduler.planning.reasons import Denied, EngineReason, Given, Trace, Wait
 from supervisor.scheduler.rollouts import Rollout
 from supervisor.scheduler.spec import Priority
-from supervisor.simulate.faults.world import World
+from supervisor.simulate.faults.simulation import Simulation
 from tests.harness.boxes import BOXES, FAULTS
 from tests.harness.scheduler_bench import FIRST, Bench, one, serving, spec
 from tests.supervisor.scheduler.test_planner import share, view, views
@@ -262,7 +262,7 @@ def _explained(scheduler: Scheduler) -> Iterator[EngineReason]:
 
 @pytest.mark.parametrize("name", BOXES)
 def test_in_a_run_with_faults_everything_has_a_reason_and_asking_changes_nothing(name: str) -> None:
-    world = World(BOXES[name](), 7, steps=2, faults=FAULTS)
+    world = Simulation(BOXES[name](), 7, steps=2, faults=FAULTS)
     handle = world.handle
     counted: dict[object, int] = {}
 

@@ -1,4 +1,4 @@
-"""RB-D1 to RB-D16 of reference/rlix.md: what the incumbent was seen to do wrong. Each test would fail on that behaviour."""
+"""Each test would fail on one of sixteen defects, RB-D1 to RB-D16, that the incumbent scheduler was seen to have."""
 
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev

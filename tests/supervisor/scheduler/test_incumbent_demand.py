@@ -1,4 +1,4 @@
-"""Demand bugs of reference/rlix.md, section 7.2: rollouts that the incumbent forgot, hid, counted twice or pinned to GPUs."""
+"""Each test would fail on a demand bug of the incumbent scheduler: rollouts that it forgot, hid, counted twice or pinned to GPUs."""
 
 import pytest
 

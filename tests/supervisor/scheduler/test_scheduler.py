@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
-from supervisor.simulate.faults.world import Faults, World
+from supervisor.simulate.faults.simulation import Simulation
+from supervisor.simulate.faults.world import Faults
 from tests.harness.boxes import box, pipeline, seed_topology
 from tests.harness.checked_scheduler import well
 from trainers.protocol import trainer_messages as say
@@ -139,7 +140,7 @@ def test_everything_is_granted_and_nothing_lost_in_the_end(seed: int, gpus: int,
         mapping = chosen(infer, tp)
         specs.append(pipeline(f"p{index}", chosen(train, 1), mapping[: len(mapping) // tp * tp], tp=tp, ranks=1))
     faults = Faults(never=0.02, twice=0.05, late=0.02, dies=0.02, fails=0.02) if faulty else Faults()
-    world = World(box(gpus, *specs), seed, steps=2, target=12, faults=faults)
+    world = Simulation(box(gpus, *specs), seed, steps=2, target=12, faults=faults)
     world.run()
     for trainer in world.trainers.values():
         record = world.scheduler.pipelines[trainer.pipeline]
@@ -151,7 +152,7 @@ def test_everything_is_granted_and_nothing_lost_in_the_end(seed: int, gpus: int,
 def test_the_topology_on_which_the_incumbent_hung(early: str | None) -> None:
     """Both pipelines at zero engines after a training, demand signalled from inside the rollout only; one may finish early."""
     for seed in range(10):
-        world = World(seed_topology(), seed, steps=5, target=256)
+        world = Simulation(seed_topology(), seed, steps=5, target=256)
         if early is not None:
             world.trainers[PipelineId(early)].steps = 2
         world.run()

@@ -9,8 +9,8 @@ from supervisor.scheduler import actions as do
 from supervisor.scheduler.planning.reservations import Request, Reservations
 from supervisor.scheduler.records import TrainerState
 from supervisor.scheduler.spec import Priority
-from supervisor.simulate.faults.fakes import Violation
-from supervisor.simulate.faults.world import World
+from supervisor.simulate.faults.simulation import Simulation
+from supervisor.simulate.faults.world import Violation
 from tests.harness.boxes import BOXES
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.ids import EngineId, GpuId, PipelineId, TrainerId
@@ -22,9 +22,9 @@ class Stopped(Exception):
     pass
 
 
-def stopped(when: Callable[[World], bool]) -> World:
+def stopped(when: Callable[[Simulation], bool]) -> Simulation:
     """A world in the middle of its run, at the first moment at which that holds."""
-    world = World(BOXES["seed"](), 1)
+    world = Simulation(BOXES["seed"](), 1)
     handle = world.handle
 
     def watched(event: object, now: float) -> list[do.Action]:
@@ -40,7 +40,7 @@ def stopped(when: Callable[[World], bool]) -> World:
     return world
 
 
-def waiting(world: World) -> bool:
+def waiting(world: Simulation) -> bool:
     """A trainer has its turn and waits for engines to leave."""
     return bool(world.scheduler.reservations().reserved)
 
@@ -87,7 +87,7 @@ def test_a_reservation_of_what_a_stuck_engine_has(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_reservation_that_waits_for_another_trainers_lease(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lent(world: World) -> bool:
+    def lent(world: Simulation) -> bool:
         record = world.scheduler.pipelines[A].trainer
         idle = record.state is TrainerState.RUNNING and record.request is None
         return idle and bool(world.scheduler.leases.held_by(TrainerId(B)))
@@ -161,22 +161,22 @@ def test_an_answer_that_comes_twice() -> None:
     for id in (10_001, 10_002):
         action = do.TellTrainer(id=id, pipeline=A, incarnation=1, message=say.LeaseGranted(7, ("train",)))  # type: ignore[arg-type]
         if id == 10_001:
-            world.promises.asked_for([action])
+            world.promises.check_actions([action])
         else:
             with pytest.raises(Violation, match="answered twice"):
-                world.promises.asked_for([action])
+                world.promises.check_actions([action])
 
 
 def test_a_life_beside_another() -> None:
     world = stopped(lambda world: any(isinstance(group, EngineId) for group in world.alive))
     group = next(group for group in world.alive if isinstance(group, EngineId))
     with pytest.raises(Violation, match="is started beside its life"):
-        world.promises.asked_for([do.StartGroup(id=10_001, engine=group, incarnation=2)])  # type: ignore[arg-type]
+        world.promises.check_actions([do.StartGroup(id=10_001, engine=group, incarnation=2)])  # type: ignore[arg-type]
 
 
 def test_something_lives_when_all_is_over() -> None:
-    world = World(BOXES["seed"](), 1)
+    world = Simulation(BOXES["seed"](), 1)
     world.run()
     world.alive[TrainerId(A)] = 1  # type: ignore[assignment]
     with pytest.raises(Violation, match="live"):
-        world.promises.ended()
+        world.promises.check_end()

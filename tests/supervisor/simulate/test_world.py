@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.simulate.faults.world import World
+from supervisor.simulate.faults.simulation import Simulation
 from tests.harness.boxes import BOXES, FAULTS
 
 
 @pytest.mark.parametrize("name", BOXES)
 @pytest.mark.parametrize("seed", range(8))
 def test_every_rollout_completes(name: str, seed: int) -> None:
-    world = World(BOXES[name](), seed, steps=3)
+    world = Simulation(BOXES[name](), seed, steps=3)
     world.run()
     for trainer in world.trainers.values():
         assert trainer.completed == {0: 24, 1: 24, 2: 24}
@@ -23,7 +23,7 @@ def test_every_rollout_completes(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", BOXES)
 @pytest.mark.parametrize("seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 60))])
 def test_faults_break_no_promise(name: str, seed: int) -> None:
-    world = World(BOXES[name](), seed, steps=3, faults=FAULTS)
+    world = Simulation(BOXES[name](), seed, steps=3, faults=FAULTS)
     world.run()
     assert not world.incomplete()
 
@@ -32,4 +32,4 @@ def test_faults_break_no_promise(name: str, seed: int) -> None:
 def test_seeds_that_once_failed(kept: str) -> None:
     """One command plays one again: `bin/check --long simulation --seed BOX:SEED`."""
     name, _, seed = kept.partition(":")
-    World(BOXES[name](), int(seed), steps=3, faults=FAULTS).run()
+    Simulation(BOXES[name](), int(seed), steps=3, faults=FAULTS).run()

@@ -1,6 +1,6 @@
 """Engines of one pipeline agree on the bytes of a version, or one of them is not believed."""
 
-from supervisor.runtime.weight_checksums import EVERY, Checksums
+from supervisor.runtime.kinds.sglang import VERIFY_EVERY, Checksums
 from trainers.protocol.ids import EngineId, Incarnation, PipelineId, Version
 
 P1, P2 = PipelineId("p1"), PipelineId("p2")
@@ -9,8 +9,8 @@ ONE, TWO, OTHER = EngineId(P1, 0), EngineId(P1, 1), EngineId(P2, 0)
 
 def test_the_first_sync_of_each_life_is_verified_and_some_later_ones() -> None:
     checks = Checksums()
-    first = [checks.due(ONE, Incarnation(1)) for _ in range(2 * EVERY)]
-    assert first == ([True] + [False] * (EVERY - 1)) * 2
+    first = [checks.due(ONE, Incarnation(1)) for _ in range(2 * VERIFY_EVERY)]
+    assert first == ([True] + [False] * (VERIFY_EVERY - 1)) * 2
     assert checks.due(ONE, Incarnation(2))
     assert not checks.due(ONE, Incarnation(2))
     assert checks.due(TWO, Incarnation(1))

@@ -11,7 +11,7 @@ import pytest
 
 from supervisor.host.processes.child import SpawnFailed
 from supervisor.host.processes.guardian import TRACES, sweep
-from supervisor.runtime.sglang_engines import _version, open_in_shm
+from supervisor.runtime.kinds.sglang import _version, open_in_shm
 
 
 def interpreter(folder: Path, script: str) -> str:
