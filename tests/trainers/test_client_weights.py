@@ -144,17 +144,6 @@ def held() -> int:
     return total
 
 
-def test_the_plain_mover_keeps_ties_and_objects() -> None:
-    layer, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    other.weight = torch.nn.Parameter(layer.weight.data)
-    parameters = list(layer.parameters())
-    mover = trainshed._PlainMover("cuda:0")  # whose device is never reached here
-    mover.add(layer, other)
-    mover.offload()
-    assert list(map(id, layer.parameters())) == list(map(id, parameters))
-    assert layer.weight.data_ptr() == other.weight.data_ptr()
-
-
 def test_the_header_is_padded(tmp_path: Path, model_dir: Path) -> None:
     trainshed.write_snapshot(tmp_path / "s", {"a": torch.ones(3)}, model_dir)
     data = (tmp_path / "s" / "model.safetensors").read_bytes()
