@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -142,6 +145,13 @@ def held() -> int:
         except FileNotFoundError:  # the listing's own descriptor
             continue
     return total
+
+
+def test_the_client_file_alone_says_that_residents_need_its_folder(tmp_path: Path) -> None:
+    shutil.copyfile(trainshed.__file__, tmp_path / "trainshed.py")
+    program = "import trainshed; trainshed._Residents((), 'cuda:0').add([object()])"
+    done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": str(tmp_path)}, check=False, capture_output=True, timeout=60)
+    assert b"PipelineError: resident() needs the whole folder trainshed" in done.stderr
 
 
 def test_the_header_is_padded(tmp_path: Path, model_dir: Path) -> None:

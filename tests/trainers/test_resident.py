@@ -509,6 +509,32 @@ def test_on_a_gpu_foreign_memory_and_live_graphs_are_refused_and_nothing_is_lost
     assert not moves.on_device
 
 
+def test_on_a_gpu_that_is_full_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    before = [p.detach().clone() for p in model.parameters()]
+    moves, _ = emptied()
+    moves.add(model)
+    moves.onload()
+    moves.offload()
+    real, room = storages._bytes_of, [2]
+
+    def full(storage: Any) -> torch.Tensor:
+        room[0] -= 1
+        if room[0] < 0:
+            raise torch.OutOfMemoryError("full")
+        return real(storage)
+
+    monkeypatch.setattr(storages, "_bytes_of", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        moves.onload()
+    monkeypatch.setattr(storages, "_bytes_of", real)
+    moves.offload()
+    assert moves.held == 0
+    moves.onload()
+    assert all(map(torch.equal, before, model.parameters()))
+    assert model[1].bias.untyped_storage().nbytes() == 24
+
+
 # Refused by name -------------------------------------------------------------------------------------------------------------------
 
 

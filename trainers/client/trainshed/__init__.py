@@ -1,8 +1,8 @@
 """What training code imports: `pipeline = connect()`.
 
-One file, standard library only, Python >= 3.9: it may be copied into any environment. Every rank runs the same script with its
-own descriptor (`TRAINSHED_FD`). Rank 0's calls decide; the other ranks make the same calls in the same order and wait for the
-supervisor's answer on their own descriptor, never in a collective. All calls are safe from several threads.
+One file, standard library only, Python >= 3.9: it may be copied into any environment (with its folder, where `resident()` is used).
+Every rank runs the same script with its own descriptor (`TRAINSHED_FD`). Rank 0's calls decide; the other ranks make the same calls in
+the same order and wait for the supervisor's answer on their own descriptor, never in a collective. All calls are safe from several threads.
 
     pipeline = connect()
     with pipeline.lease("init"):

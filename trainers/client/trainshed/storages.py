@@ -1,8 +1,8 @@
 """Exchanges the memory under storages: a storage keeps its identity, so whatever looks at its memory goes on looking at it.
 
-That is so whether we know of it or not: views, ties, DDP's bucket views, flattened parameters (ZeRO, Megatron), the shards of DTensors
-and FSDP2's own view of them. Contents travel through host memory bit by bit. Storages that were moved before and still live are moved
-even where no owner refers to them any more (DDP's buckets after `zero_grad(set_to_none=True)`).
+That is so whether we know of it or not: views, ties, DDP's bucket views, flattened parameters, FSDP2's own view of a shard.
+Contents travel through host memory bit by bit. Storages that were moved before and still live are moved even where no owner refers to
+them any more (DDP's buckets after `zero_grad(set_to_none=True)`).
 
 `VirtualMemory` (a virtual GPU) exchanges a storage's host memory for a slot of a `Pool` and back. The host memory is the one that
 the storage had at first, so nothing is allocated from lease to lease, both addresses stay the same, and tensors may be read and
@@ -18,8 +18,6 @@ where gradients are views of them and alive at the end of one lease; others stay
 Refused by name with ValueError: memory shared with other processes or mapped from a file; on a GPU also memory of another library, and
 tensors in host memory that share it with one that is not known. Memory of numpy or safetensors in host memory is copied at the first
 lease, as `.to("cuda")` does.
-
-Standard library and the script's torch; Python >= 3.9.
 """
 
 from __future__ import annotations
@@ -30,12 +28,12 @@ import warnings
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import torch  # whoever has residents has loaded it
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from trainshed.device import Device, Pool, room
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Found(NamedTuple):
@@ -49,21 +47,21 @@ class Found(NamedTuple):
 
 def _bytes_of(storage: Any) -> torch.Tensor:
     """The whole storage as one row of bytes."""
-    import torch  # only processes that compute may load it
-
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
-def _weak(storage: Any) -> Any:
-    from torch.multiprocessing.reductions import StorageWeakRef
+def _point(tensor: torch.Tensor, storage: Any) -> None:
+    """Let the tensor object look at the same place of another storage."""
+    empty = torch.empty(0, dtype=tensor.dtype, device=storage.device)
+    tensor.data = empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
+
+def _weak(storage: Any) -> Any:
     return StorageWeakRef(storage)  # type: ignore[no-untyped-call]
 
 
 def _living(weak: Any) -> Any:
     """The storage that a weak reference means, or None."""
-    import torch  # only processes that compute may load it
-
     return None if weak.expired() else torch.UntypedStorage._new_with_weak_ptr(weak.cdata)
 
 
@@ -123,8 +121,6 @@ class VirtualMemory:
                 )
 
     def onload(self, found: Iterable[Found]) -> None:
-        import torch  # only processes that compute may load it
-
         if not _exchangeable():
             warnings.warn(
                 f"torch {torch.__version__} cannot exchange the memory of a storage (2.13 can): "
@@ -153,8 +149,6 @@ class VirtualMemory:
 
     def _place(self, storages: list[Any]) -> None:
         """A slot for each of these storages: a free one of just its size, or one of a new pool."""
-        import torch  # only processes that compute may load it
-
         free: dict[int, list[tuple[Pool, torch.Tensor]]] = {}
         for pool, slot in self._free:
             free.setdefault(slot.numel(), []).append((pool, slot))
@@ -187,16 +181,11 @@ class VirtualMemory:
 
 
 def _exchangeable() -> bool:
-    """Whether this torch can give a storage other memory in place."""
-    import torch  # only processes that compute may load it
-
     return hasattr(torch.UntypedStorage, "_swap_data_ptr_")
 
 
 def _over(slot: torch.Tensor) -> torch.UntypedStorage:
     """A storage of its own over the memory of a pool's tensor, which lives as long."""
-    import torch  # only processes that compute may load it
-
     memory = (ctypes.c_uint8 * slot.numel()).from_address(slot.data_ptr())
     memory.keeps = slot  # type: ignore[attr-defined]  # the pool is unmapped when nobody refers to its tensors
     return torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
@@ -206,12 +195,10 @@ def _over(slot: torch.Tensor) -> torch.UntypedStorage:
 class _Moved:
     """A storage of a GPU and the host buffer that its contents wait in."""
 
-    name: str
     weak: Any
     size: int
     host: torch.Tensor | None = None
-    away: Any = None
-    """The storage while it is empty."""
+    away: Any = None  # the storage while it is empty
     tensors: list[torch.Tensor] = field(default_factory=list)
     """What looks at the host buffer meanwhile: held, since DDP's reducer may own what no gradient names any more."""
 
@@ -226,8 +213,7 @@ class DeviceMemory:
 
     @property
     def held(self) -> int:
-        living = [_living(moved.weak) for moved in self._moved.values()]
-        return sum(storage.nbytes() for storage in living if storage is not None)
+        return sum(storage.nbytes() for moved in self._moved.values() if (storage := _living(moved.weak)) is not None)
 
     def check(self, found: Iterable[Found]) -> None:
         """Raises ValueError for tensors in host memory that cannot be taken on to the GPU without being torn apart."""
@@ -241,8 +227,6 @@ class DeviceMemory:
             self._check_first(entries)
 
     def _check_first(self, entries: list[Found]) -> None:
-        import torch  # only processes that compute may load it
-
         for entry in entries:
             if not entry.plain:
                 raise ValueError(
@@ -281,8 +265,6 @@ class DeviceMemory:
             self._come_back(key, moved)
 
     def _come_back(self, key: int, moved: _Moved) -> None:
-        import torch  # only processes that compute may load it
-
         for tensor in moved.tensors:
             if tensor.untyped_storage()._cdata == key:  # else the script has given it other memory
                 _point(tensor, moved.away)
@@ -303,25 +285,26 @@ class DeviceMemory:
                     raise ValueError(
                         f"resident cannot take {name} off the GPU: its memory is not torch's own (another library, another process); clone it before"
                     )
-                self._moved.setdefault(storage._cdata, _Moved(name, _weak(storage), storage.nbytes()))
+                self._moved.setdefault(storage._cdata, _Moved(_weak(storage), storage.nbytes()))
                 sharers.setdefault(storage._cdata, []).extend([tensor] if plain else [])
         self._forget_dead()
-        for moved in self._moved.values():
+        leaving = []
+        for key, moved in self._moved.items():
             storage = _living(moved.weak)
-            if storage is None or not storage.nbytes():
-                continue
-            moved.size = storage.nbytes()
-            moved.host = self._host(moved)
-            moved.host.copy_(_bytes_of(storage), non_blocking=True)
-            moved.away = storage
+            if storage is not None and storage.nbytes() and moved.away is None:  # else the host buffer has the truth: an onload failed
+                moved.size = storage.nbytes()
+                host = moved.host = self._host(moved)
+                host.copy_(_bytes_of(storage), non_blocking=True)
+                leaving.append((moved, storage, host.untyped_storage(), sharers.get(key, [])))
         self._free.clear()
         self._settle()
-        for key, moved in self._moved.items():
-            if moved.away is not None and moved.host is not None:
+        for moved, storage, waiting, tensors in leaving:
+            moved.away, moved.tensors = storage, tensors
+            for tensor in tensors:
+                _point(tensor, waiting)
+        for moved in self._moved.values():
+            if moved.away is not None:
                 moved.away.resize_(0)
-                moved.tensors = sharers.get(key, [])
-                for tensor in moved.tensors:
-                    _point(tensor, moved.host.untyped_storage())
         self._give_back()
 
     def _host(self, moved: _Moved) -> torch.Tensor:
@@ -343,31 +326,21 @@ class DeviceMemory:
         return bool(storage.device.type == "cuda")
 
     def _allocate(self, size: int) -> Any:
-        import torch  # only processes that compute may load it
-
         return torch.empty(size, dtype=torch.uint8, device=self._torch_device).untyped_storage()
 
     def _pinned(self, size: int) -> torch.Tensor:
-        import torch  # only processes that compute may load it
-
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
     def _settle(self) -> None:
         """Wait for every copy and every kernel: memory goes away or is read next."""
-        import torch  # only processes that compute may load it
-
         for index in range(torch.cuda.device_count()):
             torch.cuda.synchronize(index)
 
     def _give_back(self) -> None:
-        import torch  # only processes that compute may load it
-
         torch.cuda.empty_cache()  # also what the lease itself allocated and dropped
 
     def _refuse_graphs(self) -> None:
         """Raises ValueError while a CUDA graph lives: it would go on using addresses that are not ours any more."""
-        import torch  # only processes that compute may load it
-
         if torch.cuda.is_current_stream_capturing():
             raise ValueError("resident cannot leave the GPU while a CUDA graph is being captured")
         if any(issubclass(type(thing), torch.cuda.CUDAGraph) for thing in gc.get_objects()):  # not isinstance: that wakes lazy modules
@@ -375,12 +348,3 @@ class DeviceMemory:
                 "resident cannot leave the GPU while a CUDA graph lives: the graph holds GPU memory and the addresses of parameters, which change "
                 'from lease to lease; delete it before the lease ends (and use no torch.compile(mode="reduce-overhead")), or capture it in each lease'
             )
-
-
-def _point(tensor: torch.Tensor, storage: Any) -> None:
-    """Let the tensor object look at the same place of another storage."""
-    import torch  # only processes that compute may load it
-
-    with torch.no_grad():
-        empty = torch.empty(0, dtype=tensor.dtype, device=storage.device)
-        tensor.data = empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
