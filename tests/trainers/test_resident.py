@@ -354,6 +354,17 @@ def test_optimizer_state_is_taken_in_once_it_exists_and_ties_stay() -> None:
     assert "trainshed-gpu-7" not in _mapping(moment)
 
 
+def test_master_weights_that_only_the_optimizer_knows_are_on_the_device() -> None:
+    model = nn.Linear(4, 4).bfloat16()
+    master = nn.Parameter(model.weight.detach().float())
+    moves = Resident(f"virtual:{stacks.GPU}")
+    moves.add(model, torch.optim.SGD([master], lr=0.1))
+    moves.onload()
+    assert "trainshed-gpu-7" in _mapping(master)
+    moves.offload()
+    assert "trainshed-gpu-7" not in _mapping(master)
+
+
 def _mapping(tensor: torch.Tensor | None) -> str:
     """The line of /proc/self/maps that the tensor's first byte is in."""
     assert tensor is not None
