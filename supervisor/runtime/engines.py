@@ -16,7 +16,7 @@ from engines.lifecycle import members
 from supervisor.host.processes.group import Group
 from supervisor.runtime.group_lifecycle import GroupLifecycle
 from supervisor.runtime.kinds.engine_kind import Endpoint, EngineLife, EngineStart
-from supervisor.runtime.kinds.table import KINDS
+from supervisor.runtime.kinds.registry import KINDS
 from supervisor.runtime.run_facts import RunFacts
 from supervisor.runtime.snapshots import WeightTransport
 from supervisor.scheduler.actions import LoadWeights, Pause, StartGroup, Wake

@@ -11,6 +11,7 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
+from supervisor.config.kinds.registry import kind_of
 from supervisor.config.schema.tables import Config
 from supervisor.host.foreign import is_foreign
 from supervisor.host.gpus.emptiness import MIB, Usage, Verdict, judge
@@ -18,7 +19,6 @@ from supervisor.host.gpus.meter import GpuMeter, MeasureFailed
 from supervisor.host.processes.proc import table
 from supervisor.runtime.driver import Loop
 from supervisor.runtime.group_lifecycle import Groups
-from supervisor.runtime.kinds.table import KINDS
 from supervisor.scheduler.actions import Measure
 from supervisor.scheduler.events import GpuFree, GpuHeld, Holder
 from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId
@@ -163,7 +163,7 @@ def unmeasured_pipelines(config: Config) -> Iterator[PipelineId]:
     """Yields the pipelines whose engines hold memory that does not show: programs that are not ours, on virtual GPUs."""
     if config.host.virtual is not None:
         for pipeline in config.pipeline:
-            if not KINDS[pipeline.engine.kind].measured_on_virtual_gpus:
+            if not kind_of(pipeline.engine).MEASURED_ON_VIRTUAL_GPUS:
                 yield PipelineId(pipeline.name)
 
 

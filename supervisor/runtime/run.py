@@ -43,7 +43,7 @@ from supervisor.runtime.engines import Engines
 from supervisor.runtime.gateways import Gateways, Listeners
 from supervisor.runtime.gpu_memory import GpuMemory, unmeasured_gpus, unmeasured_pipelines
 from supervisor.runtime.group_lifecycle import GroupLifecycle, Groups
-from supervisor.runtime.kinds.table import KINDS
+from supervisor.runtime.kinds.registry import KINDS
 from supervisor.runtime.model_recipe import Models
 from supervisor.runtime.operator_requests import OperatorRequests, StatusSource, Stopper
 from supervisor.runtime.perform import Performer

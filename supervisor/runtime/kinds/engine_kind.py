@@ -99,8 +99,6 @@ class EngineLife:
 class EngineKind(Protocol):
     """A kind of engine, for all engines of that kind in a run."""
 
-    measured_on_virtual_gpus: ClassVar[bool]
-    """Whether what it holds on a virtual GPU can be seen from outside. Only programs that allocate through `trainshed.virtual_gpu` show."""
     skips_unknown_tensors: ClassVar[bool]
     """Whether it loads a snapshot with other tensors than the model's without a word: then their names are compared before."""
 

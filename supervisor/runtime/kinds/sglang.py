@@ -40,7 +40,6 @@ VERIFY_EVERY: Final = 8
 class Sglang:
     """See `engines.sglang`. Each interpreter of the configuration is asked once which SGLang it has."""
 
-    measured_on_virtual_gpus: ClassVar[bool] = False
     skips_unknown_tensors: ClassVar[bool] = True
 
     def __init__(self, facts: RunFacts, log: Log) -> None:
