@@ -1,9 +1,9 @@
 """The records of what lives on the box: engines, trainers, gateways, pipelines. State only; what they mean is decided beside."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import assert_never
+from typing import Final, assert_never
 
 from engines.lifecycle.state import TRANSITIONS, EngineState, Transition, advance
 from supervisor.scheduler.planning.costs import MoveCost, Pace
@@ -19,34 +19,83 @@ FIRST_LIFE = Incarnation(1)
 
 
 @dataclass(slots=True)
+class Routing:
+    """What the gateway does with an engine since it was last woken, or drained."""
+
+    version: Version | None = None  # the version under which the gateway routes to it
+    ordered: Version | None = None  # a route of this version has been ordered and is not answered
+    used: bool = False  # a route was asked for: requests of ours may run on it until a drain is answered
+
+
+@dataclass(slots=True)
+class Load:
+    """What its gateway last reported of an engine."""
+
+    in_flight: int = 0
+    completed: int = 0
+    failures: int = 0  # requests that failed in a row
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class Pausing:
+    """An engine on its way to sleep. `released`: it says that it gave its memory back; the measurement is next."""
+
+    released: bool = False
+
+
+@dataclass(slots=True)
+class Teardown:
+    """A group whose life is ending. `exited`: every process is; the measurement is next. `lost_sent`: the gateway has been told of the engine."""
+
+    exited: bool = False
+    lost_sent: bool = False
+
+
+@dataclass(slots=True)
+class EngineLife:
+    """What an engine owns from one start to the end of its processes. The next life begins with a new record; nothing is cleared by hand.
+
+    `phase` is the part of the state that the table does not tell: it exists in the states `PHASES`, and a transition to another state drops it.
+    """
+
+    incarnation: Incarnation = FIRST_LIFE
+    version: Version | None = None  # what it truly has loaded
+    routing: Routing = field(default_factory=Routing)
+    load: Load = field(default_factory=Load)
+    phase: Pausing | Teardown | None = None
+    attempt_until: float | None = None  # when the start under way must have loaded, or gone to sleep
+    pids: tuple[int, ...] = ()
+
+
+PHASES: Final[Mapping[EngineState, type[Pausing] | type[Teardown]]] = {
+    EngineState.PAUSING: Pausing,
+    EngineState.QUARANTINED: Teardown,
+    EngineState.STOPPING: Teardown,
+    EngineState.STUCK: Teardown,
+}
+"""States with a record of their own; a teardown goes on through its three states."""
+
+
+@dataclass(slots=True)
 class Engine:
-    """One engine group. `op` is the id of the one action under way for it, if any."""
+    """One engine group. `op` is the id of the one action under way for it, if any.
+
+    What ends with its processes is in `life`. A `fault` outlives them: it is open from the failure until the group is well again.
+    """
 
     id: EngineId
     gpus: tuple[GpuId, ...]
     slots: int
     budget: Budget
     state: EngineState = EngineState.COLD
-    incarnation: Incarnation = FIRST_LIFE
+    life: EngineLife = field(default_factory=EngineLife)
     op: int | None = None
-    version: Version | None = None  # what it truly has loaded
-    route: Version | None = None  # the version under which the gateway routes to it
-    routing_to: Version | None = None  # a route of this version has been ordered and is not answered
-    touched: bool = False  # a route was asked for since it is awake, and no drain has been answered
-    released: bool = False  # pausing: it says that it gave memory back; the measurement is next
-    gone: bool = False  # quarantined or stopping: every pid is gone; the measurement is next
-    told_lost: bool = False  # quarantined: the gateway knows
     held: bool = False  # an operator's pause
+    drained: bool = False  # an operator's drain: held, and without processes
     since: float = 0.0  # of the state
     not_before: float = 0.0  # of the next start
-    in_flight: int = 0
-    completed: int = 0
-    failures: int = 0  # requests that failed in a row, as its gateway counts
-    tokens: int = 0
-    fault: Fault | None = None  # since it failed, until it is well again
-    attempt_until: float | None = None  # of a start: when it must be loaded, or asleep
-    drained: bool = False  # an operator's drain: held, and without processes
-    pids: tuple[int, ...] = ()
+    fault: Fault | None = None
     pauses: int = 0
     wakes: int = 0
     restarts: int = 0
@@ -56,9 +105,62 @@ class Engine:
     cost: MoveCost = field(default_factory=MoveCost)
 
     def transition(self, transition: Transition, now: float) -> None:
+        """Go to the next state of the table; a life, or the record of a state, ends with it. Raises KeyError: a bug of ours."""
         self.state = advance(self.state, transition)
         self.since = now
         self.cost.observe(transition, now)
+        if transition is Transition.GONE:
+            self.life = EngineLife(Incarnation(self.life.incarnation + 1))
+        elif (phase := PHASES.get(self.state)) is None:
+            self.life.phase = None
+        elif not isinstance(self.life.phase, phase):
+            self.life.phase = phase()
+
+    @property
+    def pausing(self) -> Pausing:
+        """Its record of the state pausing. Raises AssertionError in any other."""
+        assert isinstance(self.life.phase, Pausing), f"{self.id} is {self.state.value}"
+        return self.life.phase
+
+    @property
+    def teardown(self) -> Teardown:
+        """The record of its end. Raises AssertionError while its life is not ending."""
+        assert isinstance(self.life.phase, Teardown), f"{self.id} is {self.state.value}"
+        return self.life.phase
+
+    @property
+    def incarnation(self) -> Incarnation:
+        return self.life.incarnation
+
+    @property
+    def version(self) -> Version | None:
+        return self.life.version
+
+    @property
+    def route(self) -> Version | None:
+        """The version under which the gateway routes to it."""
+        return self.life.routing.version
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return self.life.pids
+
+    @property
+    def in_flight(self) -> int:
+        return self.life.load.in_flight
+
+    @property
+    def completed(self) -> int:
+        return self.life.load.completed
+
+    @property
+    def failures(self) -> int:
+        """Requests that failed in a row."""
+        return self.life.load.failures
+
+    @property
+    def tokens(self) -> int:
+        return self.life.load.tokens
 
     def can(self, transition: Transition) -> bool:
         return (self.state, transition) in TRANSITIONS
@@ -76,7 +178,7 @@ class Engine:
 
     def in_flight_possible(self, pipeline: "Pipeline") -> bool:
         """Whether requests of ours may still run on it: its gateway lives and has had a route to it since it was woken."""
-        return pipeline.gateway.up and self.touched
+        return pipeline.gateway.up and self.life.routing.used
 
 
 class TrainerState(Enum):
@@ -173,7 +275,7 @@ class Trainer:
     publishing: Publishing | None = None
     exits: dict[int, int] = field(default_factory=dict)  # rank -> exit code
     first_exit: float | None = None
-    gone: bool = False
+    teardown: Teardown | None = None
     greeted: bool = False  # a rank of this life has said hello: it hears what it is told
     not_before: float = 0.0
     pids: tuple[int, ...] = ()
@@ -183,7 +285,12 @@ class Trainer:
     by_operator: bool = False  # that it was an operator who wanted it
 
     def transition(self, transition: TrainerTransition) -> None:
+        """Go to the next state of the table; the record of a teardown exists while its life is ending. Raises KeyError: a bug of ours."""
         self.state = TRAINER_TRANSITIONS[self.state, transition]
+        if self.state not in (TrainerState.QUARANTINED, TrainerState.STOPPING):
+            self.teardown = None
+        elif self.teardown is None:
+            self.teardown = Teardown()
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from supervisor.scheduler.actions import Lost, Measure, StopGroup
 from supervisor.scheduler.context import Context
 from supervisor.scheduler.faults import Cause
 from supervisor.scheduler.records import Engine, Pipeline, TrainerState
-from trainers.protocol.ids import GpuId, Incarnation
+from trainers.protocol.ids import GpuId
 
 
 def pipeline_ends(ctx: Context, pipeline: Pipeline) -> bool:
@@ -19,9 +19,9 @@ def pipeline_ends(ctx: Context, pipeline: Pipeline) -> bool:
 
 def tear_down(ctx: Context, pipeline: Pipeline, engine: Engine) -> None:
     """Of one that has failed, or is not needed any more: the next step to its end."""
-    if not engine.told_lost and pipeline.gateway.up:
-        engine.told_lost = True
-        engine.route = None  # from this order on, in the order of the gateway's own descriptor
+    if not engine.teardown.lost_sent and pipeline.gateway.up:
+        engine.teardown.lost_sent = True
+        engine.life.routing.version = None  # from this order on, in the order of the gateway's own descriptor
         ctx.do(lambda id: Lost(id=id, engine=engine.id, incarnation=engine.incarnation), ctx.box.limits.order)
     asked = engine.fault is not None and engine.fault.cause is Cause.OPERATOR
     confirm_exit(ctx, engine, kill=(engine.state is EngineState.QUARANTINED and not asked) or ctx.stopping >= 3)
@@ -30,7 +30,7 @@ def tear_down(ctx: Context, pipeline: Pipeline, engine: Engine) -> None:
 def confirm_exit(ctx: Context, engine: Engine, *, kill: bool) -> None:
     """Every pid gone, then its GPUs measured empty."""
     limits = ctx.box.limits
-    if not engine.gone:
+    if not engine.teardown.exited:
         limit = limits.end + limits.release  # its ports are waited for as well
         engine.op = ctx.do(lambda id: StopGroup(id=id, group=engine.id, incarnation=engine.incarnation, kill=kill), limit)
     elif gpus := _to_measure(ctx, engine):
@@ -48,8 +48,8 @@ def _to_measure(ctx: Context, engine: Engine) -> tuple[GpuId, ...]:
 
 def processes_exited(ctx: Context, engine: Engine) -> None:
     """Every pid of it is gone, and its ports are free."""
-    engine.gone = True
-    engine.pids = ()
+    engine.teardown.exited = True
+    engine.life.pids = ()
     ctx.mark_fault(engine, "gone")
     if engine.state is EngineState.STUCK:
         engine.since = ctx.now - ctx.box.limits.remeasure  # the measurement is next, now
@@ -65,12 +65,6 @@ def finish(ctx: Context, engine: Engine) -> None:
     ctx.leases.release(engine.id)
     ctx.leases.lift(engine.id)
     engine.transition(Transition.GONE, ctx.now)
-    engine.incarnation = Incarnation(engine.incarnation + 1)
-    engine.version = engine.route = None
-    engine.touched = False
-    engine.gone = engine.released = engine.told_lost = False
-    engine.in_flight = engine.failures = engine.completed = engine.tokens = 0
-    engine.attempt_until = None
     ctx.mark_fault(engine, "empty")
     if not failed or pipeline_ends(ctx, ctx.fleet.pipelines[engine.id.pipeline]):
         return  # a failure that is open is closed by `groups.stop`

@@ -16,7 +16,7 @@ from supervisor.scheduler.actions import (
 )
 from supervisor.scheduler.context import Context
 from supervisor.scheduler.events import ActionFailed, Answer, GatewayReady, GroupGone, Ordered
-from supervisor.scheduler.records import Pipeline
+from supervisor.scheduler.records import Load, Pipeline, Routing
 from supervisor.scheduler.rollouts import Rollout
 from trainers.protocol.gateway_messages import Progress
 from trainers.protocol.ids import Incarnation
@@ -55,9 +55,7 @@ def fail(ctx: Context, pipeline: Pipeline, reason: str, *, by_operator: bool = F
         else:
             rollout.gateway_lost(ctx.now)
     for engine in pipeline.engines.values():
-        engine.route = engine.routing_to = None
-        engine.touched = False
-        engine.in_flight = engine.failures = engine.completed = engine.tokens = 0
+        engine.life.routing, engine.life.load = Routing(), Load()
 
 
 def _forget_orders(ctx: Context, pipeline: Pipeline) -> None:
@@ -133,12 +131,11 @@ def absorb(ctx: Context, pipeline: Pipeline, progress: Progress) -> None:
     for load in progress.engines:
         engine = pipeline.engines.get(load.engine)
         if engine is not None and engine.incarnation == load.incarnation and engine.can(Transition.STOP):  # else its life is ending
-            engine.in_flight, engine.completed = load.in_flight, load.completed
-            engine.failures, engine.tokens = load.failures, load.tokens
+            engine.life.load = Load(load.in_flight, load.completed, load.failures, load.tokens)
     reported = {load.engine for load in progress.engines}
     for rank, engine in pipeline.engines.items():
         if rank not in reported and engine.state is EngineState.SERVING and engine.route is None:
-            engine.in_flight = 0  # unrouted, and the last request on it has ended
+            engine.life.load.in_flight = 0  # unrouted, and the last request on it has ended
 
 
 def step(ctx: Context, pipeline: Pipeline) -> None:

@@ -108,7 +108,8 @@ def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -
         case (RecordCheckpoint(step=step), ActionFailed(code=code, reason=reason)):
             ctx.tell(pipeline, Refused("checkpoint", step, code, reason))
         case (StopGroup(), GroupGone(confirmed=True)):
-            trainer.gone, trainer.pids = True, ()
+            assert trainer.teardown is not None, f"{trainer.id} is {trainer.state.value}"
+            trainer.teardown.exited, trainer.pids = True, ()
         case (StopGroup(), GroupGone(note=note) | ActionFailed(reason=note)):
             _unconfirmed(ctx, pipeline, note)
         case (Measure(gpus=gpus), GpuFree()):
@@ -171,7 +172,6 @@ def _drop_calls(ctx: Context, pipeline: Pipeline) -> None:
     for id in (trainer.op, trainer.grant.measure if trainer.grant is not None else None):
         ctx.inflight.forget(id)
     trainer.op = trainer.request = trainer.publishing = trainer.grant = None
-    trainer.gone = False
     for rollout in (*pipeline.rollouts.values(), *pipeline.closing.values()):
         pipeline.figures.samples += rollout.before + rollout.done
     pipeline.rollouts.clear()
@@ -296,8 +296,8 @@ def _answer_what_holds(ctx: Context, pipeline: Pipeline) -> None:
     publishing = pipeline.trainer.publishing
     if publishing is not None and publishing.adopted:
         older = [engine for engine in pipeline.engines.values() if engine.route is not None and engine.route < publishing.version]
-        routing = [engine for engine in pipeline.engines.values() if engine.op is not None and engine.routing_to is not None]
-        if not older and all((engine.routing_to or 0) >= publishing.version for engine in routing) and not _losing(ctx, pipeline):
+        ordered = [engine.life.routing.ordered for engine in pipeline.engines.values() if engine.op is not None]
+        if not older and all(route is None or route >= publishing.version for route in ordered) and not _losing(ctx, pipeline):
             pipeline.trainer.publishing = None
             ctx.tell(pipeline, Published(publishing.call, publishing.version))
 
@@ -310,7 +310,7 @@ def _losing(ctx: Context, pipeline: Pipeline) -> bool:
 def _tear_down(ctx: Context, pipeline: Pipeline) -> None:
     trainer = pipeline.trainer
     limits = ctx.box.limits
-    if not trainer.gone:
+    if trainer.teardown is None or not trainer.teardown.exited:
         stopping = trainer.state is TrainerState.STOPPING
         hears = trainer.greeted and len(trainer.exits) < trainer.world_size  # a script without our client learns of it by its TERM
         patient = stopping and ctx.stopping == 1 and hears
@@ -330,7 +330,6 @@ def _finish_teardown(ctx: Context, pipeline: Pipeline) -> None:
     failed = trainer.state is TrainerState.QUARANTINED
     trainer.transition(TrainerTransition.GONE)
     trainer.incarnation = Incarnation(trainer.incarnation + 1)
-    trainer.gone = False
     if not failed:
         return
     # what the dead trainer held in memory is gone: its next life publishes what it restores, unless nothing was ever published
@@ -349,7 +348,8 @@ def _finish_teardown(ctx: Context, pipeline: Pipeline) -> None:
 def _unconfirmed(ctx: Context, pipeline: Pipeline, note: str) -> None:
     """A rank that cannot be ended: its GPUs are withheld, the rest of the box goes on."""
     trainer = pipeline.trainer
-    trainer.gone = True
+    assert trainer.teardown is not None, f"{trainer.id} is {trainer.state.value}"
+    trainer.teardown.exited = True  # nothing more of it is waited for
     for gpu in ctx.leases.held_by(trainer.id):
         ctx.leases.fence(gpu, f"a rank of {trainer.id} could not be ended: {note}")
     ctx.leases.release(trainer.id)

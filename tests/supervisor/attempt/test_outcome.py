@@ -97,9 +97,9 @@ def test_started_is_what_has_been_served_once() -> None:
     for pipeline in (p1, p2):
         pipeline.trainer.state = TrainerState.RUNNING
     assert starting.look([p1, p2]) is None, "trainers that run are not enough"
-    p1.engines[0].route = Version(0)
+    p1.engines[0].life.routing.version = Version(0)
     assert starting.look([p1, p2]) is None
-    p1.engines[0].route, p2.engines[0].route = None, Version(0)
+    p1.engines[0].life.routing.version, p2.engines[0].life.routing.version = None, Version(0)
     verdict = starting.look([p1, p2])
     assert verdict is not None
     assert (verdict.code, verdict.failed) == (ExitCode.DONE, None), "an engine gives way to that of another pipeline"
