@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -54,3 +55,27 @@ async def test_what_is_interrupted_has_every_row_once(engine: Served, tmp_path: 
                 different.append((name, differences(found, direct[name])))
         assert interrupted >= 3, "nothing was interrupted"
         assert not different, (len(different), different[:2])
+
+
+POISON: list[dict[str, Any]] = [
+    {"input_ids": [5, 64]},
+    {"top_logprobs_num": 65, "return_logprob": True},
+    {"logprob_start_len": -7, "return_logprob": True},
+    {"sampling_params": {"stop_token_ids": [64], "min_new_tokens": 2}},
+    {"sampling_params": {"top_k": 2**31, "temperature": 1.0}},
+    {"input_ids": [5, -3]},
+    {"sampling_params": {"stop_token_ids": [-64], "min_new_tokens": 2}},
+]
+"""Each of these kills SGLang 0.5.23 when it is asked directly."""
+
+
+async def test_requests_that_would_kill_the_engine_are_refused_before(engine: Served, tmp_path: Path) -> None:
+    if not engine.kind.startswith("sglang"):
+        pytest.skip("our own engines refuse them themselves")
+    async with box(engine.first, tmp_path) as (gateway, session):
+        await gateway.order(gateway_messages.Route, engine=0, incarnation=1, url=engine.url, key=engine.key, slots=4, version=0)
+        for poison in POISON:
+            async with session.post("/generate", json={"input_ids": [5], **poison}) as response:
+                assert response.status == 400, poison
+        assert engine.alive()
+        await answer(session, gateway.url, {"input_ids": [5]})

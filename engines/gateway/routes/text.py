@@ -28,6 +28,8 @@ class Text:
         self._special = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         self._template = _template(model, config)
         self.eos = self._eos(model)
+        self.vocabulary = _vocabulary(_json(model / "config.json"))
+        """Rows of the model's embedding: a token id from here on kills an engine. None: the model does not say."""
 
     @property
     def known(self) -> bool:
@@ -60,7 +62,7 @@ class Text:
         """Return the text of an answer as SGLang gives it: without the stop string that ended it, and without special tokens."""
         text = self.decode(ids, skip_special=params.get("skip_special_tokens", True) is not False)
         matched = reason.get("matched")
-        if isinstance(matched, str) and not params.get("no_stop_trim"):
+        if isinstance(matched, str) and matched and not params.get("no_stop_trim"):
             return text.partition(matched)[0]
         return text
 
@@ -136,6 +138,13 @@ def _template(model: Path, config: Mapping[str, Any]) -> Template | None:
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(source)
+
+
+def _vocabulary(config: Mapping[str, Any]) -> int | None:
+    """Return `vocab_size`, which models of several modalities keep with their text part."""
+    text = config.get("text_config")
+    size = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def _raise(message: str) -> NoReturn:
