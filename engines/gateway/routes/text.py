@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -15,6 +16,11 @@ from engines.gateway.routes.errors import RequestError
 
 _UNFINISHED: Final = "\ufffd"
 """A decoder makes this of a character whose bytes have not all come."""
+_SHORT: Final = 4096
+"""Characters of a text that cost nothing to encode."""
+_KEEP_LENGTH: Final = ("NFC", "NFD")
+_NFC_SHRINKS: Final = 4
+"""A normalizer of these kinds makes a text at most so many times shorter."""
 
 
 class Text:
@@ -28,7 +34,9 @@ class Text:
         self._special = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         self._template = _template(model, config)
         self.eos = self._eos(model)
-        self.vocabulary = _vocabulary(_json(model / "config.json"))
+        shape = _json(model / "config.json")
+        self._positions = _size(shape, "max_position_embeddings")
+        self.vocabulary = _size(shape, "vocab_size")
         """Rows of the model's embedding: a token id from here on kills an engine. None: the model does not say."""
 
     @property
@@ -40,8 +48,28 @@ class Text:
         """Return the token ids of `text`. Raises RequestError where there is no tokenizer."""
         if self._tokenizer is None:
             raise RequestError(400, "no_tokenizer", "this model has no tokenizer.json: ask with token ids (input_ids)")
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        return ids
+        if len(text) <= _SHORT:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+            return ids
+        if (limit := self._longest) is not None and len(text) > limit:
+            raise RequestError(
+                400, "bad_request", f"a text of {len(text)} characters cannot fit into the model's context of {self._positions} tokens"
+            )
+        # A batch lets other threads run meanwhile; a single text would stop the event loop wherever it is encoded.
+        (encoded,) = self._tokenizer.encode_batch([text], add_special_tokens=special)
+        made: list[int] = encoded.ids
+        return made
+
+    @cached_property
+    def _longest(self) -> int | None:
+        """Characters of the longest text that may fit into the context; None where that cannot be known."""
+        if self._tokenizer is None or self._positions is None:
+            return None
+        normalizer = self._tokenizer.normalizer
+        if normalizer is not None and type(normalizer).__name__ not in _KEEP_LENGTH:
+            return None  # it may take anything away
+        longest = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        return self._positions * longest * (1 if normalizer is None else _NFC_SHRINKS)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of token ids; empty where there is no tokenizer. Ids beyond the vocabulary are passed over."""
@@ -140,10 +168,10 @@ def _template(model: Path, config: Mapping[str, Any]) -> Template | None:
     return environment.from_string(source)
 
 
-def _vocabulary(config: Mapping[str, Any]) -> int | None:
-    """Return `vocab_size`, which models of several modalities keep with their text part."""
+def _size(config: Mapping[str, Any], name: str) -> int | None:
+    """Return a size of the model, which those of several modalities keep with their text part."""
     text = config.get("text_config")
-    size = config.get("vocab_size", text.get("vocab_size") if isinstance(text, dict) else None)
+    size = config.get(name, text.get(name) if isinstance(text, dict) else None)
     return size if isinstance(size, int) and size > 0 else None
 
 
