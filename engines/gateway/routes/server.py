@@ -12,7 +12,7 @@ from engines.gateway.routes.acceptor import Acceptor
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.generate import GenerateRoutes
 from engines.gateway.routes.openai_routes import OpenAIRoutes
-from engines.gateway.routes.responses import json_response
+from engines.gateway.routes.responses import json_response, respond
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
 
@@ -72,7 +72,7 @@ def _errors(log: Callable[..., Any]) -> Middleware:
         try:
             return await handler(request)
         except RequestError as error:
-            return json_response(error.body(), error.status)
+            return await respond(request, error)
         except web.HTTPException as error:
             code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status, "bad_request")
             return json_response(RequestError(error.status, code, error.reason).body(), error.status)
@@ -80,6 +80,6 @@ def _errors(log: Callable[..., Any]) -> Middleware:
             raise  # the client has gone
         except Exception as error:
             log("handler failed", path=request.path, error=f"{type(error).__name__}: {error}", exc_info=True)
-            return json_response(RequestError(500, "internal", f"{type(error).__name__}: {error}").body(), 500)
+            return await respond(request, RequestError(500, "internal", f"{type(error).__name__}: {error}"))
 
     return middleware

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engines.gateway.core.dispatch import Dispatch
 from engines.gateway.core.events import Abort, Ask, Broken, Cut, Deliver, Ended, Event, Finished, Grew, Leave, Refused, Start, Tick, Tokens
 from engines.gateway.core.publish_policy import ON_PUBLISH, OnPublish, PublishPolicy
-from engines.gateway.core.records import LOSING_S, MAX_LOSSES
+from engines.gateway.core.records import LOSING_S, MAX_LIVES, MAX_LOSSES
 from engines.gateway.core.samples import TOKENS, Answer, Failure, Mark, Outcome, Request, Span
 from tests.harness.scripted_engine import expected, next_token
 from trainers.protocol import gateway_messages
@@ -396,12 +396,86 @@ def test_f16_no_room_is_no_failure(bench: Bench) -> None:
 def test_a_request_that_kills_engines_is_reported_failed(bench: Bench) -> None:
     bench.open()
     asker = bench.ask(0, "0")
-    for life in range(MAX_LOSSES + 1):
+    for life in range(MAX_LIVES):
         assert asker not in bench.outcomes
         bench.route(0, incarnation=life + 1)
-        bench.now += LOSING_S / MAX_LOSSES
-        bench.end(bench.only(), Broken("reset", accepted=True))
+        bench.end(bench.only(), Broken("reset", accepted=True, died=True))
     assert bench.failure(asker).code == "request_failed"
+
+
+def test_a_request_that_an_engine_answers_with_errors_is_reported_failed(bench: Bench) -> None:
+    bench.open()
+    asker = bench.ask(0, "0")
+    for _ in range(MAX_LOSSES + 1):
+        assert asker not in bench.outcomes
+        bench.route(0)
+        bench.now += LOSING_S / MAX_LOSSES
+        bench.end(bench.only(), Broken("HTTP 500", accepted=True))
+    assert bench.failure(asker).code == "request_failed"
+
+
+@pytest.mark.parametrize("seen", ["reset", "lost", "replaced"])
+def test_a_request_that_kills_engines_costs_itself_alone(bench: Bench, seen: str) -> None:
+    """Whichever way the gateway hears of the deaths: four are in flight, one of them kills; two lives, and three answers."""
+    bench.open()
+    askers = [bench.ask(0, str(index), wants=request(index)) for index in range(4)]
+    poison, lives = 2, 1
+    bench.route(0, slots=4)
+    while len(bench.outcomes) < 4:
+        fatal = [number for number, start in bench.running.items() if start.body["input_ids"][0] == poison]
+        if not fatal:
+            for number in tuple(bench.running):
+                bench.make(number, 7)
+            for number in tuple(bench.running) if not bench.core.engines.on_trial else ():
+                bench.end(number)
+            continue
+        lives += 1
+        assert lives <= 1 + MAX_LIVES, "more lives than that cost"
+        match seen:
+            case "reset":
+                for number in tuple(bench.running):
+                    bench.end(number, Broken("reset", accepted=True, died=True))
+            case "lost":
+                bench.lost(0, lives - 1)
+        bench.now += 60.0
+        bench.route(0, lives, slots=4)
+    assert bench.failure(askers[poison]).code == "request_failed"
+    assert all(bench.answer(asker) for index, asker in enumerate(askers) if index != poison)
+    assert lives == 1 + MAX_LIVES
+
+
+def test_a_suspect_runs_beside_those_that_have_made_tokens_and_others_wait_for_its_first(bench: Bench) -> None:
+    bench.open()
+    bench.route(0, slots=8)
+    first, second = bench.ask(0, "0", wants=request(10)), bench.ask(0, "1", wants=request(11))
+    talks, silent = bench.running
+    bench.make(talks, 7)
+    bench.lost(0)
+    bench.ask(0, "2", wants=request(12))
+    bench.route(0, incarnation=2, slots=8)
+    assert [start.body["input_ids"][0] for start in bench.running.values()] == [11], "the one that had made no token, alone"
+    trial = bench.only()
+    bench.make(trial, 7)
+    assert sorted(start.body["input_ids"] for start in bench.running.values()) == [[10, 7], [11], [12]]
+    for number in tuple(bench.running):
+        bench.make(number, 7, 7, 7, 7)
+        bench.end(number)
+    assert bench.answer(first) is not bench.answer(second)
+    assert silent != trial
+
+
+def test_an_engine_on_trial_holds_up_no_other(bench: Bench) -> None:
+    bench.open()
+    bench.route(0, slots=8)
+    bench.ask(0, "0", wants=request(10))
+    bench.lost(0)
+    bench.route(0, incarnation=2, slots=8)
+    bench.route(1, slots=2)
+    for index in (1, 2, 3):
+        bench.ask(0, str(index), wants=request(index))
+    assert sorted((start.engine, start.body["input_ids"][0]) for start in bench.running.values()) == [(0, 10), (1, 1), (1, 2)]
+    bench.make(next(number for number, start in bench.running.items() if start.engine == 0), 7)
+    assert (0, 3) in [(start.engine, start.body["input_ids"][0]) for start in bench.running.values()]
 
 
 def test_refused_requests_fail_at_once(bench: Bench) -> None:

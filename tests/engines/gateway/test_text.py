@@ -89,3 +89,12 @@ def test_streams_say_something_while_nothing_comes(tmp_path: Path, monkeypatch: 
         listener.close()
 
     asyncio.run(play())
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 5000}))
+    text = byte_level(tmp_path)
+    assert len(text.encode("x" * 5000)) == 5000
+    with pytest.raises(RequestError, match="cannot fit into the model's context of 5000 tokens"):
+        text.encode("x" * 5001)
+    assert text.encode("añb→END" * 600) == text.encode("añb→END") * 600, "a long text is encoded as a short one"
