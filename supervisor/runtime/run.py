@@ -196,7 +196,7 @@ class Run:
         config, directory, logs, facts = self._config, self._directory, machine.logs, machine.facts
         results = RunResults(directory, logs, self._before)
         checkpoints = {
-            id: Checkpoints.open(directory.checkpoints(id), table.trainer.keep_checkpoints, results.refused)
+            id: Checkpoints.open(directory.checkpoints(id), table.trainer.keep_checkpoints, results.write_failed)
             for id, table in facts.pipelines
         }
         spec = box_spec(config, tuple(gpu.id for gpu in machine.meter.gpus), {id: record.known for id, record in checkpoints.items()})

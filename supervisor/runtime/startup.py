@@ -30,7 +30,7 @@ ShowProgress = Callable[[Status, float], Sequence[str]]
 class Exposition(Observer, Protocol):
     """What is counted for `/metrics`; a view, too."""
 
-    def page(self, scheduler: Scheduler, snapshot: Status, longest_lag: float) -> bytes:
+    def page(self, scheduler: Scheduler, status: Status, longest_lag: float) -> bytes:
         """Returns the page, when somebody asks. `longest_lag` in seconds: by how much our own loop was late, at most."""
 
 
