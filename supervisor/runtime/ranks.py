@@ -1,4 +1,4 @@
-"""The trainer's rank processes: started with torchrun's variables and a descriptor each, welcomed, told, listened to."""
+"""Rank processes of a trainer are started with torchrun's variables and a descriptor each, over which they are welcomed, told and heard."""
 
 import socket
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class _Rank:
 
 
 class Ranks:
-    """Every trainer's ranks."""
+    """Starts every trainer's ranks, sends them messages, and feeds what they say to the scheduler."""
 
     def __init__(self, facts: RunFacts, lifecycle: GroupLifecycle, loop: Loop, output: TrainerOutput) -> None:
         self._facts = facts
@@ -142,7 +142,7 @@ class Ranks:
         )
 
     def _log_dropped(self, action: StartTrainer, names: tuple[str, ...]) -> None:
-        """Names what a trainer does not get; once, as a rule the names are the same for all trainers."""
+        """Logs the variables that a trainer does not get; only once at level info, as the names are usually the same for all trainers."""
         log = self._loop.log_for(TrainerId(action.pipeline), action.incarnation)
         write = log.debug if names in self._logged_dropped else log.info
         write("environment not passed on", names=list(names))
@@ -158,4 +158,4 @@ class Ranks:
 
 
 async def _at_once(_group: Group) -> None:
-    """A trainer has no readiness of its own: it speaks when it has something to say."""
+    """Returns at once: a trainer has no readiness, it speaks when it has something to say."""

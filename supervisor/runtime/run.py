@@ -60,7 +60,7 @@ PROGRESS_S = 0.5
 
 
 def run(config: Config, directory: RunDirectory, options: Options) -> Summary:
-    """Until every pipeline has ended or the operator stops it; nothing of it lives afterwards. Raises SetUpError, UsageError."""
+    """Run until every pipeline has ended or the operator stops it; nothing of the run lives afterwards. Raises SetUpError, UsageError."""
     guard = guardian_link.enter()
     _allow_descriptors()
     try:
@@ -72,15 +72,15 @@ def run(config: Config, directory: RunDirectory, options: Options) -> Summary:
 
 
 def _allow_descriptors() -> None:
-    """As many as we may have: each port that is reserved for a group takes one, and each child some."""
+    """Allow ourselves as many descriptors as we may have: each port that is reserved for a group takes one, and each child some."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _run(config: Config, directory: RunDirectory, options: Options, guard: guardian_link.Guard) -> Summary:
-    whole_run = Run(config, directory, options, guard)
-    with whole_run.prepare() as machine:
-        return await whole_run.serve(machine, whole_run.wire(machine))
+    one_run = Run(config, directory, options, guard)
+    with one_run.prepare() as machine:
+        return await one_run.serve(machine, one_run.wire(machine))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Run:
 
     def __init__(self, config: Config, directory: RunDirectory, options: Options, guard: guardian_link.Guard) -> None:
         self._before = earlier_starts(directory, config)
-        self._whole, self._config = config, without(config, self._before.finished)
+        self._all, self._config = config, without(config, self._before.finished)
         self._directory, self._options, self._guard = directory, options, guard
         self._began_at = time.time()
 
@@ -126,7 +126,7 @@ class Run:
 
     @contextlib.contextmanager
     def prepare(self) -> Iterator[Machine]:
-        """Logs, journal, shared memory, GPUs, ports. What is taken is given back at the end. Raises SetUpError."""
+        """Take logs, journal, shared memory, GPUs and ports; all of it is given back at the end. Raises SetUpError."""
         config, directory = self._config, self._directory
         swept = [sweep(runs) for runs in directory.path.parent.parent.iterdir() if runs.is_dir() and not runs.is_symlink()]
         with contextlib.ExitStack() as stack:
@@ -178,7 +178,7 @@ class Run:
 
     @contextlib.contextmanager
     def _accounted_for(self, journal: Journal, logs: Logs) -> Iterator[None]:
-        """After an orderly end, or when nothing was started, there is nothing to sweep."""
+        """Close the journal after an orderly end, or when nothing was started: then there is nothing to sweep."""
         try:
             yield
         except Exception as error:
@@ -192,7 +192,7 @@ class Run:
     # -- second phase
 
     def wire(self, machine: Machine) -> Wired:
-        """Scheduler, driver, performers, observers. Nothing is started, and nothing is decided yet."""
+        """Make scheduler, driver, performers and observers, and connect them. Nothing is started, and nothing is decided yet."""
         config, directory, logs, facts = self._config, self._directory, machine.logs, machine.facts
         results = RunResults(directory, logs, self._before)
         checkpoints = {
@@ -250,7 +250,7 @@ class Run:
         )
 
     def _observers(self, logs: Logs, results: RunResults) -> list[Observer]:
-        """In the order in which they see each event."""
+        """Return the observers in the order in which they see each event."""
         observers: list[Observer] = [EventLog(logs.log)]
         if self._options.metrics is not None:
             observers.append(self._options.metrics)
@@ -262,7 +262,7 @@ class Run:
     # -- third phase
 
     async def serve(self, machine: Machine, wired: Wired) -> Summary:
-        """Until every pipeline has ended; then nothing of the run lives any more. Raises SetUpError."""
+        """Run until every pipeline has ended; then nothing of the run lives any more. Raises SetUpError."""
         async with anyio.create_task_group() as signals:
             await signals.start(wired.stopper.on_signals)  # before the first child: whoever is stopped now is stopped in order
             async with wired.processes.running(), anyio.create_task_group() as tasks:
@@ -287,7 +287,7 @@ class Run:
             )
 
     async def _drive(self, machine: Machine, wired: Wired, tasks: anyio.abc.TaskGroup) -> None:
-        """Starts what runs beside the loop, then the loop."""
+        """Start what runs beside the loop, then the loop."""
         await tasks.start(control_socket.serve, self._directory.control_socket, wired.operator.answer)
         tasks.start_soon(wired.processes.reap_forever, name="reap orphans")
         tasks.start_soon(wired.probes.run, name="probes")
@@ -310,9 +310,9 @@ class Run:
         await tasks.start(metrics_server.serve, listener, page)
 
     def _begin(self, machine: Machine, wired: Wired) -> None:
-        """Nothing more can refuse the run, and nothing of it is started yet."""
+        """Say that the run begins: nothing more can refuse it, and nothing of it is started yet."""
         directory, log = self._directory, machine.logs.log
-        directory.begin(self._whole, self._options.source)
+        directory.begin(self._all, self._options.source)
         wired.results.begin(wired.scheduler)
         self._options.begun()
         log.info("run starts", directory=str(directory.path), resumed=directory.resumed, pid=os.getpid())

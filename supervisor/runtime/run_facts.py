@@ -1,4 +1,4 @@
-"""The facts of a run, fixed before anything of it starts: its pipelines, where its files lie, and the environment of its children.
+"""The facts of a run are fixed before anything of it starts: its pipelines, where its files lie, and the environment of its children.
 
 Nothing here changes while the run goes on. What changes has one owner: the groups that live (`group_lifecycle`), the engines' endpoints
 (`engines`), what trainers have handed over (`snapshots`).

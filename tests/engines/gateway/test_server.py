@@ -17,8 +17,7 @@ from engines.gateway.routes.server import Serving, application
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
 from engines.gateway.upstream.engine_client import EngineClient
-from tests.engines.gateway.test_text import byte_level
-from tests.harness.gateway_box import ROOT, box, right, sample, samples, text_of
+from tests.harness.gateway_box import ROOT, box, byte_level, right, sample, samples, text_of
 from tests.harness.scripted_engine import Script, ScriptedEngine, expected
 from trainers.protocol import gateway_messages
 from trainers.protocol.seeds import sample_seed

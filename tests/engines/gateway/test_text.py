@@ -7,26 +7,16 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engines.gateway import __main__ as program
 from engines.gateway.core.dispatch import Dispatch
 from engines.gateway.routes import asking
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.server import Serving, application
-from engines.gateway.routes.text import Text, TextStream
+from engines.gateway.routes.text import TextStream
 from engines.gateway.shell import Shell
 from engines.gateway.upstream.engine_client import EngineClient
-
-
-def byte_level(directory: Path) -> Text:
-    """One token a byte, so that characters are cut."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    return Text(directory)
+from tests.harness.gateway_box import byte_level
 
 
 def test_a_stream_sends_whole_characters_and_holds_back_what_may_be_a_stop(tmp_path: Path) -> None:
