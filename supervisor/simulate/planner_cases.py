@@ -1,4 +1,4 @@
-"""Single decisions: what the planner answers to a box in a given state. The form of data/plans.jsonl, one case a line."""
+"""A case is a single decision: what the planner answers to a box in a given state. `supervise plan FILE` reads one a line."""
 
 from collections.abc import Iterable, Iterator
 
