@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from engines.lifecycle import state
-from supervisor.scheduler import actions, context, faults, inflight, leases, records, restarts, rollouts, scheduler, spec
+from supervisor.scheduler import actions, context, engine_life, faults, inflight, leases, records, restarts, rollouts, scheduler, spec
 from supervisor.scheduler.planning import costs, planner, reservations
 from trainers.protocol import gateway_messages, ids, trainer_messages
 
@@ -161,7 +161,7 @@ def _kind(name: str) -> type:
 def _engine_fields(engine: records.Engine) -> dict[str, Any]:
     """An engine's life, its routing and its load are recorded as fields of the engine, and the record of its state as three flags."""
     life, phase = engine.life, engine.life.phase
-    teardown = phase if isinstance(phase, records.Teardown) else records.Teardown()
+    teardown = phase if isinstance(phase, engine_life.Teardown) else engine_life.Teardown()
     return {
         "id": engine.id,
         "gpus": engine.gpus,
@@ -174,7 +174,7 @@ def _engine_fields(engine: records.Engine) -> dict[str, Any]:
         "route": life.routing.version,
         "routing_to": life.routing.ordered,
         "touched": life.routing.used,
-        "released": isinstance(phase, records.Pausing) and phase.released,
+        "released": isinstance(phase, engine_life.Pausing) and phase.released,
         "gone": teardown.exited,
         "told_lost": teardown.lost_sent,
         "held": engine.held,
@@ -202,13 +202,17 @@ def _engine(has: dict[str, Any]) -> records.Engine:
     """Take the fields out of `has`; what is left over is no field of an engine. Raises KeyError and TypeError."""
     take = has.pop
     released, gone, told_lost = take("released"), take("gone"), take("told_lost")
-    kind = records.PHASES.get(has["state"])
-    life = records.EngineLife(
+    kind = engine_life.PHASES.get(has["state"])
+    life = engine_life.EngineLife(
         incarnation=take("incarnation"),
         version=take("version"),
-        routing=records.Routing(take("route"), take("routing_to"), take("touched")),
-        load=records.Load(take("in_flight"), take("completed"), take("failures"), take("tokens")),
-        phase=None if kind is None else records.Pausing(released) if kind is records.Pausing else records.Teardown(gone, told_lost),
+        routing=engine_life.Routing(take("route"), take("routing_to"), take("touched")),
+        load=engine_life.Load(take("in_flight"), take("completed"), take("failures"), take("tokens")),
+        phase=None
+        if kind is None
+        else engine_life.Pausing(released)
+        if kind is engine_life.Pausing
+        else engine_life.Teardown(gone, told_lost),
         attempt_until=take("attempt_until"),
         pids=take("pids"),
     )
@@ -250,5 +254,5 @@ def _trainer(has: dict[str, Any]) -> records.Trainer:
     take("fence_note")
     gone = take("gone")
     ending = has["state"] in (records.TrainerState.QUARANTINED, records.TrainerState.STOPPING)
-    teardown = records.Teardown(gone) if ending else None
+    teardown = engine_life.Teardown(gone) if ending else None
     return records.Trainer(lease_ended_at=take("left"), by_operator=take("asked"), teardown=teardown, **has)

@@ -14,7 +14,7 @@ from .records import Engine, Pipeline
 
 
 def explain(ctx: Context, pipeline: Pipeline, seen: View, reservations: Reservations) -> Explanation:
-    """`seen` is the view of the last plan, `reservations` those of now."""
+    """Return the reasons of each engine. `seen` is the view of the last plan, `reservations` are those of now."""
     trace = Trace()
     plan(seen, trace)
     unfinished = pipeline.unfinished(ctx.now, ctx.box.limits.quiet_rollout)

@@ -1,80 +1,20 @@
-"""The records of what lives on the box: engines, trainers, gateways, pipelines. State only; what they mean is decided beside."""
+"""Records are the state of what lives on the box: engines, trainers, gateways, pipelines. What follows from it is decided in `groups`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, assert_never
+from typing import assert_never
 
 from engines.lifecycle.state import TRANSITIONS, EngineState, Transition, advance
 from supervisor.scheduler.planning.costs import MoveCost, Pace
 from supervisor.scheduler.planning.reservations import Request
 from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, TrainerId, Version
 
+from .engine_life import FIRST_LIFE, PHASES, EngineLife, Pausing, Teardown
 from .faults import Fault
 from .restarts import Budget
 from .rollouts import Rollout
 from .spec import BoxSpec, PipelineSpec, Priority
-
-FIRST_LIFE = Incarnation(1)
-
-
-@dataclass(slots=True)
-class Routing:
-    """What the gateway does with an engine since it was last woken, or drained."""
-
-    version: Version | None = None  # the version under which the gateway routes to it
-    ordered: Version | None = None  # a route of this version has been ordered and is not answered
-    used: bool = False  # a route was asked for: requests of ours may run on it until a drain is answered
-
-
-@dataclass(slots=True)
-class Load:
-    """What its gateway last reported of an engine."""
-
-    in_flight: int = 0
-    completed: int = 0
-    failures: int = 0  # requests that failed in a row
-    tokens: int = 0
-
-
-@dataclass(slots=True)
-class Pausing:
-    """An engine on its way to sleep. `released`: it says that it gave its memory back; the measurement is next."""
-
-    released: bool = False
-
-
-@dataclass(slots=True)
-class Teardown:
-    """A group whose life is ending. `exited`: every process is; the measurement is next. `lost_sent`: the gateway has been told of the engine."""
-
-    exited: bool = False
-    lost_sent: bool = False
-
-
-@dataclass(slots=True)
-class EngineLife:
-    """What an engine owns from one start to the end of its processes. The next life begins with a new record; nothing is cleared by hand.
-
-    `phase` is the part of the state that the table does not tell: it exists in the states `PHASES`, and a transition to another state drops it.
-    """
-
-    incarnation: Incarnation = FIRST_LIFE
-    version: Version | None = None  # what it truly has loaded
-    routing: Routing = field(default_factory=Routing)
-    load: Load = field(default_factory=Load)
-    phase: Pausing | Teardown | None = None
-    attempt_until: float | None = None  # when the start under way must have loaded, or gone to sleep
-    pids: tuple[int, ...] = ()
-
-
-PHASES: Final[Mapping[EngineState, type[Pausing] | type[Teardown]]] = {
-    EngineState.PAUSING: Pausing,
-    EngineState.QUARANTINED: Teardown,
-    EngineState.STOPPING: Teardown,
-    EngineState.STUCK: Teardown,
-}
-"""States with a record of their own; a teardown goes on through its three states."""
 
 
 @dataclass(slots=True)
@@ -118,13 +58,13 @@ class Engine:
 
     @property
     def pausing(self) -> Pausing:
-        """Its record of the state pausing. Raises AssertionError in any other."""
+        """Return the record of the state pausing. Raises AssertionError in any other."""
         assert isinstance(self.life.phase, Pausing), f"{self.id} is {self.state.value}"
         return self.life.phase
 
     @property
     def teardown(self) -> Teardown:
-        """The record of its end. Raises AssertionError while its life is not ending."""
+        """Return the record of its teardown. Raises AssertionError while its life is not ending."""
         assert isinstance(self.life.phase, Teardown), f"{self.id} is {self.state.value}"
         return self.life.phase
 
@@ -138,7 +78,7 @@ class Engine:
 
     @property
     def route(self) -> Version | None:
-        """The version under which the gateway routes to it."""
+        """Return the version under which the gateway routes to it."""
         return self.life.routing.version
 
     @property
@@ -155,7 +95,7 @@ class Engine:
 
     @property
     def failures(self) -> int:
-        """Requests that failed in a row."""
+        """Return how many requests failed in a row."""
         return self.life.load.failures
 
     @property
@@ -167,17 +107,17 @@ class Engine:
 
     @property
     def awake(self) -> bool:
-        """Holds its GPUs to work with them, or is on the way there."""
+        """Return whether it holds its GPUs to work with them, or is on the way there."""
         return self.state in (EngineState.STARTING, EngineState.WAKING, EngineState.LOADING, EngineState.SERVING)
 
     @property
     def rests(self) -> bool:
-        """Holds nothing, and nothing is under way: most engines of a large box."""
+        """Return whether it holds nothing and nothing is under way, as for most engines of a large box."""
         state = self.state
         return state is EngineState.PAUSED or state is EngineState.COLD or state is EngineState.RETIRED
 
     def in_flight_possible(self, pipeline: "Pipeline") -> bool:
-        """Whether requests of ours may still run on it: its gateway lives and has had a route to it since it was woken."""
+        """Return whether requests of ours may still run on it: its gateway lives and has had a route to it since it was woken."""
         return pipeline.gateway.up and self.life.routing.used
 
 
@@ -224,7 +164,7 @@ TRAINER_TRANSITIONS = {
 
 @dataclass(slots=True)
 class Grant:
-    """GPUs a trainer has, from the moment all ranks are told to the moment all have left and the GPUs measure empty."""
+    """A grant is the GPUs that a trainer has, from the moment all ranks are told to the moment all have left and the GPUs measure empty."""
 
     call: int
     roles: tuple[str, ...]
@@ -238,12 +178,12 @@ class Grant:
     warned: bool = False
 
     def give_up(self, gpus: Iterable[GpuId]) -> None:
-        """These are the trainer's until they are seen empty, and are no part of the grant any more."""
+        """Give these up in an exchange: they are the trainer's until they measure empty, and no part of the grant any more."""
         self.leaving_gpus = (*self.leaving_gpus, *gpus)
         self.gpus = tuple(gpu for gpu in self.gpus if gpu not in self.leaving_gpus)
 
     def measured_empty(self, gpus: Iterable[GpuId]) -> None:
-        """These measure empty."""
+        """These GPUs measure empty: the trainer has them no longer."""
         self.measure = None
         self.gpus, self.leaving_gpus = (tuple(gpu for gpu in have if gpu not in gpus) for have in (self.gpus, self.leaving_gpus))
 
@@ -259,7 +199,7 @@ class Publishing:
 
 @dataclass(slots=True)
 class Trainer:
-    """The rank processes of one pipeline."""
+    """A trainer is the rank processes of one pipeline."""
 
     id: TrainerId
     world_size: int
@@ -295,7 +235,7 @@ class Trainer:
 
 @dataclass(slots=True)
 class Gateway:
-    """The HTTP front of one pipeline. It holds no GPU; when it dies it is replaced at once on the same socket."""
+    """A gateway is the HTTP front of one pipeline. It holds no GPU; when it dies it is replaced at once on the same socket."""
 
     id: GatewayId
     incarnation: Incarnation = FIRST_LIFE
@@ -322,7 +262,7 @@ Group = Engine | Trainer | Gateway
 
 @dataclass(slots=True)
 class Figures:
-    """What the summary and the views count."""
+    """The figures of a pipeline that the summary and the views show."""
 
     samples: int = 0
     rewards: list[float] = field(default_factory=list)
@@ -332,7 +272,7 @@ class Figures:
     waits_since: dict[str, float] = field(default_factory=dict)
 
     def reported(self, step: int, metrics: dict[str, float]) -> None:
-        """What the trainer says of itself."""
+        """Take over what the trainer reports of a step."""
         self.step, self.metrics = step, {**self.metrics, **metrics}
         if "reward" in metrics:
             self.rewards.append(metrics["reward"])
@@ -367,7 +307,7 @@ class Pipeline:
 
     @property
     def settled(self) -> bool:
-        """Nothing of it lives any more."""
+        """Return whether nothing of it lives any more."""
         dead = all(engine.state in (EngineState.COLD, EngineState.RETIRED, EngineState.STUCK) for engine in self.engines.values())
         return self.ended and dead and not self.gateway.up and self.gateway.op is None and not self.gateway.dying
 
@@ -376,7 +316,7 @@ class Pipeline:
 
     @property
     def steps_left(self) -> int:
-        """Steps still to finish, this one included; 0 when it has ended or nobody knows."""
+        """Return the steps still to finish, this one included; 0 when it has ended or nobody knows."""
         return 0 if self.ended else max(0, self.spec.steps - max(self.step, self.trainer.steps_done))
 
     @property
@@ -389,7 +329,7 @@ class Pipeline:
 
 
 class Fleet:
-    """Every pipeline of the box, and ways to walk it."""
+    """The fleet is every pipeline of the box, with ways to find a group."""
 
     def __init__(self, box: BoxSpec) -> None:
         self.pipelines = {spec.id: _pipeline(spec, box) for spec in box.pipelines}

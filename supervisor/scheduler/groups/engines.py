@@ -1,16 +1,17 @@
-"""One engine group: what its answers mean and what it does next. The table of its states is `engines.lifecycle.state`.
+"""This module runs the life of an engine group up to its teardown. The table of its states is `engines.lifecycle.state`.
 
 `answered` takes an answer, `step` looks at the record and starts the one action that brings it nearer to what the plan wants,
-`fail` condemns it; how it ends then: `endings`. A group has at most one action under way (`engine.op`).
+`fail` condemns it; `engine_teardown` ends its life then. A group has at most one action under way (`engine.op`).
 """
 
 from engines.lifecycle.state import EngineState, Transition
 from supervisor.scheduler.actions import Action, Drain, LoadWeights, Lost, Measure, Pause, Route, StartGroup, StopGroup, Unroute, Wake
 from supervisor.scheduler.context import Context
+from supervisor.scheduler.engine_life import Routing
 from supervisor.scheduler.events import ActionFailed, Answer, GpuFree, GpuHeld, GroupGone, GroupReady, Ordered, Paused, Woken
 from supervisor.scheduler.faults import Cause
 from supervisor.scheduler.planning.reasons import Wait
-from supervisor.scheduler.records import Engine, Pipeline, Routing
+from supervisor.scheduler.records import Engine, Pipeline
 from supervisor.scheduler.spec import Priority
 from trainers.protocol.ids import Version
 
@@ -31,7 +32,7 @@ def fail(ctx: Context, engine: Engine, cause: Cause, reason: str, *, member: int
 
 
 def stop(ctx: Context, engine: Engine) -> None:
-    """A healthy group is no longer needed; a failed one will not come back."""
+    """Stop the group: a healthy one is no longer needed, a failed one will not come back."""
     if engine.can(Transition.STOP):
         _begin_teardown(ctx, engine, Transition.STOP)
     elif engine.state is EngineState.COLD:
@@ -49,7 +50,7 @@ def _begin_teardown(ctx: Context, engine: Engine, transition: Transition) -> Non
 
 
 def answered(ctx: Context, pipeline: Pipeline, engine: Engine, action: Action, answer: Answer) -> None:
-    """`answer` is the answer to an action for this engine."""
+    """Take in the answer to an action for this engine."""
     if engine.op == action.id:
         engine.op = None
     if isinstance(action, Route):
@@ -237,7 +238,7 @@ def _loaded(ctx: Context, engine: Engine) -> None:
 
 
 def _remaining(ctx: Context, engine: Engine, limit: float) -> float:
-    """The limit of a step, or what is left of the attempt that it belongs to."""
+    """Return the limit of a step in seconds, or what remains of the attempt that it belongs to, if that is less."""
     until = engine.life.attempt_until
     return limit if until is None else max(0.0, min(limit, until - ctx.now))
 

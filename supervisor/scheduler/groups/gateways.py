@@ -1,4 +1,4 @@
-"""One gateway: it lives as long as its pipeline, is replaced at once on the same socket when it dies, and is reported again what it must know."""
+"""This module runs the life of a gateway. One that dies is replaced at once on the same socket, and is told again what it must know."""
 
 from engines.lifecycle.state import EngineState, Transition
 from supervisor.scheduler.actions import (
@@ -15,8 +15,9 @@ from supervisor.scheduler.actions import (
     Unroute,
 )
 from supervisor.scheduler.context import Context
+from supervisor.scheduler.engine_life import Load, Routing
 from supervisor.scheduler.events import ActionFailed, Answer, GatewayReady, GroupGone, Ordered
-from supervisor.scheduler.records import Load, Pipeline, Routing
+from supervisor.scheduler.records import Pipeline
 from supervisor.scheduler.rollouts import Rollout
 from trainers.protocol.gateway_messages import Progress
 from trainers.protocol.ids import Incarnation
@@ -30,9 +31,9 @@ MAX_FAILURES = 10
 
 
 def fail(ctx: Context, pipeline: Pipeline, reason: str, *, by_operator: bool = False) -> None:
-    """The gateway has died or is condemned. Its routes are gone with it; what it was asked is carried out on the other side.
+    """The gateway has died or is condemned. Its routes end with it; what it was asked is carried out on the engines' side.
 
-    `by_operator`: an operator wanted it, and has been reported.
+    `by_operator`: an operator wanted it, and has been told.
     """
     gateway = pipeline.gateway
     if gateway.dying:
@@ -71,7 +72,7 @@ def _forget_orders(ctx: Context, pipeline: Pipeline) -> None:
 
 
 def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -> None:
-    """`answer` is the answer to an action for this gateway (orders about engines are `groups.answered`'s)."""
+    """Take in the answer to an action for this gateway. (Answers to orders about engines go to `engines.answered`.)"""
     gateway = pipeline.gateway
     if gateway.op == action.id:
         gateway.op = None
@@ -111,7 +112,7 @@ def _next_life(ctx: Context, pipeline: Pipeline) -> None:
 
 
 def absorb(ctx: Context, pipeline: Pipeline, progress: Progress) -> None:
-    """The whole picture of what is open there: the progress that the planner sees."""
+    """Take over the gateway's report: it names every rollout that is open there, and is the progress that the planner sees."""
     seen = set()
     for report in progress.rollouts:
         seen.add(report.rollout)
@@ -139,7 +140,7 @@ def absorb(ctx: Context, pipeline: Pipeline, progress: Progress) -> None:
 
 
 def step(ctx: Context, pipeline: Pipeline) -> None:
-    """Start, tell or end it, whatever is due."""
+    """Start it, send it orders or stop it, whatever is due."""
     gateway = pipeline.gateway
     if gateway.op is not None:
         return

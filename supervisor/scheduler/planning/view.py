@@ -1,4 +1,4 @@
-"""The planner's view of the fleet: what is free to share, and who wants it."""
+"""This module makes the planner's view of the fleet: what is free to share, and who wants it."""
 
 from collections.abc import Iterable
 from functools import lru_cache
