@@ -18,9 +18,9 @@ What is under way is recorded (`op` of each group, `inflight`); a second look at
 
 Parts, each may import those to its right in a line and all of the lines below:
     scheduler                   the loop, and the face that others read. Nobody outside touches the context
-    operators, explain          what an operator asks for; the reasons of the last plan
+    operators                   what an operator asks for
+    planner_view                the planner's view of the records, and the reasons of the last plan
     groups/                     one life each: engines (and their teardown), trainers (their leases, rollouts, stop), gateways
-    planning/view               the planner's view of the records
     invariants, context         what must hold after every event; what every rule gets as `ctx`
     records                     engines, trainers, gateways, pipelines; below them engine_life, faults, restarts, rollouts,
                                 planning/{planner, packing, costs, reservations, reasons}

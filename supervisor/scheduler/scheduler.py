@@ -9,7 +9,6 @@ from supervisor.scheduler.groups.trainer_leases import grant
 from supervisor.scheduler.planning.planner import Plan, View, must_leave, plan
 from supervisor.scheduler.planning.reasons import Explanation
 from supervisor.scheduler.planning.reservations import Reservations, reserve
-from supervisor.scheduler.planning.view import held_by_trainers, view
 from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId
 
 from . import operators
@@ -53,12 +52,12 @@ from .events import (
     Tick,
     TrainerSaid,
 )
-from .explain import explain
 from .faults import Cause, Fault
 from .groups import engine_teardown, engines, gateways, trainer_stop, trainers
 from .inflight import Awaited, InFlight
 from .invariants import check
 from .leases import LeaseBook
+from .planner_view import explain, held_by_trainers, view
 from .records import Engine, Fleet, Gateway, Group, Pipeline, Trainer, TrainerState, TrainerTransition
 from .spec import BoxSpec
 

@@ -9,7 +9,8 @@ from tests.harness.mutation import Mutant
 S = "supervisor/scheduler/"
 LEASES, OPERATORS, SCHEDULER, INFLIGHT, FLEET = (f"{S}{name}.py" for name in ("leases", "operators", "scheduler", "inflight", "records"))
 RESTARTS, ROLLOUTS = (f"{S}{name}.py" for name in ("restarts", "rollouts"))
-RESERVATIONS, VIEW, PLANNER = (f"{S}planning/{name}.py" for name in ("reservations", "view", "planner"))
+RESERVATIONS, PLANNER = (f"{S}planning/{name}.py" for name in ("reservations", "planner"))
+VIEW = f"{S}planner_view.py"
 GROUPS, ENDINGS, TRAINERS, GATEWAYS, GRANTS, DEMAND = (
     f"{S}groups/{name}.py" for name in ("engines", "engine_teardown", "trainers", "gateways", "trainer_leases", "rollout_requests")
 )
