@@ -1,5 +1,7 @@
 """This module runs the life of a gateway. One that dies is replaced at once on the same socket, and is told again what it must know."""
 
+from collections.abc import Collection
+
 from engines.lifecycle.state import EngineState, Transition
 from supervisor.scheduler.actions import (
     Action,
@@ -49,14 +51,19 @@ def fail(ctx: Context, pipeline: Pipeline, reason: str, *, by_operator: bool = F
     pipeline.forget = False  # the next one starts empty
     for number in tuple(pipeline.closing):
         closed(ctx, pipeline, number)
-    for number, rollout in tuple(pipeline.rollouts.items()):
-        if rollout.implicit:
-            pipeline.figures.samples += rollout.done
-            del pipeline.rollouts[number]
-        else:
-            rollout.gateway_lost(ctx.now)
+    _count_implicit(pipeline)
+    for rollout in pipeline.rollouts.values():
+        rollout.gateway_lost(ctx.now)
     for engine in pipeline.engines.values():
         engine.life.routing, engine.life.load = Routing(), Load()
+
+
+def _count_implicit(pipeline: Pipeline, still_open: Collection[int] = ()) -> None:
+    """Count and remove the implicit rollouts that the gateway has closed."""
+    for number, rollout in tuple(pipeline.rollouts.items()):
+        if rollout.implicit and number not in still_open:
+            pipeline.figures.samples += rollout.done
+            del pipeline.rollouts[number]
 
 
 def _forget_orders(ctx: Context, pipeline: Pipeline) -> None:
@@ -82,6 +89,7 @@ def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -
         case (StartGateway(), ActionFailed(reason=reason)):
             fail(ctx, pipeline, f"did not start: {reason}")
         case (StopGroup(), GroupGone() | ActionFailed()):
+            _count_implicit(pipeline)
             _next_life(ctx, pipeline)
         case (OpenAtGateway(rollout=number), Ordered()):
             if (rollout := pipeline.rollouts.get(number)) is not None:
@@ -125,10 +133,7 @@ def absorb(ctx: Context, pipeline: Pipeline, progress: Progress) -> None:
     if progress.rollouts:
         oldest = progress.rollouts[0]
         pipeline.pace.absorb(oldest.rollout, oldest.in_flight, oldest.done, ctx.now)
-    for number, rollout in tuple(pipeline.rollouts.items()):
-        if rollout.implicit and number not in seen:
-            pipeline.figures.samples += rollout.done
-            del pipeline.rollouts[number]
+    _count_implicit(pipeline, seen)
     for load in progress.engines:
         engine = pipeline.engines.get(load.engine)
         if engine is not None and engine.incarnation == load.incarnation and engine.can(Transition.STOP):  # else its life is ending

@@ -200,9 +200,10 @@ def _drop_calls(ctx: Context, pipeline: Pipeline) -> None:
     for id in (trainer.op, trainer.grant.measure if trainer.grant is not None else None):
         ctx.inflight.forget(id)
     trainer.op = trainer.request = trainer.publishing = trainer.grant = None
-    for rollout in (*pipeline.rollouts.values(), *pipeline.closing.values()):
-        pipeline.figures.samples += rollout.before + rollout.done
-    pipeline.rollouts.clear()
+    for number, rollout in (*pipeline.rollouts.items(), *pipeline.closing.items()):
+        if not rollout.implicit:  # those are the gateway's own: they end, and are counted, with its last report of them
+            pipeline.figures.samples += rollout.before + rollout.done
+            pipeline.rollouts.pop(number, None)
     pipeline.closing.clear()
     pipeline.figures.waits_since.clear()
     pipeline.forget = True
