@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from engines.lifecycle.health import Health, Kind, Look, Mode, Probe, Rates, Word
+from engines.lifecycle.health import Diagnosis, Health, Kind, Look, Mode, Probe
+from tests.harness.defaults import default_rates
 from trainers.protocol.ids import EngineId, Incarnation, PipelineId
 
 ENGINES, TICK, LIFE = 8, 0.5, Incarnation(1)
@@ -37,11 +38,11 @@ class Ours(Health):
     name, sees_exits = "Trainshed, defaults", True
 
     def __init__(self) -> None:
-        super().__init__(Rates())
+        super().__init__(default_rates())
 
     def condemns(self, probe: Probe, problem: str, look: Look, now: float) -> bool:
         outcome = self.ended(probe, problem, look, now)
-        return outcome is not None and outcome.word is Word.CONDEMNED
+        return outcome is not None and outcome.diagnosis is Diagnosis.CONDEMNED
 
 
 @dataclass

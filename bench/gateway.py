@@ -2,7 +2,7 @@
 
     bin/bench gateway [ROUTER_PYTHON] [ROUNDS]      ROUTER_PYTHON: interpreter of an environment with `pip install sglang-router`
 
-One engine from prepared bytes (`_fast_engine.py`), asked for 32 tokens with log-probs, whole or streamed, by 1, 64 and 256 clients that each
+One engine from prepared bytes (`tests/harness/fast_engine.py`), asked for 32 tokens with log-probs, whole or streamed, by 1, 64 and 256 clients that each
 ask again as soon as they have their answer. *Paced*: a token each 30 ms, as a real batch makes them; what a way adds is its latency minus
 the direct one's. *Flat out*: all tokens at once; requests a second, and processor milliseconds a request of the process in between. The three ways
 are taken in turn, round by round. Ours asks the engine for a stream of tokens even when its client wants the answer whole (else a lost
@@ -158,7 +158,7 @@ def engine(stack: ExitStack, pace: float, folder: Path, interval: int = 1) -> st
     port = free_port()
     started(
         stack,
-        [sys.executable, str(CHECKOUT / "bench" / "_fast_engine.py"), str(port), str(pace), str(interval)],
+        [sys.executable, str(CHECKOUT / "tests" / "harness" / "fast_engine.py"), str(port), str(pace), str(interval)],
         folder / f"engine-{pace}.log",
     )
     return f"http://127.0.0.1:{port}"

@@ -20,7 +20,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 WITHIN = 10.0
 RANK = '''
 import json, os, socket, sys, time
-from trainshed import cut, encode
+from trainshed import decode, encode
 
 ROUNDS = {rounds}
 sock = socket.socket(fileno=int(os.environ["TRAINSHED_FD"]))
@@ -35,7 +35,7 @@ def hear(kind):
                 del heard[index]
                 return time.perf_counter()
         buffer.extend(sock.recv(1 << 16))
-        heard.extend(cut(buffer))
+        heard.extend(decode(buffer))
 
 sock.sendall(encode("hello", rank=int(os.environ["RANK"])))
 hear("welcome")

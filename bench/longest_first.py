@@ -1,4 +1,4 @@
-"""What the order of dispatch is worth, and what it costs: `PYTHONPATH=. .venv/bin/python bench/longest_first.py [--seeds 5]`.
+"""What the order of dispatch is worth, and what it costs: `bin/bench longest_first [--seeds 5]`.
 
 The gateway's own dispatch core in virtual time: every engine makes one token a second for each sample that runs there. A rollout is
 64 prompts of 8 samples each on 4 engines of 16 slots; lengths are log-normal between prompts (0.7) and within a group (0.4). Printed is
@@ -17,7 +17,8 @@ from random import Random
 
 from engines.gateway.core.dispatch import Dispatch
 from engines.gateway.core.events import Ask, Ended, Event, Finished, Start, Tokens
-from engines.gateway.core.ordering.forecast import COST_S, Outlook
+from engines.gateway.core.ordering.forecast import COST_S, Forecast
+from engines.gateway.core.records import Estimate
 from engines.gateway.core.samples import TOKENS, Request
 from trainers.protocol import gateway_messages
 
@@ -26,11 +27,11 @@ BETWEEN, WITHIN, GUESSES = 0.7, 0.4, 0.5
 ORDERS = ("index", "learned", "hints", "known")
 
 
-class ByIndex(Outlook):
+class ByIndex(Forecast):
     """Expects nothing of anybody."""
 
-    def left(self, sample: object) -> float:
-        return 0.0
+    def estimate(self, sample: object) -> Estimate:
+        return Estimate(0.0, own=True)
 
 
 class Box:
@@ -39,9 +40,9 @@ class Box:
     def __init__(self, order: str) -> None:
         self.core = Dispatch()
         if order == "index":
-            self.core._outlook = ByIndex()
-            self.core._waiting._outlook = self.core._outlook
-            self.core._waiting._queue._expected = self.core._outlook.left
+            self.core._forecast = ByIndex()
+            self.core._waiting._forecast = self.core._forecast
+            self.core._waiting._queue._estimate = self.core._forecast.estimate
         self.now, self.orders, self.askers = 0.0, 0, 0
         self.left: dict[int, int] = {}
         self.running: list[tuple[float, int, int]] = []
@@ -69,7 +70,7 @@ class Box:
             self.left[index] = length
             request = Request(array(TOKENS, [index // GROUP]), {"sampling_seed": index}, LIMIT, expected_tokens=hint, fingerprint=index)
             self.askers += 1
-            self.tell(Ask(self.askers, number, str(index), request))
+            self.tell(Ask(asker=self.askers, rollout=number, token=str(index), request=request))
         for rank in range(ENGINES):
             self.order(gateway_messages.Route, engine=rank, incarnation=1, url="u", key="k", slots=SLOTS, version=0)
         while self.running:
@@ -102,7 +103,7 @@ def cost(waiting: int) -> tuple[float, float, float]:
     for index in range(waiting):
         box.left[index] = 1 + int(random.expovariate(1 / 40))
         request = Request(array(TOKENS, [index // GROUP]), {"sampling_seed": index}, LIMIT, fingerprint=index)
-        box.tell(Ask(index, 0, str(index), request))
+        box.tell(Ask(asker=index, rollout=0, token=str(index), request=request))
     asked = time.process_time()
     for _ in range(min(2000, waiting)):
         box.now, attempt, length = heapq.heappop(box.running)

@@ -13,8 +13,9 @@ from engines.lifecycle.state import EngineState
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.planning.planner import plan
-from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, Rules, TrainerSpec
+from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, TrainerSpec
 from tests.harness.checked_scheduler import well
+from tests.harness.defaults import default_limits, default_rules
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.gateway_messages import Progress, RolloutProgress
 from trainers.protocol.ids import GpuId, Incarnation, PipelineId
@@ -30,8 +31,10 @@ def warm(pipelines: int, gpus: int) -> Scheduler:
     specs = []
     for number in range(pipelines):
         train = tuple(every[(number * 2 + place) % gpus] for place in range(min(2, gpus)))
-        specs.append(PipelineSpec(PipelineId(f"p{number}"), EngineSpec(every, 1, 8), TrainerSpec({"init": train, "train": train}, 1)))
-    scheduler = Scheduler(BoxSpec(every, tuple(specs), rules=Rules(minimum_hold=0.0)), 0.0)
+        specs.append(
+            PipelineSpec(PipelineId(f"p{number}"), EngineSpec(every, 1, 8), TrainerSpec({"init": train, "train": train}, 1, 7200.0))
+        )
+    scheduler = Scheduler(BoxSpec(every, tuple(specs), default_limits(), default_rules(minimum_hold=0.0)), 0.0)
     feed(scheduler, ev.Tick(), 0.0)
     for engine in scheduler.engines:
         engine.state = EngineState.PAUSED

@@ -1,11 +1,16 @@
-"""Whose fault it is, as types, and the exit codes that say it to a shell.
+"""The types of this module say who is to blame for an error, and the exit codes say it to a shell.
 
-Three kinds of blame: the operator's configuration or command (`ConfigError`, `UsageError`, `SetUpError`), a child's failure
-(`ChildError`), and our own bug (`Bug`, or any exception that is none of these).
+The operator's configuration or command is to blame for a `ConfigError` or a `UsageError`, the machine for a `SetUpError`. Every other
+exception that reaches the command line is a bug of ours. That a pipeline failed, was stopped or could not be cleaned up is no exception:
+a run ends with it as its outcome (`supervisor.attempt.outcome`).
+
+An error carries what a reader of it may want to know as fields (`key`, `value`, `problem`, `remedy`). Its text is made from them, and
+nobody takes the text apart again.
 """
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import ClassVar
 
 import msgspec
 
@@ -46,13 +51,13 @@ _MEANINGS = {
 
 
 class SupervisorError(Exception):
-    """What this program raises on purpose; `exit_code` is what it ends with when nobody handles it."""
+    """Somebody else than us is to blame. This program exits with `exit_code` when nobody handles the error."""
 
-    exit_code = ExitCode.BUG
+    exit_code: ClassVar[ExitCode]
 
 
 class Mistake(msgspec.Struct, frozen=True):
-    """One thing that is wrong in a configuration file. `key` is a path such as `pipeline[1].engine.gpus` (positions count from 0);
+    """A mistake is one thing that is wrong in a configuration file. `key` is a path such as `pipeline[1].engine.gpus` (positions count from 0);
     `place` says the same in words (`pipeline code: engine.gpus`), where they are better."""
 
     file: str
@@ -71,7 +76,7 @@ class Mistake(msgspec.Struct, frozen=True):
 
 
 class ConfigError(SupervisorError):
-    """The operator's configuration is wrong; `mistakes` are all that could be found in one reading."""
+    """The operator's configuration is wrong; `mistakes` has everything that could be found in one reading."""
 
     exit_code = ExitCode.CONFIGURATION
 
@@ -82,29 +87,20 @@ class ConfigError(SupervisorError):
 
 
 class UsageError(SupervisorError):
-    """The command asks for what cannot be: one clear line, exit 2."""
+    """The command asks for something that cannot be. Its text is one clear line."""
 
     exit_code = ExitCode.CONFIGURATION
 
 
 class SetUpError(SupervisorError):
-    """The machine refused something before the run could begin."""
+    """The machine refuses something before the run could begin.
+
+    Where a key of the configuration asked for it, `key` (`host.gpus[1]`) and `value` say which; `remedy` says what to do, if that is known.
+    """
 
     exit_code = ExitCode.SET_UP
 
-
-class ChildError(SupervisorError):
-    """A child failed for good. `who` is the group's name (`p1/engine/0`)."""
-
-    exit_code = ExitCode.PIPELINE_FAILED
-
-    def __init__(self, who: str, reason: str) -> None:
-        self.who = who
-        self.reason = reason
-        super().__init__(f"{who}: {reason}")
-
-
-class Bug(SupervisorError):
-    """Something that cannot happen has happened."""
-
-    exit_code = ExitCode.BUG
+    def __init__(self, problem: str, *, key: str = "", value: object = "", remedy: str = "") -> None:
+        self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
+        where = f"{key} = {value}: " if key and value != "" else f"{key}: " if key else ""
+        super().__init__(f"{where}{problem}" + (f". {remedy}" if remedy else ""))

@@ -1,6 +1,20 @@
 """For all tests."""
 
 import signal
+from pathlib import Path
+
+import pytest
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 """Under nohup it is ignored, and every child would inherit that: those who hang up a terminal here would wait for ever."""
+
+TESTS = Path(__file__).resolve().parent
+REAL = ("runs", "sglang")
+"""Folders of tests that start whole runs or real engines."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark whole folders, so that `bin/test --fast` leaves them out."""
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in REAL:
+            item.add_marker(pytest.mark.real)

@@ -1,6 +1,7 @@
-"""What a process of ours is called in `ps -e`, `top` and `pstree`: `p1/engine/0`, `p1/trainer/1`, `p1/gateway`. For eyes only.
+"""Names a process of ours for `ps -e`, `top` and `pstree`: `p1/engine/0`, `p1/gateway`. Nothing depends on the name.
 
-Children of the prewarmed pool would else all look like the pool. Standard library only; imported by every child of ours.
+Children of the prewarmed pool would else all look like the pool. Engines and gateways name themselves here; ranks and recipes, which
+run a user's code and do not have this package, do it in `trainshed.launch`.
 """
 
 import contextlib
@@ -8,27 +9,28 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from trainers.protocol.child_env import TAG
+
 LONGEST: Final = 15
 """Bytes that the kernel keeps."""
 
 
-def short_name(environ: Mapping[str, str], part: str = "") -> str:
-    """From the tag and the rank that the supervisor gave this process; empty without a tag. `part` stands in for what the tag says.
+def short_name(environ: Mapping[str, str]) -> str:
+    """Returns the name that the tag of the supervisor gives this process; empty without a tag.
 
-    Of a name that is too long the pipeline's is cut: what it is, and which, must be seen.
+    Of a name that is too long the pipeline's part is cut: the kind of the process and its number must be seen.
     """
-    _, _, tagged = environ.get("TRAINSHED_TAG", "").partition(":")
+    _, _, tagged = environ.get(TAG, "").partition(":")
     group = tagged.rpartition(":")[0]
     pipeline, slash, rest = group.partition("/")
     if not slash:
         return ""
-    rest = part or (f"{rest}/{environ['RANK']}" if rest == "trainer" and environ.get("RANK") else rest)
     end = f"/{rest}"[:LONGEST]
     return pipeline[: LONGEST - len(end)] + end
 
 
-def name_this_process(part: str = "") -> None:
-    """Nothing depends on it: where /proc cannot be written, the process keeps its name."""
-    if name := short_name(os.environ, part):
+def name_this_process() -> None:
+    """Names this process; where /proc cannot be written, the process keeps its name."""
+    if name := short_name(os.environ):
         with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="utf-8") as comm:
             comm.write(name)

@@ -1,11 +1,11 @@
-"""Verifiers in a few processes of their own: what a model wrote is judged where it can hurt nobody.
+"""This module scores samples with a verifier that runs in processes of its own, so that a bad verifier costs one sample and nothing else.
 
     with Verifiers("my_task:score", limit_s=2.0) as verifiers:
         for score in verifiers.score([(prompt, text), ...]): ...      # float or Failure, in order
 
-A verifier is a function of plain data that returns a number. One that hangs is killed with its process (a thread could not be), one
-that dies takes only its own sample with it. Workers are spawned, import the verifier's module and nothing of ours but this one,
-and die with their parent, however it dies.
+A verifier is a function of plain data that returns a number. One that hangs is killed with its process (a thread could not be killed); one
+that dies fails only its own sample. Workers are spawned; they import the verifier as a user's code (without our checkout on the path, unless
+the name is built in), and the kernel kills them when their parent dies, however it dies.
 """
 
 import fcntl
@@ -22,12 +22,14 @@ from types import TracebackType
 from typing import Any, Final, Literal
 
 from multiprocess import connection, context, process
+from trainshed.launch import resolve
 
-from trainers.launch import resolve
+from trainers.protocol.child_env import CHECKOUT
+from trainers.user_code import BUILT_IN, forget
 
-BOOT_S: Final = 60.0
-"""Seconds that a worker has to start and import the verifier."""
-BOOTS: Final = 3
+START_S: Final = 60.0
+"""Seconds within which a worker starts and imports the verifier."""
+START_TRIES: Final = 3
 """Workers in a row that may fail to start before the rest of a batch is given up."""
 _DETAIL: Final = 500
 
@@ -40,7 +42,7 @@ Kind = Literal["timeout", "crash", "error", "not_a_number", "start"]
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample without a score: it took too long, its process died, it raised, it gave no finite number, or no worker could start."""
+    """A sample has no score: it took too long, its process died, it raised, it gave no finite number, or no worker could start."""
 
     kind: Kind
     detail: str
@@ -50,13 +52,13 @@ class Failure:
 class _Worker:
     process: Any
     channel: Any
-    deadline: float  # of its start, or of the sample it works on
+    deadline: float  # for its start, or for the sample that it works on
     ready: bool = False
     sample: int | None = None
 
 
 class Verifiers:
-    """A pool of at most `workers` processes that call `entry` (`module:function`), each sample within `limit_s` seconds.
+    """A pool of at most `workers` processes that call `entry` (`module:function`); each sample has `limit_s` seconds.
 
     Processes start at the first `score` and end with `close` (or the `with`). Not thread-safe.
     """
@@ -69,7 +71,7 @@ class Verifiers:
         self._count = workers
         self._clock = clock
         self._workers: list[_Worker] = []
-        self._failed_boots = 0
+        self._failed_starts = 0
 
     def __enter__(self) -> "Verifiers":
         return self
@@ -79,95 +81,96 @@ class Verifiers:
 
     @property
     def pids(self) -> list[int]:
+        """The pids of the workers that live."""
         return [worker.process.pid for worker in self._workers]
 
     def score(self, samples: Sequence[Sequence[Any]]) -> list[float | Failure]:
-        """One result for each tuple of arguments (JSON data), in their order. Never raises for what a verifier does."""
+        """Returns one result for each tuple of arguments (JSON data), in their order. Never raises for what a verifier does."""
         results: dict[int, float | Failure] = {}
         texts = [json.dumps(list(arguments)).encode("utf-8") for arguments in samples]
         waiting = list(range(len(texts)))[::-1]
-        self._failed_boots = 0
+        self._failed_starts = 0
         while len(results) < len(texts):
-            if self._failed_boots >= BOOTS:
-                reason = Failure("start", f"{BOOTS} workers in a row could not import {self._entry}; see the log of this process")
+            if self._failed_starts >= START_TRIES:
+                reason = Failure("start", f"{START_TRIES} workers in a row could not import {self._entry}; see the log of this process")
                 results |= dict.fromkeys(waiting, reason)
                 waiting.clear()
                 if not any(worker.sample is not None for worker in self._workers):
                     break
-            self._grow(len(waiting))
+            self._start_workers(len(waiting))
             for worker in self._workers:
                 if worker.ready and worker.sample is None and waiting:
-                    self._give(worker, waiting, texts)
-            self._listen(results)
+                    self._send(worker, waiting, texts)
+            self._receive_all(results)
         return [results[index] for index in range(len(texts))]
 
     def close(self) -> None:
         """Ends every worker; nothing of the pool is left when it returns."""
         for worker in list(self._workers):
-            self._end(worker)
+            self._kill(worker)
 
-    def _grow(self, waiting: int) -> None:
+    def _start_workers(self, waiting: int) -> None:
         idle = sum(worker.sample is None for worker in self._workers)
         while len(self._workers) < self._count and idle < waiting:
             ours, theirs = _spawn.Pipe()
-            worker = _spawn.Process(target=_work, args=(self._entry, theirs), daemon=True, name="verifier")
+            worker = _spawn.Process(target=_worker_main, args=(self._entry, theirs), daemon=True, name="verifier")
             worker.start()
             theirs.close()
-            self._workers.append(_Worker(worker, ours, self._clock() + BOOT_S))
+            self._workers.append(_Worker(worker, ours, self._clock() + START_S))
             idle += 1
 
-    def _give(self, worker: _Worker, waiting: list[int], texts: list[bytes]) -> None:
+    def _send(self, worker: _Worker, waiting: list[int], texts: list[bytes]) -> None:
         try:
             worker.channel.send_bytes(texts[waiting[-1]])
-        except OSError:  # it died while idle: the next listen buries it
+        except OSError:  # it died while idle: the next `_receive_all` sees that
             worker.ready = False
             return
         worker.sample = waiting.pop()
         worker.deadline = self._clock() + self._limit_s
 
-    def _listen(self, results: dict[int, float | Failure]) -> None:
+    def _receive_all(self, results: dict[int, float | Failure]) -> None:
         busy = [worker for worker in self._workers if not worker.ready or worker.sample is not None]
         if not busy:
             return
         until = max(0.0, min(worker.deadline for worker in busy) - self._clock())
-        heard = set(_wait([worker.channel for worker in busy], until))
+        readable = set(_wait([worker.channel for worker in busy], until))
         for worker in busy:
-            if worker.channel in heard:
-                self._hear(worker, results)
+            if worker.channel in readable:
+                self._receive(worker, results)
             elif self._clock() >= worker.deadline:
-                self._end(worker)
-                self._settle(worker, results, Failure("timeout", f"no score within {self._limit_s} s"))
+                self._kill(worker)
+                self._finish(worker, results, Failure("timeout", f"no score within {self._limit_s} s"))
 
-    def _hear(self, worker: _Worker, results: dict[int, float | Failure]) -> None:
+    def _receive(self, worker: _Worker, results: dict[int, float | Failure]) -> None:
         try:
             answer = json.loads(worker.channel.recv_bytes(1 << 16))
         except (EOFError, OSError, ValueError):
-            self._end(worker)
-            self._settle(worker, results, Failure("crash", f"the verifier's process ended with {worker.process.exitcode}"))
+            self._kill(worker)
+            self._finish(worker, results, Failure("crash", f"the verifier's process ended with {worker.process.exitcode}"))
             return
         if not worker.ready:
             worker.ready = True
-            self._failed_boots = 0
+            self._failed_starts = 0
             return
-        self._settle(worker, results, _result(answer))
+        self._finish(worker, results, _checked(answer))
 
-    def _settle(self, worker: _Worker, results: dict[int, float | Failure], result: float | Failure) -> None:
+    def _finish(self, worker: _Worker, results: dict[int, float | Failure], result: float | Failure) -> None:
         if worker.sample is not None:
             results[worker.sample] = result
             worker.sample = None
         elif not worker.ready:
-            self._failed_boots += 1
+            self._failed_starts += 1
 
-    def _end(self, worker: _Worker) -> None:
-        """At once: a worker holds nothing worth saving."""
+    def _kill(self, worker: _Worker) -> None:
+        """Kills a worker at once: it holds nothing worth saving."""
         self._workers.remove(worker)
         worker.channel.close()
         worker.process.kill()
         worker.process.join()
 
 
-def _result(answer: object) -> float | Failure:
-    """What a worker said, as far as it can be believed: the code that ran in it may have been anybody's."""
+def _checked(answer: object) -> float | Failure:
+    """Returns a worker's answer as a result. The answer is not trusted: any code may have run in the worker."""
     match answer:
         case {"score": int() | float() as score} if not isinstance(score, bool):
             value = float(score) if abs(score) < 1e308 else math.inf
@@ -177,9 +180,11 @@ def _result(answer: object) -> float | Failure:
     return Failure("error", "the worker answered nonsense")
 
 
-def _work(entry: str, channel: Any) -> None:
-    """A worker's life."""
+def _worker_main(entry: str, channel: Any) -> None:
+    """Runs a worker: imports the verifier, says `"ready"`, and answers each tuple of arguments until the parent closes the channel."""
     _die_with(_parent().sentinel)
+    if entry not in BUILT_IN:
+        forget({str(CHECKOUT)})
     verifier = resolve(entry)
     channel.send_bytes(b'"ready"')
     while True:
@@ -187,10 +192,11 @@ def _work(entry: str, channel: Any) -> None:
             arguments = json.loads(channel.recv_bytes())
         except (EOFError, OSError):
             return
-        channel.send_bytes(json.dumps(_judge(verifier, arguments)).encode("utf-8"))
+        channel.send_bytes(json.dumps(_score(verifier, arguments)).encode("utf-8"))
 
 
-def _judge(verifier: Callable[..., Any], arguments: list[Any]) -> dict[str, Any]:
+def _score(verifier: Callable[..., Any], arguments: list[Any]) -> dict[str, Any]:
+    """Calls the verifier; whatever it raises or returns becomes an answer."""
     try:
         score = float(verifier(*arguments))
     except Exception as error:
@@ -201,13 +207,13 @@ def _judge(verifier: Callable[..., Any], arguments: list[Any]) -> dict[str, Any]
 
 
 def _die_with(sentinel: int) -> None:
-    """The kernel kills this process when the parent's end of `sentinel` closes: no thread of ours needs to run for it.
+    """Has the kernel kill this process when the parent's end of `sentinel` closes; no thread of ours needs to run for it.
 
-    (Not PR_SET_PDEATHSIG: that follows the thread that made us, which may end before its process.)
+    (PR_SET_PDEATHSIG follows the thread that made this process, which may end before its own process does.)
     """
     set_signal = 10  # F_SETSIG of Linux
     fcntl.fcntl(sentinel, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(sentinel, set_signal, signal.SIGKILL)
     fcntl.fcntl(sentinel, fcntl.F_SETFL, fcntl.fcntl(sentinel, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([sentinel], [], [], 0)[0]:  # it was gone before
+    if select.select([sentinel], [], [], 0)[0]:  # the parent has ended already
         sys.exit(1)

@@ -1,8 +1,8 @@
-"""Weight snapshots as the supervisor sees them: folders `v<version>` in a pipeline's weights folder in shared memory.
+"""This module keeps weight snapshots for the supervisor: folders `v<version>` in a pipeline's weights folder in shared memory.
 
-A trainer writes `<weights>/<name>/` in Hugging Face layout, then says `Publish(name)`; `adopt` looks at it and renames it in one
-step. Nothing a trainer writes or says is trusted: names and links that lead elsewhere are refused, and only headers are read,
-within limits. Nothing is synced to disk: a snapshot is worth nothing after the run.
+A trainer writes `<weights>/<name>/` in Hugging Face layout, then sends `Publish(name)`; `adopt` inspects the folder and renames it in one
+step. Nothing that a trainer writes or sends is trusted: names and links that lead elsewhere are refused, and only the headers of
+safetensors files are read, within limits. Nothing is synced to disk: a snapshot is worth nothing after the run.
 """
 
 import json
@@ -18,7 +18,7 @@ MAX_HEADER: Final = 64 << 20
 MAX_FILES: Final = 10_000
 """Entries of one snapshot."""
 TIED: Final = frozenset({"lm_head.weight"})
-"""Tied to the embedding in many models: their files leave it out, a trainer's state has it."""
+"""The output layer is tied to the embedding in many models: their files leave it out, and a trainer's state has it."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION: Final = re.compile(r"v[0-9]+")
 
@@ -28,24 +28,24 @@ class SnapshotError(Exception):
 
 
 def path_of(weights_dir: Path, version: int) -> Path:
-    """Where version `version` (1 or more; 0 is the model path itself) lives."""
+    """Returns the folder of version `version`, 1 or more (version 0 is the model path itself). Raises ValueError."""
     if version < 1:
         raise ValueError(f"version {version} is no snapshot")
     return weights_dir / f"v{version}"
 
 
 def adopt(weights_dir: Path, name: str, version: int, layout: frozenset[str] = frozenset()) -> Path:
-    """Makes the snapshot `name` version `version`: looks at it, renames it, returns its new path. Raises SnapshotError, and removes it then.
+    """Makes the snapshot `name` version `version`: inspects it, renames it, returns its new path. Raises SnapshotError; the snapshot is removed then.
 
-    `layout`: names of the tensors of version 0, for engines that skip names they do not know without a word (SGLang). A snapshot that has
-    others *instead* is refused: the engine would say that it has the version, and keep what it had.
+    `layout` has the names of the tensors of version 0, for engines that silently skip names that they do not know (SGLang). A snapshot that
+    has other names *instead* is refused: such an engine would confirm the version and keep its old weights.
     """
     if not _NAME.fullmatch(name) or _VERSION.fullmatch(name):
         raise SnapshotError(f"{name[:64]!r} is not a name for a snapshot")
     source, target = weights_dir / name, path_of(weights_dir, version)
     try:
-        _compare(name, _inspect(source), layout)
-        # An empty or stale target would be our own mistake; rename onto a full folder fails.
+        _compare_names(name, _inspect(source), layout)
+        # A target that is there already would be our own mistake; rename onto a full folder fails.
         os.rename(source, target)
     except OSError as error:
         _remove(source)
@@ -57,27 +57,16 @@ def adopt(weights_dir: Path, name: str, version: int, layout: frozenset[str] = f
 
 
 def drop(weights_dir: Path, version: int) -> None:
-    """Removes a version; nothing happens when it is gone already."""
+    """Removes a version; does nothing when it is not there."""
     _remove(path_of(weights_dir, version))
 
 
 def abandon(weights_dir: Path) -> None:
-    """Removes what was being written: its trainer has died. Versions stay."""
+    """Removes what a trainer that has died was writing. Versions stay."""
     if weights_dir.is_dir():
         for entry in weights_dir.iterdir():
             if not _VERSION.fullmatch(entry.name):
                 _remove(entry)
-
-
-def sweep(weights_dir: Path) -> None:
-    """Removes the folder with everything in it; nothing happens when it is gone already."""
-    _remove(weights_dir)
-
-
-def room(directory: Path) -> int:
-    """Bytes that can still be written to the file system of `directory`."""
-    space = os.statvfs(directory)
-    return space.f_bavail * space.f_frsize
 
 
 def _remove(path: Path) -> None:
@@ -92,7 +81,7 @@ def _remove(path: Path) -> None:
 
 
 def layout_of(folder: Path) -> frozenset[str]:
-    """Names of all tensors of a model; empty where its files do not say. For `adopt` and `missing`."""
+    """Returns the names of all tensors of a model, for `adopt` and `missing`; an empty set where its files do not tell."""
     try:
         return _inspect(folder, links=True)
     except (SnapshotError, OSError):
@@ -100,23 +89,24 @@ def layout_of(folder: Path) -> frozenset[str]:
 
 
 def missing(folder: Path, layout: frozenset[str]) -> list[str]:
-    """Names of the layout that a snapshot does not have, in order. Raises SnapshotError, OSError."""
+    """Returns the names of the layout that a snapshot lacks, in order. Raises SnapshotError, OSError."""
     return sorted(layout - _inspect(folder)) if layout else []
 
 
-def _compare(name: str, names: frozenset[str], layout: frozenset[str]) -> None:
-    absent, strange = layout - names, names - layout - TIED
-    if layout and absent and strange:
+def _compare_names(name: str, names: frozenset[str], layout: frozenset[str]) -> None:
+    """Raises SnapshotError when the snapshot has other names in place of some of the layout's."""
+    absent, unknown = layout - names, names - layout - TIED
+    if layout and absent and unknown:
         raise SnapshotError(
-            f"snapshot {name} names its tensors in another way than the model: it has {min(strange)[:200]!r} and {len(strange) - 1} more that"
+            f"snapshot {name} names its tensors in another way than the model: it has {min(unknown)[:200]!r} and {len(unknown) - 1} more that"
             f" the model has not, and lacks {min(absent)[:200]!r} and {len(absent) - 1} more; publish them under the names of the model's files"
         )
 
 
 def _inspect(folder: Path, links: bool = False) -> frozenset[str]:
-    """The names of its tensors. `links`: files may be links, as in a cache of models.
+    """Returns the names of a snapshot's tensors. With `links` files may be links, as in a cache of models.
 
-    Raises SnapshotError (or OSError) unless this is a real, flat folder of real files with at least one sane safetensors file.
+    Raises SnapshotError (or OSError) unless this is a real, flat folder of real files with at least one valid safetensors file.
     """
     if not stat.S_ISDIR((folder.stat() if links else folder.lstat()).st_mode):
         raise SnapshotError(f"{folder} is not a folder")
@@ -135,6 +125,7 @@ def _inspect(folder: Path, links: bool = False) -> frozenset[str]:
 
 
 def _inspect_tensors(path: Path) -> frozenset[str]:
+    """Returns the names of the tensors of one safetensors file, from its header. Raises SnapshotError, OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -155,7 +146,7 @@ def _inspect_tensors(path: Path) -> frozenset[str]:
 
 
 def _end(path: Path, name: str, tensor: object) -> int:
-    """Where the tensor's bytes end, counted from the end of the header."""
+    """Returns where the tensor's bytes end, counted from the end of the header. Raises SnapshotError for a wrong description."""
     if isinstance(tensor, dict) and isinstance(tensor.get("dtype"), str) and isinstance(tensor.get("shape"), list):
         offsets = tensor.get("data_offsets")
         if isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets):

@@ -5,7 +5,7 @@
 A case is one run with 40 drains (SGLang: 100) and its share of the kills: engines that serve requests are paused or ended by the operator
 at random moments and come back a little later, others lose a random process of theirs to `kill -9`, and all the while the trainer takes a
 GPU for training now and then (the scheduler preempts the engine there) and publishes the same weights anew. Every line of every answer is
-counted and compared with the undisturbed sample (`_asker.py`): the embedded engine's bit for bit with its log-probs; SGLang's, float32 and
+counted and compared with the undisturbed sample (`harness/checking_trainer.py`): the embedded engine's bit for bit with its log-probs; SGLang's, float32 and
 greedy, token for token or first differing where the two best log-probs are less than 1e-4 apart. Only what hit an engine with requests in
 flight counts.
 """
@@ -25,8 +25,7 @@ from pathlib import Path
 import psutil
 
 from bench.campaigns.harness.campaign import CHECKOUT, run
-from supervisor.cli.target import parse
-from supervisor.observe.control_socket import ActRequest, Declined, Verb, ask
+from supervisor.observe.control_socket import ActRequest, Declined, Verb, ask, parse_target
 from supervisor.observe.status import EngineView, PipelineView
 from tests.harness.sglang import models
 from tests.harness.sglang.served import REAL
@@ -110,7 +109,7 @@ class Drained:
             parts.append(
                 PIPELINE.format(
                     name=name, seed=index + 1, kind=kind, python=python, model=model, gpus=list(range(self.kind.gpus)), train=index,
-                    interpreter=sys.executable, asker=CHECKOUT / "bench" / "campaigns" / "harness" / "asker.py", samples=self.kind.samples,
+                    interpreter=sys.executable, asker=CHECKOUT / "bench" / "campaigns" / "harness" / "checking_trainer.py", samples=self.kind.samples,
                     tokens=self.kind.tokens, lease=self.kind.lease_s, exact=str(kind == "embedded").lower(),
                 )
             )  # fmt: skip
@@ -205,7 +204,7 @@ class Drained:
             self.held[name, engine.rank] = now + self.random.uniform(*self.kind.away_s)
 
     def _act(self, verb: Verb, name: str, rank: int) -> bool:
-        reply = ask(self.run.directory / "control.sock", ActRequest(verb, parse(f"{name}/engine/{rank}")))
+        reply = ask(self.run.directory / "control.sock", ActRequest(verb, parse_target(f"{name}/engine/{rank}")))
         if isinstance(reply, Declined) and verb == "resume":
             raise Broken(f"{name}/engine/{rank} cannot be resumed: {reply.text}")
         return not isinstance(reply, Declined)

@@ -19,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.campaigns.harness.campaign import RESULTS
-from bench.campaigns.harness.player import ENOUGH, SHAPES, Hurt, Tally
-from bench.campaigns.harness.slow import EPISODES, Slow
+from bench.campaigns.harness.fault_episodes import ENOUGH, SHAPES, FaultEpisodes, Tally
+from bench.campaigns.harness.slow_episodes import EPISODES, SlowEpisodes
 
 RECORD = RESULTS / "episodes.jsonl"
 
@@ -28,8 +28,8 @@ RECORD = RESULTS / "episodes.jsonl"
 def play(shape: str, seed: int, episodes: int | None = None, *, slow: bool = False) -> Tally:
     """One run in a folder of its own. Raises Broken (or AssertionError)."""
     with tempfile.TemporaryDirectory(prefix="episodes-") as folder:
-        player = Slow(Path(folder), shape, seed) if slow else Hurt(Path(folder), shape, seed)
-        return player.play(episodes or (EPISODES[shape] if slow else SHAPES[shape].episodes))
+        run = SlowEpisodes(Path(folder), shape, seed) if slow else FaultEpisodes(Path(folder), shape, seed)
+        return run.play(episodes or (EPISODES[shape] if slow else SHAPES[shape].episodes))
 
 
 class Campaign:

@@ -15,6 +15,7 @@ from tests.harness.mutation import Mutant, Survived, killer
 HEALTH, PROBES, GROUPS = "engines/lifecycle/health.py", "supervisor/runtime/probes.py", "supervisor/scheduler/groups/engines.py"
 LIFE, ENGINES, SCHEDULER = "supervisor/runtime/group_lifecycle.py", "supervisor/runtime/engines.py", "supervisor/scheduler/scheduler.py"
 FLEET = "engines/gateway/core/engines.py"
+TABLES = "supervisor/config/schema/tables.py"
 PURE, RULES, HOST = "tests/engines/lifecycle/test_health.py", "tests/supervisor/scheduler/test_engines.py", "tests/runs/test_groups.py"
 ENDINGS, ENDS = "supervisor/scheduler/groups/engine_teardown.py", "tests/supervisor/scheduler/test_engine_teardown.py"
 PORTS, WINDOWS = "supervisor/host/ports.py", "tests/supervisor/host/test_ports.py"
@@ -27,9 +28,9 @@ MUTANTS = {
     "f2 the streak of requests": Mutant(HEALTH, "doubted = look.failures >= self.rates.request_failures and", "doubted = False and", HOST, "every_request_fails"),
     "f2 the silence of requests": Mutant(HEALTH, "return bool(pulse.look.in_flight) and now", "return False and now", HOST, "generations_hang"),
     "f2 a full engine is no healthy one": Mutant(HEALTH, "        if problem is None and not self._silent(pulse, now):\n            return None", "        if problem is None:\n            return self._good(pulse, probe, now)", PURE, "f2_a_canary"),
-    "f2 the canary at the start": Mutant(ENGINES, "await control.canary(limit)", "pass", HOST, "green_light"),
+    "f2 the canary at the start": Mutant("supervisor/runtime/kinds/engine_kind.py", "await control.canary(within)", "pass", HOST, "green_light"),
     "f3 one probe at a time": Mutant(HEALTH, "if pulse.asked is not None or pulse.condemned:", "if pulse.condemned:", PURE, "f3"),
-    "f4 the default limits": Mutant(HEALTH, "progress_within: float = 25.0", "progress_within: float = 0.5", PURE, "f4"),
+    "f4 the default limits": Mutant(TABLES, "progress_timeout_s: Seconds = 25.0", "progress_timeout_s: Seconds = 0.5", PURE, "f4"),
     "f5 descendants": Mutant("supervisor/host/processes/proc.py", "if stat.pid not in known and stat.start >= born", "if False and stat.start >= born", HOST, "f5_r15"),
     "f6 ports before confirmed": Mutant(LIFE, "if isinstance(group, EngineId) and (held :=", "if False and (held :=", HOST, "f6_r16"),
     "f6 unconfirmed is stuck": Mutant(GROUPS, "case GroupGone(confirmed=True):", "case GroupGone(confirmed=_):", RULES, "f6_not"),
@@ -45,12 +46,12 @@ MUTANTS = {
     "f5 memory before the next life": Mutant(ENDINGS, "    if not engine.teardown.exited:\n        limit = limits.end", "    if engine.teardown.exited:\n        finish(ctx, engine)\n    elif not engine.teardown.exited:\n        limit = limits.end", RULES, "f5_memory"),
     "f5 memory of one that died asleep": Mutant(ENDINGS, "    elif not ctx.leases.held_by(engine.id):  #", "    elif False:  #", ENDS, "f5"),
     "f5 memory of others on a lent GPU": Mutant(ENDINGS, "if leases.lease(gpu) is None and gpu not in fences)", "if gpu not in fences)", ENDS, "f5_what"),
-    "f7 a port that is passed over is told once": Mutant(PORTS, "        if port not in self._told:", "        if True:", WINDOWS, "told_once"),
-    "f7 another supervisor's ports": Mutant(PORTS, "elsewhere = marks if not self._ours(marks) else elsewhere", "pass", WINDOWS, "another_supervisor"),
+    "f7 a port that is passed over is told once": Mutant(PORTS, "        if port not in self._reported:", "        if True:", WINDOWS, "told_once"),
+    "f7 another supervisor's ports": Mutant(PORTS, "elsewhere = marked if not self._ours(marked) else elsewhere", "pass", WINDOWS, "another_supervisor"),
     "f7 ports that can be bound": Mutant(PORTS, "blocked = next((port for port in window if not can_bind(port)), None)", "blocked = None", "tests/supervisor/host/test_ports.py", "passed_over_and_its_holder"),
     "f8 identity of the listener": Mutant("engines/control.py", "if status not in (401, 403):", "if False:", HOST, "f8"),
     "f9 an exit of any member": Mutant(SCHEDULER, "        if record.incarnation != event.incarnation:\n            return  # of a life before this one\n", "        if record.incarnation != event.incarnation:\n            return  # of a life before this one\n        if isinstance(record, Engine) and event.member != 0:\n            return\n", HOST, "f9_r4 and per-gpu-2"),
-    "f9 an exit in the tree": Mutant(LIFE, "if exit_.index is None and not living.stopping:", "if False:", HOST, "f9_a_process"),
+    "f9 an exit in the tree": Mutant(LIFE, "if exit_.index is None and not live.stopping:", "if False:", HOST, "f9_a_process"),
     "f9 collateral before it is ready": Mutant(CONTEXT, "for index in range(members) if", "for index in range(len(engine.pids)) if", ENDS, "collateral"),
     "f9 unrouted first": Mutant(ENDINGS, "if not engine.teardown.lost_sent and pipeline.gateway.up:", "if False:", RULES, "f9"),
     "f10 the state after the probe": Mutant(HEALTH, "(look.incarnation, look.epoch) != (probe.incarnation, probe.epoch)", "False", PURE, "f10"),
@@ -67,17 +68,17 @@ MUTANTS = {
     "f16 no room is no failure": Mutant(FLEET, "self.failures += not busy", "self.failures += 1", "tests/engines/gateway/test_dispatch.py", "f16_no_room"),
     "f17 the deadline of a start": Mutant(GROUPS, "limit = min(limits.start, limits.attempt)", "limit = 1e6", RULES, "f17"),
     "f18 the budget": Mutant("supervisor/scheduler/restarts.py", "if count > self.limit:", "if False:", RULES, "f18"),
-    "f19 code 0": Mutant(LIFE, "        self._site.feed(MemberExited(group=group, incarnation=incarnation, member=member.index, code=code, note=note))", "        if code:\n            self._site.feed(MemberExited(group=group, incarnation=incarnation, member=member.index, code=code, note=note))", HOST, "f19"),
+    "f19 code 0": Mutant(LIFE, "        self._loop.feed(MemberExited(group=live.id, incarnation=live.incarnation, member=member.index, code=code, note=note))", "        if code:\n            self._loop.feed(MemberExited(group=live.id, incarnation=live.incarnation, member=member.index, code=code, note=note))", HOST, "f19"),
     "f20 two starts at a time": Mutant(GROUPS, "    if sum(other.state is EngineState.STARTING for other in ctx.fleet.engines) >= ctx.box.rules.max_starting:", "    if False:", RULES, "f20"),
     "f21 streaks die with a life": Mutant(HEALTH, "if pulse is None or pulse.look.incarnation != look.incarnation:", "if pulse is None:", PURE, "f21"),
+    "f22 the guardian ends everything": Mutant("supervisor/host/processes/guardian.py", "        for pid in living:\n            kill(pid)", "        for pid in ():\n            kill(pid)", HOST, "f22"),
     "f21 verdicts about the dead": Mutant(SCHEDULER, "        if record.incarnation != incarnation:\n            return  # a verdict about the dead\n", "", RULES, "f21"),
-    "f22 the guardian ends everything": Mutant("supervisor/host/processes/guardian.py", "        for pid in left:\n            kill(pid)", "        for pid in ():\n            kill(pid)", HOST, "f22"),
     "f22 the next start sweeps": Mutant("supervisor/attempt/sweep.py", "killed = [stat.pid for stat in found if _kill(stat.identity)]", "killed: list[int] = []", "tests/supervisor/attempt/test_journal.py", "swept or double_kill"),
     "f23 tokens of the dead": Mutant("engines/gateway/core/continuation.py", "\"input_ids\": [*request.prompt, *ids],", "\"input_ids\": [*request.prompt],", HOST, "f23"),
     "f24 our own lateness": Mutant(PROBES, "self.health.lagged(time.monotonic())", "pass", HOST, "f24"),
     "f24 our own lateness, pure": Mutant(HEALTH, "if self._late is not None and self._late >= probe.began:", "if False:", PURE, "f24"),
-    "f25 killed before anything starts": Mutant(LIFE, "            living.group.kill(health.release_deadline_s) if action.kill else", "            _nobody() if action.kill else", HOST, "f25 and one-1"),
-    "r1 a program that cannot be executed": Mutant("supervisor/host/processes/child.py", "    if said:\n", "    if False:\n", "tests/supervisor/host/test_processes.py", "failures_to_start"),
+    "f25 killed before anything starts": Mutant(LIFE, "await (live.group.kill(limit) if action.kill else", "await (_nobody() if action.kill else", HOST, "f25 and one-1"),
+    "r1 a program that cannot be executed": Mutant("supervisor/host/processes/child.py", "    if reply:\n", "    if False:\n", "tests/supervisor/host/test_processes.py", "failures_to_start"),
     "r10 liveness": Mutant(HEALTH, "return Kind.LIVENESS if pulse.next[Kind.LIVENESS] <= now else None", "return None", PURE, "hung_process"),
     "r15 KILL after the grace": Mutant("supervisor/host/processes/group.py", "        return await self.kill(kill_s)", "        return frozenset()", "tests/supervisor/host/test_processes.py", "stubborn"),
     "r18 memory of strangers": Mutant("supervisor/host/gpus/emptiness.py", "used = usage.total[gpu]", "used = sum(groups.values())", "tests/supervisor/host/test_emptiness.py", "within_residuals"),

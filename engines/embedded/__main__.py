@@ -1,4 +1,4 @@
-"""`python -P -m engines.embedded --model DIR --port P --gpu virtual:0`: one embedded engine, until SIGTERM."""
+"""`python -P -m engines.embedded --model DIR --port P --gpu virtual:0` runs one embedded engine until SIGTERM."""
 
 import argparse
 import asyncio
@@ -12,10 +12,10 @@ from typing import NoReturn
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from trainshed.device import Device, parse_device
+from trainshed.virtual_gpu import Device, parse_device
 
 from engines.embedded import control_routes, server
-from engines.embedded.admission import Desk, Gate
+from engines.embedded.admission import Gate, RequestRunner
 from engines.embedded.architecture import UnsupportedModel
 from engines.embedded.compute import Compute
 from engines.embedded.core import Core
@@ -25,12 +25,13 @@ from engines.embedded.snapshot import BadSnapshot
 from engines.embedded.text import Text
 from engines.embedded.wire import Limits
 from trainers.process_title import name_this_process
+from trainers.protocol.child_env import API_KEY
 
 OPEN = ("/health", "/health_generate", "/ready")
 
 
 def main(argv: list[str]) -> None:
-    """Serve until SIGTERM or SIGINT, then end the process (status 0). Ends it with status 1 and one line for what the operator must change.
+    """Serve until SIGTERM or SIGINT, then end the process: status 0, or 1 and one line for what the operator must change.
 
     May be called in a child of a forkserver. Never returns, so that nothing waits for a thread that computes.
     """
@@ -91,9 +92,9 @@ def _engine(arguments: argparse.Namespace, device: Device, core: Core, text: Tex
     architecture = core.architecture
     limits = Limits(architecture.vocab, min(arguments.context, architecture.positions), architecture.eos | text.eos)
     gate = Gate()
-    desk = Desk(gate)
-    compute = Compute(core, desk.deliver)
-    desk.attach(compute)
+    runner = RequestRunner(gate)
+    compute = Compute(core, runner.deliver)
+    runner.attach(compute)
     shown = {
         "model_path": str(arguments.model),
         "host": arguments.host,
@@ -107,8 +108,8 @@ def _engine(arguments: argparse.Namespace, device: Device, core: Core, text: Tex
         "pid": os.getpid(),
         "engine": "trainshed-embedded",
     }
-    key = os.environ.get("TRAINSHED_API_KEY") or None
-    return Engine(limits, text, gate, desk, compute, str(arguments.model), shown, key=key)
+    key = os.environ.get(API_KEY) or None
+    return Engine(limits, text, gate, runner, compute, str(arguments.model), shown, key=key)
 
 
 @web.middleware

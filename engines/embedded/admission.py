@@ -1,4 +1,4 @@
-"""Who may enter: the gate that a pause closes, the lock between requests and weight updates, and the desk where answers arrive."""
+"""This module decides who may enter: the gate that a pause closes, the lock between requests and weight updates, and how answers come back."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -21,12 +21,12 @@ class Gate:
         self.inside = 0
         self._before = 0
         self._updates = 0
-        self._turn = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @property
-    def turn(self) -> asyncio.Event:
-        """Set when next somebody leaves or the gate turns. Take it before looking at what may change, then wait for it."""
-        return self._turn
+    def changed(self) -> asyncio.Event:
+        """Return the event that is set when somebody leaves or the gate changes. Take it before looking at what may change, then wait for it."""
+        return self._changed
 
     async def enter(self) -> None:
         """Wait before the gate, as long as it takes; then be inside, until `leave`. Raises Refusal when too many wait."""
@@ -35,7 +35,7 @@ class Gate:
         self._before += 1
         try:
             while self.paused or self._updates:
-                await self._turn.wait()
+                await self._changed.wait()
         finally:
             self._before -= 1
         self.inside += 1
@@ -53,7 +53,7 @@ class Gate:
         self._updates += 1
         try:
             while self.inside and not self.paused:
-                await self._turn.wait()
+                await self._changed.wait()
             yield
         finally:
             self._updates -= 1
@@ -61,12 +61,12 @@ class Gate:
 
     def change(self) -> None:
         """Let everyone who waits look again."""
-        self._turn.set()
-        self._turn = asyncio.Event()
+        self._changed.set()
+        self._changed = asyncio.Event()
 
 
-class _Ticket:
-    """Where one request's answers arrive. Only the newest is kept: it holds all that came before."""
+class _Mailbox:
+    """One request's answers arrive here. Only the newest is kept: it holds all that came before."""
 
     def __init__(self) -> None:
         self._arrived = asyncio.Event()
@@ -83,49 +83,49 @@ class _Ticket:
         return self._newest
 
 
-class Desk:
+class RequestRunner:
     """Runs requests on the compute thread and brings their answers back into the event loop."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._loop = asyncio.get_running_loop()
-        self._tickets: dict[str, _Ticket] = {}
+        self._mailboxes: dict[str, _Mailbox] = {}
         self._compute: Compute | None = None
 
     def attach(self, compute: Compute) -> None:
         self._compute = compute
 
     def deliver(self, answers: Sequence[Answer]) -> None:
-        """Called on the compute thread."""
+        """Take answers on the compute thread and pass them to the loop."""
         self._loop.call_soon_threadsafe(self.arrived, answers)
 
     def arrived(self, answers: Sequence[Answer]) -> None:
-        """Who has finished is outside the gate from here on, however slowly its client reads."""
+        """Hand out answers. A request that has finished is outside the gate from here on, however slowly its client reads."""
         for answer in answers:
-            ticket = self._tickets.get(answer.rid)
-            if ticket is not None:
-                ticket.put(answer)
+            mailbox = self._mailboxes.get(answer.rid)
+            if mailbox is not None:
+                mailbox.put(answer)
                 if answer.finish is not None:
-                    del self._tickets[answer.rid]
+                    del self._mailboxes[answer.rid]
                     self._gate.leave()
 
     async def run(self, request: Request) -> AsyncGenerator[Answer, None]:
-        """Answers as they grow; the last has a finish. Whoever stops iterating (use aclosing) has the request aborted. Raises Refusal."""
+        """Yield answers as they grow; the last has a finish. A caller that stops iterating (use aclosing) aborts the request. Raises Refusal."""
         assert self._compute is not None
         await self._gate.enter()
-        if request.rid in self._tickets:
+        if request.rid in self._mailboxes:
             self._gate.leave()
             raise Refusal(f"Duplicate request ID detected: {request.rid}")
-        ticket = self._tickets[request.rid] = _Ticket()
+        mailbox = self._mailboxes[request.rid] = _Mailbox()
         try:
             await self._compute.call(lambda core: core.submit(request))
             while True:
-                answer = await ticket.next()
+                answer = await mailbox.next()
                 yield answer
                 if answer.finish is not None:
                     return
         finally:
-            if self._tickets.get(request.rid) is ticket:
-                del self._tickets[request.rid]
+            if self._mailboxes.get(request.rid) is mailbox:
+                del self._mailboxes[request.rid]
                 self._gate.leave()
-                self._compute.tell(lambda core: core.abort(lambda rid: rid == request.rid))
+                self._compute.post(lambda core: core.abort(lambda rid: rid == request.rid))

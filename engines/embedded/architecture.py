@@ -1,4 +1,4 @@
-"""Which models the embedded engine computes, and their tensors: `config.json` of a Hugging Face folder as numbers. No torch."""
+"""This module reads which models the embedded engine computes, and their tensors: `config.json` of a Hugging Face folder as numbers. No torch."""
 
 import json
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Architecture:
     eos: frozenset[int]
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every tensor of the snapshot, in the order in which they lie in the weights pool."""
+        """Return the shape of every tensor of the snapshot by name, in the order in which they lie in the weights pool."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, self.hidden)}
         for layer in range(self.layers):
@@ -57,7 +57,7 @@ class Architecture:
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """The architecture that `config.json` in `folder` describes. Raises UnsupportedModel, OSError."""
+    """Read the architecture that `config.json` in `folder` describes. Raises UnsupportedModel, OSError."""
     config = _json(folder / "config.json")
     family = config.get("model_type")
     if family not in FAMILIES:
@@ -96,7 +96,7 @@ def read_architecture(folder: Path) -> Architecture:
 
 
 def check_exact(architecture: Architecture, slots: int) -> list[str]:
-    """Why this model in this many slots would not be bit-exact on a CPU whatever a row's neighbours; empty when it is.
+    """Return why this model in this many slots would not be bit-exact on a CPU whatever a row's neighbours; nothing when it is.
 
     Measured rule: kernels handle the rows of a batch alike when there are a multiple of 4 of them and dimensions are powers of two.
     """

@@ -1,11 +1,11 @@
-"""Which sample's token each slot computes next: continuous batching, aborts, retraction and endings. No torch, no clock, no thread.
+"""The batch decides which sample's token each slot computes next: continuous batching, aborts, retraction, ends. No torch, clock or thread.
 
-    batch.add(request)                       # waits for a slot
-    feeds = batch.feeds()                    # one entry a slot: which token of which request goes in
-    ended = batch.took(tokens, logprobs)     # what came out, in the same order
+    batch.add(request)                                # waits for a slot
+    feeds = batch.feeds()                             # one entry a slot: which token of which request goes in
+    ended = batch.took(feeds, tokens, logprobs, "7")  # what came out, in the same order, by weights of version 7
 
 A request's tokens so far (prompt and output) are fed one a step; when the last one is fed, what comes out is its next token.
-Whoever loses its slot (retraction) keeps its tokens and is replayed when it gets one again.
+A request that loses its slot (retraction) keeps its tokens and is replayed when it gets one again.
 """
 
 import math
@@ -24,7 +24,7 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True)
 class Sampling:
-    """One sample's wishes, checked and complete."""
+    """What one sample wishes, checked and complete."""
 
     seed: int
     max_new_tokens: int
@@ -49,7 +49,7 @@ class Span:
 
 @dataclass
 class Request:
-    """One sample under way. What is not given at the start is written by the batch only."""
+    """A request is one sample under way. What is not given at the start is written by the batch only."""
 
     rid: str
     prompt: tuple[int, ...]
@@ -98,7 +98,7 @@ NOT_FINITE: Final[FinishReason] = {
 
 
 class Batch:
-    """The slots and the queue before them."""
+    """The batch has the slots and the queue before them."""
 
     def __init__(self, slots: int, decode: Decode) -> None:
         self.slots: list[Request | None] = [None] * slots
@@ -118,7 +118,7 @@ class Batch:
         self.waiting.append(request)
 
     def feeds(self) -> list[Feed]:
-        """Give free slots to whoever waits longest; then what each occupied slot computes, in the order of slots."""
+        """Give free slots to the requests that wait longest, then return what each occupied slot computes, in the order of slots."""
         for slot, occupant in enumerate(self.slots):
             if occupant is None and self.waiting:
                 self.slots[slot] = self.waiting.popleft()
@@ -145,7 +145,7 @@ class Batch:
         return Feed(slot, request, request.token(at), at, row)
 
     def took(self, feeds: Sequence[Feed], tokens: Sequence[int], logprobs: Sequence[float], version: str) -> list[Request]:
-        """Record a step's answers (one of each for every *slot*, made with weights of `version`); returns who has finished and left."""
+        """Record a step's answers (one of each for every *slot*, made with weights of `version`). Return the requests that have finished."""
         ended = []
         for feed in feeds:
             request = feed.request

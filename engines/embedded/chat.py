@@ -1,4 +1,4 @@
-"""OpenAI's bodies: `/v1/chat/completions` and `/v1/completions` as samples of the native kind, and their answers back. No I/O."""
+"""This module reads OpenAI's bodies (`/v1/chat/completions`, `/v1/completions`) as samples of the native kind, and writes their answers. No I/O."""
 
 import uuid
 from dataclasses import dataclass, field, replace
@@ -56,7 +56,7 @@ class CompletionIn(_OpenAIIn):
 
 @dataclass
 class Completion:
-    """One OpenAI call: `n` samples for each of its prompts, and what of their text has been streamed."""
+    """A completion is one OpenAI call: `n` samples for each of its prompts, and what of their text has been streamed."""
 
     wishes: list[Wish]
     chat: bool
@@ -71,15 +71,15 @@ class Completion:
     def _head(self) -> dict[str, Any]:
         return {"id": self.id, "created": self.created, "model": self.model}
 
-    def whole(self, answers: list[Answer], text: Text) -> dict[str, Any]:
-        """The body of a call that does not stream."""
+    def body(self, answers: list[Answer], text: Text) -> dict[str, Any]:
+        """Return the body of a call that does not stream."""
         kind = "chat.completion" if self.chat else "text_completion"
         choices = [self._choice(index, answer, text) for index, answer in enumerate(answers)]
         metadata = {"weight_version": answers[-1].version}
         return {**self._head, "object": kind, "choices": choices, "usage": self.usage(answers), "metadata": metadata}
 
     def chunk(self, index: int, answer: Answer, text: Text) -> dict[str, Any]:
-        """What came since the last chunk of choice `index`."""
+        """Return what came since the last chunk of choice `index`."""
         wish = self.wishes[index]
         written, sent = visible(wish, answer, text), self._sent.get(index, 0)
         if answer.finish is None and written.endswith("\ufffd"):
@@ -125,7 +125,7 @@ class Completion:
 
 
 def completion(body: ChatIn | CompletionIn, limits: Limits, text: Text, model: str, created: int) -> Completion:
-    """The samples that a body asks for. Raises Refusal (400)."""
+    """Return the samples that a body asks for. Raises Refusal (400)."""
     copies = body.n or 1
     if not 1 <= copies <= MAX_CHOICES:
         raise Refusal(f"n must be between 1 and {MAX_CHOICES}")
@@ -137,7 +137,7 @@ def completion(body: ChatIn | CompletionIn, limits: Limits, text: Text, model: s
 
 
 def _copy(wish: Wish, number: int) -> Wish:
-    """Choice `number` of a prompt: its own id, and the seed plus its number."""
+    """Return choice `number` of a prompt: its own id, and the seed plus its number."""
     if number == 0:
         return wish
     request = wish.request
@@ -195,7 +195,7 @@ def _native(body: ChatIn | CompletionIn, text: Text) -> GenerateIn:
 
 
 def _flat(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose content is text: the parts of a list are joined, parts that are not text are refused."""
+    """Return a message whose content is text: the parts of a list are joined, parts that are not text are refused."""
     content = message.get("content")
     if not isinstance(content, list):
         return {**message, "content": content if isinstance(content, str) else ""}

@@ -1,4 +1,4 @@
-"""The one thread that computes. Others ask it to call a function of the core between two steps; it tells them what samples come to."""
+"""One thread computes. Others ask it to call a function of the core between two steps, and it delivers what samples come to."""
 
 import asyncio
 import os
@@ -35,15 +35,15 @@ class Compute:
 
     @property
     def version(self) -> str:
-        """Of the weights that are loaded, as far as this thread knows."""
+        """Return the version of the weights that are loaded, as far as this thread knows."""
         return self._core.version
 
     async def call(self, function: Callable[[Core], T]) -> T:
-        """`function(core)` between two steps; its result or its Refusal. Raises Refusal when too much waits already."""
-        return await asyncio.wrap_future(self.tell(function))
+        """Call `function(core)` between two steps; return its result or raise its Refusal. Raises Refusal when too much waits already."""
+        return await asyncio.wrap_future(self.post(function))
 
-    def tell(self, function: Callable[[Core], T]) -> Future[T]:
-        """As `call`, without waiting for it."""
+    def post(self, function: Callable[[Core], T]) -> Future[T]:
+        """Do as `call` does, without waiting for it."""
         future: Future[T] = Future()
         try:
             self._calls.put_nowait((function, cast("Future[object]", future)))

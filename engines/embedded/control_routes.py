@@ -1,4 +1,4 @@
-"""The engine's HTTP server in SGLang 0.5.23's dialect: the routes by which it is paused, emptied, woken and given weights."""
+"""These routes of the engine's HTTP server, in SGLang 0.5.23's dialect, pause it, empty it, wake it and give it weights."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ FLUSHED: Final = (
 
 
 async def model_info(request: web.Request) -> web.Response:
-    """Answered without the compute thread: proves nothing about it."""
+    """Answer without the compute thread, so the answer proves nothing about it."""
     engine = request.app[ENGINE]
     return web.json_response(
         {
@@ -39,7 +39,7 @@ async def model_info(request: web.Request) -> web.Response:
 
 
 async def server_info(request: web.Request) -> web.Response:
-    """A round trip through the compute thread, paused or not: the probe of a sleeping engine."""
+    """Make a round trip through the compute thread, paused or not: the probe of a sleeping engine."""
     engine = request.app[ENGINE]
     state = await engine.compute.call(lambda core: core.state())
     info = {
@@ -59,7 +59,7 @@ async def loads(request: web.Request) -> web.Response:
 
 
 async def abort_request(request: web.Request) -> web.Response:
-    """Always 200. An id that nobody has, and an empty one without abort_all, are ignored."""
+    """Answer 200 always. An id that nobody has, and an empty one without abort_all, are ignored."""
     engine = request.app[ENGINE]
     body = await body_of(request, AbortIn)
     if body.rid or body.abort_all:
@@ -72,7 +72,7 @@ async def _abort(engine: Engine, prefix: str) -> None:
 
 
 async def pause_generation(request: web.Request) -> web.Response:
-    """`abort`: close the gate and abort until nobody is inside. `retract`, `in_place`: close it and stop the steps, keeping requests."""
+    """Close the gate. `abort` also aborts until nobody is inside; `retract` and `in_place` stop the steps and keep requests."""
     engine = request.app[ENGINE]
     mode = (await body_of(request, PauseIn)).mode
     if mode not in ("abort", "retract", "in_place"):
@@ -81,10 +81,10 @@ async def pause_generation(request: web.Request) -> web.Response:
     engine.gate.change()
     if mode == "abort":
         while engine.gate.inside:
-            turn = engine.gate.turn
+            changed = engine.gate.changed
             await _abort(engine, "")
             if engine.gate.inside:
-                await turn.wait()
+                await changed.wait()
     else:
         await engine.compute.call(lambda core: core.pause(Pausing(mode)))
     print(f"paused: {mode}", flush=True)
@@ -101,7 +101,7 @@ async def continue_generation(request: web.Request) -> web.Response:
 
 
 async def flush_cache(request: web.Request) -> web.Response:
-    """200 only if nothing runs or waits; with `?timeout=` seconds, waits for that (also for what was retracted, which only goes on later)."""
+    """Answer 200 only if nothing runs or waits. With `?timeout=` seconds, wait for that, also for what was retracted."""
     engine = request.app[ENGINE]
     try:
         limit = float(request.query.get("timeout", "0"))
@@ -111,18 +111,18 @@ async def flush_cache(request: web.Request) -> web.Response:
         raise Refusal("timeout is a number of seconds from 0 to 3600")
     deadline = time.monotonic() + limit
     while True:
-        turn = engine.gate.turn
+        changed = engine.gate.changed
         if await engine.compute.call(lambda core: core.flush(patient=limit > 0)):
             return web.Response(text=FLUSHED)
-        left = deadline - time.monotonic()
-        if left <= 0:
+        seconds = deadline - time.monotonic()
+        if seconds <= 0:
             return web.Response(text="Flush cache failed.\n", status=400)
         with suppress(TimeoutError):
-            await asyncio.wait_for(turn.wait(), left)
+            await asyncio.wait_for(changed.wait(), seconds)
 
 
 async def release_memory(request: web.Request) -> web.Response:
-    """Gives device memory back. Kills the engine while it is busy, or for what is released already."""
+    """Give device memory back. This kills the engine while it is busy, or for what is released already."""
     tags = (await body_of(request, TagsIn)).tags or []
     await request.app[ENGINE].compute.call(lambda core: core.release(tags))
     print(f"released: {', '.join(tags) or 'all'}", flush=True)
@@ -130,7 +130,7 @@ async def release_memory(request: web.Request) -> web.Response:
 
 
 async def resume_memory(request: web.Request) -> web.Response:
-    """Takes device memory again. Kills the engine for what is not released, or when there is none."""
+    """Take device memory again. This kills the engine for what is not released, or when there is none."""
     tags = (await body_of(request, TagsIn)).tags or []
     await request.app[ENGINE].compute.call(lambda core: core.resume(tags))
     print(f"resumed: {', '.join(tags) or 'all'}", flush=True)
@@ -138,7 +138,7 @@ async def resume_memory(request: web.Request) -> web.Response:
 
 
 async def update_weights_from_disk(request: web.Request) -> web.Response:
-    """At once while generation is paused; otherwise when what runs has ended."""
+    """Load weights at once while generation is paused, otherwise when what runs has ended."""
     engine = request.app[ENGINE]
     body = await body_of(request, LoadIn)
     if body.abort_all_requests:
@@ -157,22 +157,22 @@ async def update_weights_from_disk(request: web.Request) -> web.Response:
 
 
 def _to_the_end(handler: Handler) -> Handler:
-    """A control call goes on when its client has gone: half a pause or half a load is worse than an unheard answer."""
+    """Let a control call go on when its client has gone: half a pause or half a load is worse than an answer that nobody reads."""
     calls: set[asyncio.Task[web.StreamResponse]] = set()
 
-    async def whole(request: web.Request) -> web.StreamResponse:
+    async def to_the_end(request: web.Request) -> web.StreamResponse:
         await request.read()
         call = asyncio.ensure_future(handler(request))
         calls.add(call)
         call.add_done_callback(calls.discard)
         return await asyncio.shield(call)
 
-    return whole
+    return to_the_end
 
 
 @web.middleware
 async def refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A Refusal that a route did not write in its own way is written as SGLang's native error."""
+    """Write a Refusal that a route did not write in its own way as SGLang's native error."""
     try:
         return await handler(request)
     except Refusal as refusal:

@@ -1,4 +1,4 @@
-"""The engine without HTTP and without threads: everything that touches the model, called by the compute thread only.
+"""The core is the engine without HTTP and without threads: everything that touches the model, called by the compute thread only.
 
 It behaves as SGLang 0.5.23 does, its refusals (`Refusal`) and its deaths (`Death`) included.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from trainshed.device import Device, DeviceKind
+from trainshed.virtual_gpu import Device, DeviceKind
 
 from engines.embedded.architecture import Architecture, UnsupportedModel, check_exact, read_architecture
 from engines.embedded.batching import Batch, Decode, Request, Span
@@ -52,10 +52,10 @@ class Answer:
 
 
 class Core:
-    """One model, its slots and its device memory."""
+    """The core has one model, its slots and its device memory."""
 
     def __init__(self, folder: Path, device: Device, slots: int, context: int, version: str, decode: Decode) -> None:
-        """Loads the weights of `folder` as `version`. Raises UnsupportedModel, BadSnapshot, NotExact, OSError."""
+        """Load the weights of `folder` as `version`. Raises UnsupportedModel, BadSnapshot, NotExact, OSError."""
         self.architecture: Architecture = read_architecture(folder)
         exact = device.kind is not DeviceKind.CUDA
         problems = check_exact(self.architecture, slots) if exact else []
@@ -77,12 +77,12 @@ class Core:
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do something."""
+        """Return whether a step would do something."""
         return self.batch.busy and self.pausing is None
 
     @property
     def idle(self) -> bool:
-        """SGLang's `is_fully_idle`, which looks away from the queue while generation is paused."""
+        """Return SGLang's `is_fully_idle`, which ignores the queue while generation is paused."""
         return not self.batch.running and (self.pausing is not None or not self.batch.waiting)
 
     def submit(self, request: Request) -> None:
@@ -93,7 +93,7 @@ class Core:
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One token for every slot; what has ended by it goes to the outbox."""
+        """Compute one token for every slot; what has ended by it goes to the outbox."""
         feeds = self.batch.feeds()
         for slot in self.batch.fresh:
             self._model.clear(slot)
@@ -129,7 +129,7 @@ class Core:
         self.pausing = None
 
     def flush(self, patient: bool = False) -> bool:
-        """Whether nothing runs or waits (there is no prefix cache to flush). Who is `patient` waits for retracted requests to end, too."""
+        """Return whether nothing runs or waits (there is no prefix cache to flush). A `patient` caller waits for retracted requests, too."""
         return self.idle and not (patient and self.batch.waiting)
 
     def release(self, tags: Iterable[str]) -> None:
@@ -151,7 +151,7 @@ class Core:
             raise Death(str(error)) from error
 
     def load(self, folder: Path, version: str | None, flush: bool) -> tuple[int, str]:
-        """Weights from `folder`; returns how many requests were paused meanwhile, and a note. Raises Refusal.
+        """Load weights from `folder`; return how many requests were paused meanwhile, and a note. Raises Refusal.
 
         After a failure the weights are mixed or old: the engine is poisoned and takes no request until a load succeeds.
         """
@@ -172,12 +172,12 @@ class Core:
         return paused, "Succeeded to update model weights."
 
     def _check_same(self, folder: Path) -> None:
-        """A snapshot that brings a config brings one of the same tensors."""
+        """Check that a snapshot which brings a config brings one of the same tensors. Raises BadSnapshot."""
         if (folder / "config.json").exists() and read_architecture(folder).tensors() != self.architecture.tensors():
             raise BadSnapshot(f"{folder} holds a model of another shape than the one that is loaded")
 
     def state(self) -> dict[str, Any]:
-        """Counts for `/server_info` and `/v1/loads`."""
+        """Return counts for `/server_info` and `/v1/loads`."""
         running, waiting = len(self.batch.running), len(self.batch.waiting)
         context = self._model.context
         used = sum(request.fed for request in self.batch.running)

@@ -1,9 +1,9 @@
-"""The engine's device memory: two pools, weights and KV cache, given back and taken again by SGLang's tags."""
+"""The engine's device memory is two pools, weights and KV cache, given back and taken again by SGLang's tags."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
-from trainshed.device import Device, Pool, room
+from trainshed.virtual_gpu import Device, Pool, room
 
 from engines.embedded.architecture import Architecture
 
@@ -23,13 +23,13 @@ class MisusedMemory(Exception):
 
 
 class EngineMemory:
-    """Weights (`weights`, by name) and the KV cache (`kv`: layers x 2 x slots x kv_heads x context x head_dim) of one engine.
+    """One engine's weights (`weights`, by name) and KV cache (`kv`: layers x 2 x slots x kv_heads x context x head_dim).
 
     After `release` their content is gone: after `resume` the KV cache is zeros, which is right, and the weights are zeros, which is not.
     """
 
     def __init__(self, device: Device, architecture: Architecture, dtype: "torch.dtype", slots: int, context: int) -> None:
-        """Raises OSError or torch's out-of-memory error."""
+        """Take the memory. Raises OSError or torch's out-of-memory error."""
         shapes = architecture.tensors()
         self._weights = Pool(device, room((shape, dtype) for shape in shapes.values()))
         self.weights = {name: self._weights.take(shape, dtype) for name, shape in shapes.items()}
@@ -42,7 +42,7 @@ class EngineMemory:
 
     @property
     def held(self) -> int:
-        """Bytes of device memory held now."""
+        """Return the bytes of device memory held now."""
         return sum(pool.size for pool in self._pools.values() if not pool.released)
 
     def release(self, tags: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""The forward step: `slots` rows, one token each, against a KV cache of fixed length. One shape for ever, so that bits repeat.
+"""The model computes one forward step: `slots` rows, one token each, against a KV cache of fixed length. Its shape never changes, so bits repeat.
 
 Prompts, and the tokens so far of a sample that comes from elsewhere, are replayed through the same step. No batch, no padding and no
 prefill kernel ever differs, so a row's logits depend on its own tokens only: checked at start (`self_check`), bit by bit.
@@ -62,7 +62,7 @@ class SlotModel:
 
     @torch.inference_mode()
     def step(self, tokens: list[int], positions: list[int]) -> torch.Tensor:
-        """Feed each row its token at its position; the logits of what follows, slots x vocab, float32.
+        """Feed each row its token at its position. Return the logits of what follows, slots x vocab, float32.
 
         A row in which nothing runs feeds any token at position 0: the next sample there begins by overwriting it.
         """
@@ -91,7 +91,7 @@ class SlotModel:
         return linear(_rms(hidden, self._norm, arch.eps), self._head).float()
 
     def clear(self, slot: int) -> None:
-        """Forget what a row's cache holds: masked entries count zero times, but zero times a NaN of a bad model is a NaN."""
+        """Zero a row's cache: masked entries count zero times, but zero times a NaN of a bad model is a NaN."""
         self._kv[:, :, slot].zero_()
 
     def self_check(self) -> None:
@@ -145,5 +145,5 @@ def _rms(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor
 
 
 def _rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions; `sin` bears the sign of rotate-half, which is then a roll by half."""
+    """Apply rotary positions; `sin` bears the sign of rotate-half, which is then a roll by half."""
     return heads * cos + heads.roll(heads.shape[-1] // 2, -1) * sin

@@ -1,4 +1,4 @@
-"""Choosing the next token of each row: seeded by the sample and the position, never by the row, its neighbours or the time.
+"""This module chooses the next token of each row, seeded by the sample and the position, never by the row, its neighbours or the time.
 
 Token number `position` (counted from the first token of the prompt) of a sample with seed `seed` is drawn with the one uniform
 number `uniform(seed, position)` by inverting the cumulative distribution in float64. So a continuation that brings prompt and
@@ -17,7 +17,7 @@ GREEDY_BELOW: Final = 1e-6
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) with 53 random bits: the first of blake2b(seed, position), both as 8 bytes, little-endian, seed modulo 2**64."""
+    """Return a number in [0, 1) with 53 random bits: the first of blake2b(seed, position), both as 8 bytes, little-endian, seed modulo 2**64."""
     key = (seed & (2**64 - 1)).to_bytes(8, "little") + position.to_bytes(8, "little")
     return (int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 11) * 2.0**-53
 
@@ -51,7 +51,7 @@ class Known:
 
 
 def choose(logits: torch.Tensor, rows: Sequence[Draw | Known | None]) -> tuple[list[int], list[float]]:
-    """The next token of every row and its log-probability at the row's temperature (before top-p and top-k), as SGLang reports it.
+    """Return the next token of every row and its log-probability at the row's temperature (before top-p and top-k), as SGLang reports it.
 
     `logits` is slots x vocab, float32; `rows` has one entry a slot (None: nothing runs there, the answer means nothing). The arithmetic
     of a row is the same whatever the others are. A log-probability that is not finite says that the logits were not.

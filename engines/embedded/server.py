@@ -1,4 +1,4 @@
-"""The engine's HTTP server in SGLang 0.5.23's dialect: generation routes. Control routes are in `control_routes`."""
+"""These routes of the engine's HTTP server, in SGLang 0.5.23's dialect, generate. Control routes are in `control_routes`."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 from aiohttp import web
 
-from engines.embedded.admission import Desk, Gate
+from engines.embedded.admission import Gate, RequestRunner
 from engines.embedded.batching import Request, Sampling
 from engines.embedded.chat import ChatIn, CompletionIn, completion
 from engines.embedded.compute import Compute
@@ -31,7 +31,7 @@ class Engine:
     limits: Limits
     text: Text
     gate: Gate
-    desk: Desk
+    runner: RequestRunner
     compute: Compute
     model_path: str
     arguments: dict[str, Any]
@@ -43,7 +43,7 @@ ENGINE: Final = web.AppKey("engine", Engine)
 
 
 async def body_of(request: web.Request, kind: type[T]) -> T:
-    """The request's JSON as `kind`; an empty body is {}. Raises Refusal (400)."""
+    """Decode the request's JSON as `kind`; an empty body is {}. Raises Refusal (400)."""
     raw = await request.read()
     try:
         return msgspec.json.decode(raw or b"{}", type=kind)
@@ -52,18 +52,18 @@ async def body_of(request: web.Request, kind: type[T]) -> T:
 
 
 def refused(refusal: Refusal) -> web.Response:
-    """SGLang's native error."""
+    """Write SGLang's native error."""
     return web.json_response({"error": {"message": str(refusal)}}, status=refusal.status)
 
 
 def _failure(answer: Answer) -> Refusal | None:
-    """Why a finished answer is an HTTP error, as SGLang makes one of an abort that bears a status."""
+    """Return why a finished answer is an HTTP error, as SGLang makes one of an abort that bears a status."""
     finish = answer.finish or {}
     return Refusal(finish["message"], finish["status_code"]) if finish.get("status_code") else None
 
 
 async def _last(engine: Engine, wish: Wish) -> Answer:
-    async with aclosing(engine.desk.run(wish.request)) as answers:
+    async with aclosing(engine.runner.run(wish.request)) as answers:
         async for answer in answers:
             if answer.finish is not None:
                 return answer
@@ -71,7 +71,7 @@ async def _last(engine: Engine, wish: Wish) -> Answer:
 
 
 async def _all(engine: Engine, samples: list[Wish]) -> list[Answer]:
-    """The last answer of each; if one is refused, the others are aborted. Raises Refusal."""
+    """Return the last answer of each; if one is refused, the others are aborted. Raises Refusal."""
     if len(samples) == 1:
         return [await _last(engine, samples[0])]
     try:
@@ -84,12 +84,12 @@ async def _all(engine: Engine, samples: list[Wish]) -> list[Answer]:
 
 
 async def _merged(engine: Engine, samples: list[Wish]) -> AsyncGenerator[tuple[int, Answer | Refusal], None]:
-    """Answers of several requests as they come, with their index; a refusal ends that one only."""
+    """Yield answers of several requests as they come, with their index; a refusal ends that one only."""
     arrived: asyncio.Queue[tuple[int, Answer | Refusal]] = asyncio.Queue(len(samples))
 
     async def follow(index: int) -> None:
         try:
-            async with aclosing(engine.desk.run(samples[index].request)) as answers:
+            async with aclosing(engine.runner.run(samples[index].request)) as answers:
                 async for answer in answers:
                     await arrived.put((index, answer))
         except Refusal as refusal:
@@ -168,7 +168,7 @@ async def _openai(request: web.Request, kind: type[ChatIn] | type[CompletionIn])
             failure = next(filter(None, map(_failure, answers)), None)
             if failure is not None:
                 return web.json_response(_openai_error(failure), status=failure.status)
-            return web.json_response(call.whole(answers, engine.text))
+            return web.json_response(call.body(answers, engine.text))
     except Refusal as refusal:
         return web.json_response(_openai_error(refusal), status=refusal.status)
     stream = await _open_stream(request)
@@ -195,12 +195,12 @@ async def models(request: web.Request) -> web.Response:
 
 
 async def health(request: web.Request) -> web.Response:
-    """A flag, as SGLang's with SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION=false: proves that HTTP answers."""
+    """Answer as SGLang does with SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION=false: this proves that HTTP answers, and no more."""
     return web.Response(status=200)
 
 
 async def health_generate(request: web.Request) -> web.Response:
-    """One token through the model. On a paused engine it waits, gives up and marks the engine unhealthy, as SGLang's does."""
+    """Put one token through the model. On a paused engine this waits, gives up and marks the engine unhealthy, as SGLang's does."""
     engine = request.app[ENGINE]
     probe = Request(f"HEALTH_CHECK_{time.monotonic_ns()}", (0,), Sampling(seed=0, max_new_tokens=1, temperature=0.0))
     try:

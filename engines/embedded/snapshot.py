@@ -1,4 +1,4 @@
-"""Weights from a folder in Hugging Face layout into tensors that exist already."""
+"""This module loads weights from a folder in Hugging Face layout into tensors that exist already."""
 
 import json
 from collections.abc import Mapping

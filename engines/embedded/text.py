@@ -1,4 +1,4 @@
-"""Text to tokens and back, and chats to prompts, from a model folder. Imports neither torch nor transformers unless it must."""
+"""This module turns text into tokens and back, and chats into prompts. It imports neither torch nor transformers unless it must."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class _Tokenizer(Protocol):
 
 
 class Text:
-    """The tokenizer of a model folder; decodes everything to "" when there is none. Safe to use in any thread."""
+    """The text of a model folder: its tokenizer and chat template. Decodes everything to "" when there is none. Safe to use in any thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -27,13 +27,13 @@ class Text:
 
     @property
     def eos(self) -> frozenset[int]:
-        """The tokenizer's end-of-sequence token, if it has one."""
+        """Return the tokenizer's end-of-sequence token, if it has one."""
         token = self._content("eos_token")
         found = self._tokenizer.id_of(token) if token and self._tokenizer is not None else None
         return frozenset() if found is None else frozenset([found])
 
     def encode(self, text: str) -> list[int]:
-        """Raises NoText."""
+        """Return the tokens of a text. Raises NoText."""
         if self._tokenizer is None:
             raise NoText(f"{self._folder} has no tokenizer: send input_ids instead of text")
         return self._tokenizer.encode(text)
@@ -42,7 +42,7 @@ class Text:
         return "" if self._tokenizer is None else self._tokenizer.decode(tokens, skip_special)
 
     def chat(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt that the folder's chat template makes of these messages. Raises NoText."""
+        """Return the prompt that the folder's chat template makes of these messages. Raises NoText."""
         if self._template is None:
             self._template = _compile(_template(self._folder, self._config))
         from jinja2 import TemplateError
@@ -76,7 +76,7 @@ class _Fast:
 
 
 class _Slow:
-    """A tokenizer that exists only as a class of transformers: seconds of imports."""
+    """A tokenizer that exists only as a class of transformers costs seconds of imports."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer

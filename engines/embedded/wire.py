@@ -1,4 +1,4 @@
-"""SGLang's native bodies: what a client sends to `/generate` and the control routes, and the shape of an answer. No torch, no I/O."""
+"""This module reads SGLang's native bodies (`/generate` and the control routes) and writes the shape of an answer. No torch, no I/O."""
 
 import secrets
 import uuid
@@ -21,7 +21,7 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 class SamplingIn(msgspec.Struct, forbid_unknown_fields=True):
-    """`sampling_params`. What this engine cannot do is accepted only where it changes nothing."""
+    """The body's `sampling_params`. What this engine cannot do is accepted only where it changes nothing."""
 
     max_new_tokens: int | msgspec.UnsetType | None = msgspec.UNSET  # SGLang's 128, or what the context has room for
     temperature: float | None = 1.0
@@ -78,7 +78,7 @@ class TagsIn(msgspec.Struct):
 
 
 class LoadIn(msgspec.Struct):
-    """`load_format` is taken as given: this engine reads safetensors."""
+    """The body of `/update_weights_from_disk`. `load_format` is ignored: this engine reads safetensors."""
 
     model_path: str
     load_format: str | None = None
@@ -106,7 +106,7 @@ class Wish(msgspec.Struct):
 
 
 def wishes(body: GenerateIn, limits: Limits, text: Text) -> tuple[list[Wish], bool]:
-    """The samples of a body, and whether it is a batch. Raises Refusal (400) for what cannot be served."""
+    """Return the samples of a body, and whether it is a batch. Raises Refusal (400) for what cannot be served."""
     prompts, batched = _prompts(body, text)
     count = len(prompts)
     if not 1 <= count <= MAX_BATCH:
@@ -132,7 +132,7 @@ def wishes(body: GenerateIn, limits: Limits, text: Text) -> tuple[list[Wish], bo
 
 
 def sampling(wanted: SamplingIn, prompt: int, limits: Limits) -> Sampling:
-    """Checked and complete wishes for a prompt of this many tokens. Raises Refusal (400)."""
+    """Check and complete what is wished for a prompt of this many tokens. Raises Refusal (400)."""
     temperature = 1.0 if wanted.temperature is None else wanted.temperature
     top_p = 1.0 if wanted.top_p is None else wanted.top_p
     top_k = -1 if wanted.top_k is None else wanted.top_k
@@ -179,7 +179,7 @@ def sampling(wanted: SamplingIn, prompt: int, limits: Limits) -> Sampling:
 
 
 def check_prompt(prompt: Sequence[int], limits: Limits) -> None:
-    """Raises Refusal (400) for a prompt that is empty, too long, or has tokens that the model does not know."""
+    """Check a prompt. Raises Refusal (400) when it is empty, too long, or has tokens that the model does not know."""
     if not prompt:
         raise Refusal("The input is empty.")
     if len(prompt) >= limits.context:
@@ -226,7 +226,7 @@ def _each(value: Any, count: int) -> list[Any]:
 
 
 def visible(wish: Wish, answer: Answer, text: Text) -> str:
-    """The text of an answer so far, without the stop token or stop string that ended it."""
+    """Return the text of an answer so far, without the stop token or stop string that ended it."""
     output: Sequence[int] = answer.output
     matched = (answer.finish or {}).get("matched") if wish.trim else None
     if isinstance(matched, int) and output:
@@ -236,7 +236,7 @@ def visible(wish: Wish, answer: Answer, text: Text) -> str:
 
 
 def answer_body(wish: Wish, answer: Answer, text: Text) -> dict[str, Any]:
-    """SGLang's answer: everything so far, also in the chunks of a stream."""
+    """Return SGLang's answer: everything so far, also in the chunks of a stream."""
     request = wish.request
     meta: dict[str, Any] = {
         "id": answer.rid,

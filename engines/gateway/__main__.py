@@ -1,4 +1,5 @@
-"""`python -P -m engines.gateway --pipeline NAME --listen-fd N --seed S --model DIR`, with the supervisor's channel in `TRAINSHED_FD`.
+"""This program is one gateway: `python -P -m engines.gateway --pipeline NAME --listen-fd N --seed S --model DIR`,
+with the supervisor's channel in `TRAINSHED_FD`.
 
 Exit codes: 0 the supervisor is gone or a TERM came; 1 the channel brought what is no order, or a bug of ours; 2 bad arguments or model files.
 """
@@ -19,12 +20,13 @@ import uvloop
 from engines.gateway.control_channel import Channel
 from engines.gateway.core.attempts import PATIENCE
 from engines.gateway.core.dispatch import Dispatch
-from engines.gateway.core.publish_policy import ON_PUBLISH, VersionRule
+from engines.gateway.core.publish_policy import ON_PUBLISH, PublishPolicy
 from engines.gateway.routes.server import Serving, application
 from engines.gateway.routes.text import Text
-from engines.gateway.shell import Exchange
+from engines.gateway.shell import Shell
 from engines.gateway.upstream.engine_client import EngineClient
 from trainers.process_title import name_this_process
+from trainers.protocol.child_env import FD
 from trainers.protocol.framing import FrameError
 
 
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = _log(arguments.pipeline)
     try:
         text = Text(arguments.model)
-        control = socket.socket(fileno=int(os.environ["TRAINSHED_FD"]))
+        control = socket.socket(fileno=int(os.environ[FD]))
         listener = socket.socket(fileno=arguments.listen_fd)
     except Exception as error:  # tokenizers raises a bare Exception for a bad file
         log.error("cannot start", error=f"{type(error).__name__}: {error}", model=str(arguments.model))
@@ -48,22 +50,22 @@ async def _run(arguments: argparse.Namespace, text: Text, control: socket.socket
         seed=arguments.seed,
         eos=text.eos,
         decode=text.decode_all if text.known else None,
-        rule=VersionRule(arguments.on_publish, arguments.max_version_lag),
+        policy=PublishPolicy(arguments.on_publish, arguments.max_version_lag),
         prefix_slack=arguments.prefix_slack,
         abort_patience=arguments.abort_patience,
     )
-    exchange = Exchange(dispatch, EngineClient(), log.info)
-    app = application(exchange, text, pipeline=arguments.pipeline, model=str(arguments.model), log=log.error)
+    shell = Shell(dispatch, EngineClient(), log.info)
+    app = application(shell, text, pipeline=arguments.pipeline, model=str(arguments.model), log=log.error)
     serving = await Serving(app, listener, log.error).start()
-    channel = await Channel.over(control)
-    exchange.on_done, exchange.on_change = channel.done, channel.changed
+    channel = await Channel.on_socket(control)
+    shell.on_done, shell.on_change = channel.done, channel.changed
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     waits: set[asyncio.Future[Any]] = {
         asyncio.create_task(stopped.wait()),
-        asyncio.create_task(channel.run(exchange.order, exchange.progress)),
-        exchange.failed,
+        asyncio.create_task(channel.run(shell.order, shell.progress)),
+        shell.failed,
     }
     code = 0
     try:
@@ -80,7 +82,7 @@ async def _run(arguments: argparse.Namespace, text: Text, control: socket.socket
     finally:
         for wait in waits:
             wait.cancel()
-        await exchange.close()
+        await shell.close()
         await serving.end()
     return code
 

@@ -1,4 +1,4 @@
-"""The channel to the supervisor: orders in; ready, answers and progress out."""
+"""This module is the channel to the supervisor: orders come in; ready, answers and progress go out."""
 
 import asyncio
 import contextlib
@@ -10,40 +10,41 @@ from trainers.protocol.framing import FrameReader, encode
 from trainers.protocol.gateway_messages import CloseRollout, Done, Order, Progress, Ready, Report, Unroute
 
 REPORT_EVERY_S: Final = 0.05
-"""At most so often the whole picture is sent, and only if it has changed."""
+"""At most so often the picture is sent, and only if it has changed."""
 WRITE_S: Final = 30.0
-"""A supervisor that does not read for so long is none."""
+"""A supervisor that does not read for so many seconds has failed."""
 _READ: Final = 1 << 16
 
 
 class Channel:
-    """`run` returns when the supervisor is gone. Raises FrameError for what is no frame of ours."""
+    """The gateway's end of the channel. `run` returns when the supervisor has closed its end. Raises FrameError for what is no frame of ours."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self._changed = asyncio.Event()
 
     @classmethod
-    async def over(cls, connection: socket.socket) -> "Channel":
-        """On a connected socket, which it then owns."""
+    async def on_socket(cls, connection: socket.socket) -> "Channel":
+        """Make a channel of a connected socket, which it then owns."""
         connection.setblocking(False)
         return cls(*await asyncio.open_unix_connection(sock=connection))
 
-    def say(self, report: Report) -> None:
+    def send(self, report: Report) -> None:
         """Send one report; a lost connection is noticed by `run`."""
         if not self._writer.is_closing():
             self._writer.write(encode(report))
 
     def done(self, done: Done) -> None:
-        self.say(done)
+        """Answer an order."""
+        self.send(done)
 
     def changed(self) -> None:
-        """The picture may have changed."""
+        """Note that the picture may have changed."""
         self._changed.set()
 
     async def run(self, order: Callable[[Order], None], progress: Callable[[], Progress]) -> None:
-        """Say ready, then give every order to `order`, and report `progress`."""
-        self.say(Ready())
+        """Send ready, then give every order to `order`, and report `progress`."""
+        self.send(Ready())
         reporting = asyncio.create_task(self._report(progress))
         reading = asyncio.create_task(self._read(order, progress))
         try:
@@ -61,13 +62,12 @@ class Channel:
         while data := await self._received():
             for message in frames.feed(data):
                 if isinstance(message, CloseRollout | Unroute):
-                    self.say(
-                        progress()
-                    )  # the last figures of what the next picture no longer shows; and no later can be older than the answer
+                    # the last figures of what the next picture no longer shows; and no later one can be older than the answer
+                    self.send(progress())
                 order(message)
 
     async def _received(self) -> bytes:
-        """What comes next; empty at the end. (No deadline: a supervisor that has nothing to say is silent, one that dies ends this.)"""
+        """Return what comes next; empty at the end. There is no deadline: a supervisor without orders is silent, and one that dies ends this."""
         with contextlib.suppress(ConnectionError):
             return await self._reader.read(_READ)
         return b""
@@ -78,7 +78,7 @@ class Channel:
             await self._changed.wait()
             self._changed.clear()
             if (picture := progress()) != sent:
-                self.say(picture)
+                self.send(picture)
                 sent = picture
             try:
                 async with asyncio.timeout(WRITE_S):

@@ -1,4 +1,4 @@
-"""The shell around the dispatch core: gives it events and the time, carries out its effects. It decides nothing."""
+"""This module is the shell around the dispatch core: it gives the core events and the time, and carries out its effects. It decides nothing."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
@@ -12,29 +12,30 @@ from engines.gateway.upstream.engine_client import EngineClient, new_rid
 from trainers.protocol.gateway_messages import Done, Order, Progress
 
 TOKENS_EVERY_S: Final = 0.5
-"""While only tokens come the supervisor is told of them this often: that an engine makes some is the best news of its health."""
-_ABORT_AGAIN: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+"""While only tokens come the supervisor gets a picture this often: that an engine makes some is the best news of its health."""
+_ABORT_AGAIN_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 
 @dataclass(slots=True, eq=False)
 class Inbox:
-    """Where the tokens and outcomes of some askers arrive, in order. `open`: those whose outcome has not come."""
+    """The tokens and outcomes of some askers arrive here, in order. `open`: those whose outcome has not come."""
 
     open: set[int] = field(default_factory=set)
     _arrived: "asyncio.Queue[Grew | Deliver]" = field(default_factory=asyncio.Queue)
 
     def put(self, effect: Grew | Deliver) -> None:
+        """Add an arrival."""
         if isinstance(effect, Deliver):
             self.open.discard(effect.asker)
         self._arrived.put_nowait(effect)
 
     def arrived(self) -> Iterator[Grew | Deliver]:
-        """Everything that is there already."""
+        """Yield everything that is there already."""
         while not self._arrived.empty():
             yield self._arrived.get_nowait()
 
     async def get(self, patience: float) -> Grew | Deliver | None:
-        """The next arrival; None after `patience` seconds without one."""
+        """Wait for the next arrival; returns None after `patience` seconds without one."""
         if not self._arrived.empty():
             return self._arrived.get_nowait()
         try:
@@ -51,10 +52,10 @@ class _Running:
     task: "asyncio.Task[None]"
 
 
-class Exchange:
-    """`failed` resolves with the exception of a bug of ours: the gateway must end then, its supervisor starts another.
+class Shell:
+    """The dispatch core at work. `failed` resolves with the exception of a bug of ours: the gateway must end then, its supervisor starts another.
 
-    `log(event, **fields)`: what an operator may want to know. `on_done`, `on_change`: for the channel to the supervisor.
+    `log(event, **fields)`: for what an operator may want to know. `on_done`, `on_change`: for the channel to the supervisor.
     """
 
     def __init__(self, dispatch: Dispatch, client: EngineClient, log: Callable[..., Any]) -> None:
@@ -65,7 +66,7 @@ class Exchange:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._askers = 0
-        self._tokens_told = 0.0
+        self._tokens_reported_at = 0.0
         self.failed: asyncio.Future[None] = self._loop.create_future()
         self.on_done: Callable[[Done], None] = lambda done: None
         self.on_change: Callable[[], None] = lambda: None
@@ -73,16 +74,16 @@ class Exchange:
     # ---- the routes' side
 
     def ask(self, inbox: Inbox, request: Request, *, rollout: int | None, token: str | None, streams: bool = False) -> int:
-        """Ask for one sample; returns the asker's number, under which things arrive in the inbox."""
+        """Ask for one sample. Returns the asker's number, under which things arrive in the inbox."""
         self._askers += 1
         asker = self._askers
         inbox.open.add(asker)
         self._inboxes[asker] = inbox
-        self._handle(Ask(asker, rollout, token, request, streams))
+        self._handle(Ask(asker=asker, rollout=rollout, token=token, request=request, streams=streams))
         return asker
 
     def leave(self, askers: Iterable[int]) -> None:
-        """These want nothing any more; what nobody wants is aborted."""
+        """Give up these askers; a sample that nobody wants any more is aborted."""
         for asker in list(askers):
             if self._inboxes.pop(asker, None) is not None:
                 self._handle(Leave(asker))
@@ -90,6 +91,7 @@ class Exchange:
     # ---- the supervisor's side
 
     def order(self, order: Order) -> None:
+        """Log an order of the supervisor and give it to the core."""
         self._log(
             "order",
             order=type(order).__name__,
@@ -100,9 +102,10 @@ class Exchange:
     @property
     def version(self) -> int:
         """The newest weight version that was routed."""
-        return self._dispatch.fleet.newest
+        return self._dispatch.engines.newest
 
     def progress(self) -> Progress:
+        """Return the picture that the supervisor is sent."""
         return self._dispatch.progress()
 
     async def close(self) -> None:
@@ -124,8 +127,8 @@ class Exchange:
         if effects or not isinstance(event, Tokens):
             self._set_timer()
             self.on_change()
-        elif (now := self._loop.time()) >= self._tokens_told + TOKENS_EVERY_S:
-            self._tokens_told = now
+        elif (now := self._loop.time()) >= self._tokens_reported_at + TOKENS_EVERY_S:
+            self._tokens_reported_at = now
             self.on_change()
 
     def _set_timer(self) -> None:
@@ -175,7 +178,7 @@ class Exchange:
     async def _abort(self, running: _Running) -> None:
         """Ask until it has ended: an engine ignores the abort of a request that has not reached it yet. The core's patience ends it."""
         start = running.start
-        for patience in _ABORT_AGAIN:
+        for patience in _ABORT_AGAIN_S:
             if trouble := await self._client.abort(start, running.rid):
                 self._log("abort failed", engine=start.engine, incarnation=start.incarnation, rid=running.rid, cause=trouble)
             await asyncio.wait({running.task}, timeout=patience)

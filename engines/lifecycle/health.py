@@ -1,8 +1,8 @@
-"""When an engine is looked at, and what the looks add up to. PURE: time is an argument, and nothing here touches an engine.
+"""Health decides when an engine is looked at, and what the looks add up to. PURE: time is an argument, and nothing here touches an engine.
 
-Cheapest first. A token or a completed request is the best news and costs nothing; without any for `progress_every` a serving engine is
-asked for one token (`/health_generate`), and every `liveness_every` whether it answers at all. A sleeping one is asked for its state now
-and then. Requests that fail in a row, or that run without a token for `silence`, are settled by a **canary**: one generation by the way
+The cheapest look comes first. A token or a completed request is the best news and costs nothing; without any for `progress_every` a serving
+engine is asked for one token (`/health_generate`), and every `liveness_every` whether it answers at all. A sleeping one is asked for its state
+now and then. Requests that fail in a row, or that run without a token for `silence`, are settled by a **canary**: one generation by the way
 that requests take. Nothing else clears that streak, because a wedged engine still answers probes.
 
 What protects the healthy: one probe at a time and engine; a result counts only if life and state are the same after it as before it; a
@@ -20,7 +20,7 @@ from trainers.protocol.ids import EngineId, Incarnation
 
 
 class Mode(Enum):
-    """What may be asked of an engine, by its state alone."""
+    """A mode says what may be asked of an engine, by its state alone."""
 
     SERVING = "serving"
     ASLEEP = "asleep"
@@ -39,23 +39,26 @@ MODE_OF: Final = {Kind.LIVENESS: Mode.SERVING, Kind.PROGRESS: Mode.SERVING, Kind
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Seconds between the end of one probe and the next, seconds that one may take, and failures in a row that condemn."""
+    """Rates are seconds between the end of one probe and the next, seconds that one may take, and failures in a row that condemn.
 
-    liveness_every: float = 5.0
-    liveness_within: float = 5.0
-    liveness_failures: int = 4
-    progress_every: float = 30.0
-    progress_within: float = 25.0
-    progress_failures: int = 3
-    request_failures: int = 3
-    silence: float = 300.0
-    canary_within: float = 30.0
-    asleep_every: float = 30.0
-    lag: float = 1.0
+    Nothing has a default here: `supervisor.config.limits` makes them from `[health]`.
+    """
+
+    liveness_every: float
+    liveness_within: float
+    liveness_failures: int
+    progress_every: float
+    progress_within: float
+    progress_failures: int
+    request_failures: int
+    silence: float
+    canary_within: float
+    asleep_every: float
+    lag: float
 
     @property
     def tick(self) -> float:
-        """How often `Health.look` should be called."""
+        """Return how often `Health.look` should be called, in seconds."""
         return max(0.01, min(1.0, min(self.liveness_every, self.progress_every, self.asleep_every) / 4))
 
     def limit(self, kind: Kind) -> int:
@@ -70,7 +73,7 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One engine as the scheduler's record has it now. `epoch` changes with every change of state.
+    """A look is one engine as the scheduler's record has it now. `epoch` changes with every change of state.
 
     `evidence` counts its completed requests and tokens (it may begin anew when the gateway is replaced), `failures` its requests that
     failed in a row, `in_flight` those that run.
@@ -86,7 +89,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One question to one engine, to be answered by `Health.ended`."""
+    """A probe is one question to one engine, to be answered by `Health.ended`."""
 
     engine: EngineId
     kind: Kind
@@ -96,7 +99,7 @@ class Probe:
     began: float
 
 
-class Word(Enum):
+class Diagnosis(Enum):
     SUSPECT = "suspect"  # the first failure of a streak
     WELL = "well again"
     CONDEMNED = "condemned"
@@ -104,9 +107,9 @@ class Word(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Something to be told. `silent_for`: seconds since its last sign of life."""
+    """An outcome is to be reported. `silent_for`: seconds since the engine's last sign of life."""
 
-    word: Word
+    diagnosis: Diagnosis
     engine: EngineId
     incarnation: Incarnation
     reason: str
@@ -115,7 +118,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Pulse:
-    """What is known of one life of one engine."""
+    """A pulse is what is known of one life of one engine."""
 
     look: Look
     seen: float
@@ -134,7 +137,7 @@ class _Pulse:
 
 
 class Health:
-    """All engines of the box. `look` says what to ask now; `ended` takes an answer."""
+    """Health watches all engines of the box. `look` says what to ask now; `ended` takes an answer."""
 
     def __init__(self, rates: Rates) -> None:
         self.rates = rates
@@ -142,11 +145,11 @@ class Health:
         self._late: float | None = None  # when our own loop was late last
 
     def lagged(self, now: float) -> None:
-        """Our own loop has just been late by more than `lag`: what failed meanwhile proves nothing."""
+        """Note that our own loop has just been late by more than `lag`: what failed meanwhile proves nothing."""
         self._late = now
 
     def look(self, looks: Mapping[EngineId, Look], now: float) -> list[Probe]:
-        """Take the present state of every engine that has processes; the probes that are to begin now."""
+        """Take the present state of every engine that has processes; return the probes that are to begin now."""
         for engine in self._pulses.keys() - looks.keys():
             del self._pulses[engine]
         probes = []
@@ -174,7 +177,7 @@ class Health:
         return pulse
 
     def _sign(self, pulse: _Pulse, now: float) -> None:
-        """A token came, or a request was completed: as good as any probe."""
+        """Note a sign of life: a token came, or a request was completed. It is as good as any probe."""
         pulse.sign = pulse.quiet_since = now
         pulse.rechecked = False
         for kind in (Kind.LIVENESS, Kind.PROGRESS):
@@ -197,13 +200,14 @@ class Health:
         return Kind.LIVENESS if pulse.next[Kind.LIVENESS] <= now else None
 
     def _silent(self, pulse: _Pulse, now: float) -> bool:
-        """Whether requests run and no token comes."""
+        """Return whether requests run and no token comes."""
         return bool(pulse.look.in_flight) and now - pulse.quiet_since >= self.rates.silence
 
     def ended(self, probe: Probe, problem: str | None, look: Look | None, now: float) -> Outcome | None:
-        """`problem` is empty when the engine answered well, None when it had no room for the question.
+        """Take the result of a probe; return what is to be reported, if anything.
 
-        `look` is its state after the probe, None when it has no processes any more.
+        `problem` is empty when the engine answered well, None when it had no room for the question. `look` is its state after the probe, None when
+        it has no processes any more.
         """
         pulse = self._pulses.get(probe.engine)
         if pulse is None or pulse.asked is not probe:
@@ -234,23 +238,23 @@ class Health:
             pulse.quiet_since = now
         if was and not pulse.suspect:
             pulse.rechecked = False
-            return self._outcome(Word.WELL, pulse, probe, f"{probe.kind.value} is answered again", now)
+            return self._outcome(Diagnosis.WELL, pulse, probe, f"{probe.kind.value} is answered again", now)
         return None
 
     def _bad(self, pulse: _Pulse, probe: Probe, problem: str, now: float) -> Outcome | None:
         first = not pulse.suspect
         streak = pulse.streaks[probe.kind] = pulse.streaks.get(probe.kind, 0) + 1
         if streak < self.rates.limit(probe.kind):
-            return self._outcome(Word.SUSPECT, pulse, probe, problem, now) if first else None
+            return self._outcome(Diagnosis.SUSPECT, pulse, probe, problem, now) if first else None
         if not pulse.rechecked and self._many():
             pulse.rechecked = True
             pulse.next[probe.kind] = now
-            return self._outcome(Word.SUSPECT, pulse, probe, f"{problem}; so do most engines, so it is asked once more", now)
+            return self._outcome(Diagnosis.SUSPECT, pulse, probe, f"{problem}; so do most engines, so it is asked once more", now)
         pulse.condemned = True
-        return self._outcome(Word.CONDEMNED, pulse, probe, self._verdict(pulse, probe, streak, problem), now)
+        return self._outcome(Diagnosis.CONDEMNED, pulse, probe, self._verdict(pulse, probe, streak, problem), now)
 
     def _many(self) -> bool:
-        """Whether more than half of the engines that can be asked, and more than one, look bad now: then it may be us, or the box."""
+        """Return whether more than half of the engines that can be asked, and more than one, look bad now: then it may be us, or the box."""
         watched = [pulse for pulse in self._pulses.values() if pulse.look.mode is not Mode.QUIET and not pulse.condemned]
         bad = sum(pulse.suspect for pulse in watched)
         return bad >= 2 and 2 * bad > len(watched)
@@ -267,5 +271,5 @@ class Health:
         return f"{why}, and a canary failed: {problem}"
 
     @staticmethod
-    def _outcome(word: Word, pulse: _Pulse, probe: Probe, reason: str, now: float) -> Outcome:
-        return Outcome(word, probe.engine, probe.incarnation, reason, now - pulse.sign)
+    def _outcome(diagnosis: Diagnosis, pulse: _Pulse, probe: Probe, reason: str, now: float) -> Outcome:
+        return Outcome(diagnosis, probe.engine, probe.incarnation, reason, now - pulse.sign)

@@ -1,6 +1,6 @@
-"""The shape of an engine group: which member has which GPUs and ports, and what its command line says about the others. PURE.
+"""This module gives an engine group its shape: which member has which GPUs and ports, and what its command line says about the others. PURE.
 
-`one` process for the whole tensor/expert-parallel bundle, or one process `per-gpu`: a head and followers that meet at one rendezvous.
+There is `one` process for the whole tensor/expert-parallel bundle, or one process `per-gpu`: a head and followers that meet at one rendezvous.
 Only the head serves requests; on a follower an HTTP answer proves nothing but that its main process runs.
 """
 
@@ -18,7 +18,7 @@ _RENDEZVOUS: Final = 17
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One process of a group. `gpus` are positions within the bundle."""
+    """A member is one process of a group. `gpus` are positions within the bundle."""
 
     index: int
     gpus: tuple[int, ...]
@@ -30,7 +30,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """The ports of one incarnation of a group, counted from the first of its window."""
+    """These are the ports of one incarnation of a group, counted from the first of its window."""
 
     first: int
 
@@ -43,12 +43,12 @@ class Ports:
 
     @property
     def rendezvous(self) -> int:
-        """SGLang derives further ports from this one upwards (6, and one for each data-parallel rank): the rest of the window is theirs."""
+        """Return the first of the ports that SGLang derives further ones from (6, and one for each data-parallel rank): the rest is theirs."""
         return self.first + _RENDEZVOUS
 
 
 def shape(members: Members, tp: int) -> tuple[Member, ...]:
-    """The members of a group on `tp` GPUs, the head first."""
+    """Return the members of a group on `tp` GPUs, the head first."""
     if members == "one":
         return (Member(0, tuple(range(tp))),)
     assert tp <= MOST_MEMBERS, "a rule refuses more"
@@ -56,12 +56,12 @@ def shape(members: Members, tp: int) -> tuple[Member, ...]:
 
 
 def arguments(member: Member, count: int, ports: Ports, *, tp: int, ep: int) -> list[str]:
-    """What SGLang's command line says about the shape. All members of one incarnation share one rendezvous, which no older one can reach."""
-    said = ["--host", "127.0.0.1", "--port", str(ports.http(member.index)), "--nccl-port", str(ports.nccl)]
+    """Return what SGLang's command line says about the shape. Members of one incarnation share one rendezvous, which no older one can reach."""
+    argv = ["--host", "127.0.0.1", "--port", str(ports.http(member.index)), "--nccl-port", str(ports.nccl)]
     if tp > 1:
-        said += ["--tp-size", str(tp), "--dist-init-addr", f"127.0.0.1:{ports.rendezvous}"]
+        argv += ["--tp-size", str(tp), "--dist-init-addr", f"127.0.0.1:{ports.rendezvous}"]
     if ep > 1:
-        said += ["--ep-size", str(ep)]
+        argv += ["--ep-size", str(ep)]
     if count > 1:
-        said += ["--nnodes", str(count), "--node-rank", str(member.index)]
-    return said
+        argv += ["--nnodes", str(count), "--node-rank", str(member.index)]
+    return argv

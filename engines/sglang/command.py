@@ -1,4 +1,4 @@
-"""How one member of an SGLang group is launched: a typed description in, command line and environment out. PURE."""
+"""This module says how one member of an SGLang group is launched: a typed description in, command line and environment out. PURE."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,10 +30,13 @@ STRIPPED: Final = (
 )
 """Variables that SGLang must not inherit. An operator who sets one in `env` is taken at their word."""
 
+SOCKET_ROOM: Final = 85
+"""Bytes of a TMPDIR's path: SGLang makes Unix sockets in it, whose path may have 107."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """One member. `shape` is what `engines.lifecycle.members.arguments` says; `folder` its own TMPDIR, in which `settings.yaml` holds the keys.
+    """One member to launch. `shape` is what `lifecycle.members.arguments` says; `folder` its own TMPDIR, in which `settings.yaml` holds the keys.
 
     `kv_tokens` is the size of the KV pool: pinned, since what SGLang would choose depends on who else is on the GPU at that moment.
     `cpus` are the cores this process may use (only for `device = "cpu"`).
@@ -55,12 +58,12 @@ class Spec:
 
     @property
     def niceness(self) -> int:
-        """On a CPU its ranks compute and spin on every core: who watches and routes comes first, or a death is noticed when they allow it."""
+        """Return 10 on a CPU, where ranks compute and spin on every core: who watches and routes comes first, or a death is noticed late."""
         return 10 if self.device == "cpu" else 0
 
 
 def settings(key: str) -> bytes:
-    """What stands in `settings.yaml`: the keys, which other users could read on a command line. JSON is YAML.
+    """Return the content of `settings.yaml`: the keys, which other users could read on a command line. JSON is YAML.
 
     One key for both: generation and control calls are ours alone.
     """
@@ -68,25 +71,25 @@ def settings(key: str) -> bytes:
 
 
 def arguments(spec: Spec) -> list[str]:
-    """The command line. The operator's `args` come last, so that they win."""
-    said = [spec.python, "-m", "sglang.launch_server", "--config", f"{spec.folder}/settings.yaml", "--model-path", spec.model]
-    said += [*spec.shape, "--device", spec.device]
-    said += ["--max-running-requests", str(spec.slots), "--context-length", str(spec.context), "--max-total-tokens", str(spec.kv_tokens)]
-    said += ["--random-seed", str(spec.seed), "--weight-version", "0"]
-    said += ["--skip-server-warmup", "--sleep-on-idle", "--log-level-http", "warning"]
+    """Return the command line. The operator's `args` come last, so that they win."""
+    argv = [spec.python, "-m", "sglang.launch_server", "--config", f"{spec.folder}/settings.yaml", "--model-path", spec.model]
+    argv += [*spec.shape, "--device", spec.device]
+    argv += ["--max-running-requests", str(spec.slots), "--context-length", str(spec.context), "--max-total-tokens", str(spec.kv_tokens)]
+    argv += ["--random-seed", str(spec.seed), "--weight-version", "0"]
+    argv += ["--skip-server-warmup", "--sleep-on-idle", "--log-level-http", "warning"]
     if spec.profile.incremental:
-        said += ["--incremental-streaming-output"]
+        argv += ["--incremental-streaming-output"]
     if spec.device == "cpu":
-        said += ["--attention-backend", "torch_native"]
+        argv += ["--attention-backend", "torch_native"]
     else:
-        said += ["--enable-memory-saver"]
+        argv += ["--enable-memory-saver"]
         if spec.profile.prefill_graph_choice:
-            said += ["--cuda-graph-backend-prefill", "disabled"]
-    return [*said, *spec.args]
+            argv += ["--cuda-graph-backend-prefill", "disabled"]
+    return [*argv, *spec.args]
 
 
 def environment(spec: Spec, inherited: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    """`inherited` from the supervisor's environment (already chosen), without what harms; ours; then the operator's `own`."""
+    """Return the environment: what was chosen of the supervisor's (`inherited`), without what harms; ours; then the operator's `own`."""
     kept = {name: value for name, value in inherited.items() if not any(fnmatchcase(name, pattern) for pattern in STRIPPED)}
     ours = {
         "TMPDIR": spec.folder,
@@ -113,10 +116,10 @@ def environment(spec: Spec, inherited: Mapping[str, str], own: Mapping[str, str]
 
 
 def refused(args: Sequence[str]) -> list[str]:
-    """Those of an operator's arguments that only we may set; SGLang's parser takes the beginning of a flag for the flag."""
+    """Return those of an operator's arguments that only we may set. SGLang's parser takes the beginning of a flag for the flag."""
     return [arg for arg in args if (flag := arg.partition("=")[0]) in OURS or (len(flag) > 2 and any(one.startswith(flag) for one in OURS))]
 
 
 def seed(pipeline: int, rank: int, incarnation: int) -> int:
-    """A seed of its own for each life of each engine: two with the same one would make the same samples of the same prompt."""
+    """Return a seed of its own for each life of each engine: two with the same one would make the same samples of the same prompt."""
     return (pipeline * 1_000_003 + rank * 1_009 + incarnation) % 2**31

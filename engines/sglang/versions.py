@@ -1,4 +1,4 @@
-"""What differs between SGLang's versions, as far as it concerns us: one row a change. PURE.
+"""This module says what differs between SGLang's versions, as far as it concerns us: one row a change. PURE.
 
 Tested is 0.5.23. A newer version is treated like the newest row, with a warning; older ones than the first row lack the calls we need.
 """
@@ -21,12 +21,16 @@ class Release(NamedTuple):
 
 
 class UnknownVersion(Exception):
-    """The engine's SGLang cannot be driven. Says which version it is, and what to do."""
+    """The engine's SGLang cannot be driven: `problem` names its version, `remedy` says what to do (in lower case, without a full stop)."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        self.problem, self.remedy = problem, remedy
+        super().__init__(f"{problem}: {remedy}")
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """`since` this release, SGLang behaves like this."""
+    """Since release `since`, SGLang behaves like this."""
 
     since: Release
     checksum: bool
@@ -53,18 +57,18 @@ NEWEST: Final = PROFILES[-1]
 
 
 def release(version: str) -> Release | None:
-    """`0.5.23`, `0.5.9.post1`, `0.6.0rc1+g12`; None for what is no version."""
+    """Parse `0.5.23`, `0.5.9.post1`, `0.6.0rc1+g12`. Return None for what is no version."""
     if (match := re.match(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})(?:\.?post(\d{1,6}))?", version)) is None:
         return None
     return Release(*(int(part or 0) for part in match.groups()))
 
 
 def profile(version: str) -> tuple[Profile, str]:
-    """How this version behaves, and a warning ("" if there is none). Raises UnknownVersion for one that is too old."""
+    """Return how this version behaves, and a warning ("" if there is none). Raises UnknownVersion for one that is too old."""
     known = release(version)
     if known is None:
         return NEWEST, f"SGLang calls itself {version!r}, which is no version that we know how to read: treated like {NEWEST.since}"
     if known < PROFILES[0].since:
-        raise UnknownVersion(f"SGLang {version} lacks calls that we need: install {PROFILES[0].since} or newer (tested: {TESTED})")
+        raise UnknownVersion(f"SGLang {version} lacks calls that we need", f"install {PROFILES[0].since} or newer (tested: {TESTED})")
     newest = max((row for row in PROFILES if row.since <= known), key=lambda row: row.since)
     return newest, f"SGLang {version} is newer than any that we know: treated like {NEWEST.since}" if known > NEWEST.since else ""

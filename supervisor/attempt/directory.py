@@ -8,7 +8,7 @@
 
 `<runs>` is `[host] directory`, or `runs` in the working directory. All of it is for its owner only (0700).
 An attempt is made (`new_attempt`, `open_attempt`), and it begins (`begin`) when nothing more can refuse it: only then does `latest` point
-at it. One that never began is removed again. Which attempt somebody means: `attempts.py`.
+at it. One that never began is removed again. Which attempt somebody means, `find.py` knows.
 """
 
 import contextlib
@@ -28,19 +28,20 @@ import msgspec
 
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError, UsageError
-from supervisor.host.atomic_file import write_whole
-from trainers.protocol.ids import EngineId, GatewayId, GroupId, TrainerId
+from supervisor.host.atomic_file import write_atomically
+from supervisor.host.processes.guardian import SWEPT_PREFIX
+from trainers.protocol.ids import GroupId, log_name
 
 ATTEMPT: Final = re.compile(r"^attempt_([1-9][0-9]{0,8})\Z")
 _TRIES: Final = 100
 _RESERVE: Final = ".reserve"
 _RESERVED_BYTES: Final = 64 << 10
-"""Kept from the first moment on for the last words of a run whose disk is full: its figures, its summary, the end of its log."""
+"""Kept from the first moment on for the end of a run whose disk is full: its figures, its summary, the last lines of its log."""
 
 
 @dataclass(slots=True)
 class RunDirectory:
-    """One attempt, locked by us until `close` (or our death). `run_id` is the same over all resumptions of the attempt."""
+    """A RunDirectory is one attempt, locked by us until `close` (or our death). `run_id` is the same over all resumptions of the attempt."""
 
     path: Path
     run_id: str
@@ -61,7 +62,7 @@ class RunDirectory:
         return self.path / "control.sock"
 
     def log_of(self, group: GroupId, rank: int | None = None) -> Path:
-        """The log file of a child: `p1.engine.0.log` (followers of a bundle: `p1.engine.0.1.log`), `p1.trainer.0.log`, `p1.gateway.log`."""
+        """Return the log file of a child: `p1.engine.0.log` (followers of a bundle: `p1.engine.0.1.log`), `p1.trainer.0.log`, `p1.gateway.log`."""
         return self.path / "logs" / log_name(group, rank)
 
     def checkpoints(self, pipeline: str) -> Path:
@@ -76,28 +77,28 @@ class RunDirectory:
         return path
 
     def shared_memory(self, shm: str) -> Path:
-        """The folder of this run in shared memory."""
-        return Path(shm) / f"trainshed-{self.run_id}"
+        """Return the folder of this run in shared memory."""
+        return Path(shm) / f"{SWEPT_PREFIX}{self.run_id}"
 
     def begin(self, config: Config, source: bytes) -> None:
-        """From here on this is a run, and `latest`. `source` is the configuration file's bytes; none: the record of it stays as it is.
+        """Begin the run: from here on it stays, and is `latest`. `source` is the configuration file's bytes; without any, the record stays as it is.
 
         Raises SetUpError (a full disk): then it has not begun.
         """
         try:
             self._reserve()
             if source:
-                write_whole(self.path / "config.toml", source)
+                write_atomically(self.path / "config.toml", source)
                 resolved = msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
-                write_whole(self.path / "config.resolved.json", resolved)
+                write_atomically(self.path / "config.resolved.json", resolved)
             if ATTEMPT.match(self.path.name):
                 _point_latest(self.path.parent.parent, self.path)
         except OSError as error:
             raise SetUpError(f"{self.path}: a run cannot begin there: {error.strerror}. Free space, or set [host] directory.") from error
         self.begun = True
 
-    def last_words(self) -> None:
-        """Gives up what was kept in reserve on the disk, so that the end of the run can be written down."""
+    def release_reserve(self) -> None:
+        """Give up what was kept in reserve on the disk, so that the end of the run can be written down."""
         (self.path / _RESERVE).unlink(missing_ok=True)
 
     def _reserve(self) -> None:
@@ -108,7 +109,7 @@ class RunDirectory:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Gives up the lock; an attempt that was made for nothing is removed. Called twice, it does nothing the second time."""
+        """Give up the lock and remove an attempt that was made for nothing. A second call does nothing."""
         if self._lock < 0:
             return
         if not self.begun:
@@ -121,34 +122,24 @@ class RunDirectory:
         self._lock = -1
 
 
-def log_name(group: GroupId, rank: int | None = None) -> str:
-    match group:
-        case EngineId(pipeline=pipeline, rank=engine):
-            return f"{pipeline}.engine.{engine}.log" if not rank else f"{pipeline}.engine.{engine}.{rank}.log"
-        case TrainerId(pipeline=pipeline):
-            return f"{pipeline}.trainer.{rank or 0}.log"
-        case GatewayId(pipeline=pipeline):
-            return f"{pipeline}.gateway.log"
-
-
 def runs_directory(config: Config | None = None) -> Path:
-    """Where the runs of a configuration lie."""
+    """Return where the runs of a configuration lie."""
     chosen = config.host.directory if config is not None else None
     return Path(chosen) if chosen is not None else Path("runs").absolute()
 
 
 def new_attempt(runs: Path, name: str) -> RunDirectory:
-    """The next attempt of the runs called `name`, locked. Raises SetUpError."""
+    """Make the next attempt of the runs called `name`, locked. Raises SetUpError."""
     parent = runs / name
     try:
         for _ in range(_TRIES):
             parent.mkdir(parents=True, exist_ok=True)
-            path = parent / f"attempt_{max(attempts(parent), default=0) + 1}"
+            path = parent / f"attempt_{max(attempt_numbers(parent), default=0) + 1}"
             try:
                 path.mkdir(mode=0o700)
             except (FileExistsError, FileNotFoundError):
                 continue  # another supervisor was faster: it has made this one, or removed the one that it had made for nothing
-            return _furnished(path, f"{name[:40]}-{secrets.token_hex(6)}")
+            return _set_up(path, f"{name[:40]}-{secrets.token_hex(6)}")
     except OSError as error:
         raise SetUpError(
             f"{parent}: no directory for a run can be made there: {error.strerror}. Free space, or set [host] directory."
@@ -156,8 +147,8 @@ def new_attempt(runs: Path, name: str) -> RunDirectory:
     raise SetUpError(f"{parent}: no free attempt after {_TRIES} tries.")
 
 
-def _furnished(path: Path, run_id: str) -> RunDirectory:
-    """Raises OSError, and leaves nothing then."""
+def _set_up(path: Path, run_id: str) -> RunDirectory:
+    """Lock a new attempt and fill in what every attempt has. Raises OSError, and leaves nothing then."""
     try:
         attempt = RunDirectory(path, run_id, resumed=False, _lock=_locked(path))
         (path / "logs").mkdir()
@@ -169,14 +160,14 @@ def _furnished(path: Path, run_id: str) -> RunDirectory:
 
 
 def open_attempt(path: Path) -> RunDirectory:
-    """An existing attempt, locked, to be resumed. Raises UsageError when it is none, or when a supervisor has it."""
+    """Lock an existing attempt, to resume it. Raises UsageError when it is none, or when a supervisor has it."""
     path = path.absolute()
     try:
         run_id = (path / "run_id").read_text().strip()
         lock = _locked(path)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES) and isinstance(error, BlockingIOError):
-            raise taken(path) from error
+            raise already_running(path) from error
         raise UsageError(f"{path} is not the directory of a run: {error.strerror}.") from error
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,80}", run_id) or ".." in run_id:
         os.close(lock)
@@ -184,12 +175,12 @@ def open_attempt(path: Path) -> RunDirectory:
     return RunDirectory(path, run_id, resumed=True, _lock=lock)
 
 
-def taken(path: Path) -> UsageError:
+def already_running(path: Path) -> UsageError:
     return UsageError(f"{path}: another supervisor runs there. Stop it first (`supervise stop --run {path}`).")
 
 
-def attempts(parent: Path) -> list[int]:
-    """The numbers of the attempts in `<runs>/<config name>`, in no order."""
+def attempt_numbers(parent: Path) -> list[int]:
+    """Return the numbers of the attempts in `<runs>/<config name>`, in no order."""
     try:
         names = os.listdir(parent)
     except OSError:
@@ -198,7 +189,7 @@ def attempts(parent: Path) -> list[int]:
 
 
 def is_running(path: Path) -> bool:
-    """Whether a supervisor has the attempt now."""
+    """Return whether a supervisor has the attempt now."""
     try:
         os.close(_locked(path, create=False))
     except BlockingIOError:
@@ -209,7 +200,7 @@ def is_running(path: Path) -> bool:
 
 
 def _locked(path: Path, create: bool = True) -> int:
-    """A descriptor that holds the attempt's lock. Raises BlockingIOError when another process has it."""
+    """Return a descriptor that holds the attempt's lock. Raises BlockingIOError when another process has it."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
     descriptor = os.open(path / "lock", flags, 0o600)
     try:
@@ -223,7 +214,7 @@ def _locked(path: Path, create: bool = True) -> int:
 
 
 def _flock(descriptor: int) -> None:
-    """Tries for a tenth of a second: `is_running` of somebody else holds the lock for a moment, too."""
+    """Try to lock for a tenth of a second, because `is_running` of another process holds the lock for a moment, too."""
     for _ in range(4):
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -233,7 +224,7 @@ def _flock(descriptor: int) -> None:
 
 
 def _point_latest(runs: Path, attempt: Path) -> None:
-    """`<runs>/latest` -> the attempt, replaced in one step; a `latest` that is no link is left alone."""
+    """Point `<runs>/latest` at the attempt, in one step; a `latest` that is no link is left alone."""
     link = runs / "latest"
     if os.path.lexists(link) and not link.is_symlink():
         return

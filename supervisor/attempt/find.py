@@ -1,48 +1,94 @@
-"""Which attempt somebody means: the one that is named, the one that runs, the one that can be resumed."""
+"""This module finds the attempt that somebody means: the one that is named, the one that runs, the one that can be resumed.
+
+`choose` is all that `run` needs of it, `find_run` what the other commands need.
+"""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.attempt.checkpoints import resumable
-from supervisor.attempt.directory import attempts, is_running, runs_directory
+from supervisor.attempt.directory import (
+    RunDirectory,
+    already_running,
+    attempt_numbers,
+    is_running,
+    new_attempt,
+    open_attempt,
+    runs_directory,
+)
 from supervisor.errors import UsageError
 
-
-def newest_first(parent: Path) -> list[Path]:
-    """The attempts in `<runs>/<config name>`."""
-    paths = [parent / f"attempt_{number}" for number in sorted(attempts(parent), reverse=True)]
-    return [path for path in paths if os.path.isfile(path / "run_id")]
+# -- what `run` goes on with
 
 
-def living(parent: Path) -> list[Path]:
-    """Those of them that a supervisor has now, the newest first."""
-    return [path for path in newest_first(parent) if is_running(path)]
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The attempt that `--resume` goes on with, and the newer ones that it passes over, each with the reason.
+
+    `steps` are those that each pipeline has done; empty when it would begin anew.
+    """
+
+    path: Path
+    steps: dict[str, int]
+    passed: tuple[tuple[Path, str], ...] = ()
 
 
-def living_in(runs: Path) -> list[Path]:
-    """Every attempt below `runs` that a supervisor has now."""
-    try:
-        with os.scandir(runs) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    except OSError:
-        return []
-    return [path for name in names for path in living(runs / name)]
+def choose(runs: Path, name: str | None, *, resume: bool = False, named: str | None = None) -> Choice | None:
+    """Choose the attempt that a run goes on with; None means a new one. Raises UsageError.
+
+    `name` is that of the configuration file; without a file (None) the configuration comes from the attempt, which must be `named` and must
+    not run now. `resume` asks for the newest attempt of that name that has a checkpoint, else the newest.
+    """
+    if named is not None:
+        choice = _choose_named(named, runs)
+        if name is None and is_running(choice.path):
+            raise already_running(choice.path)  # rather than to find out that its ports are taken
+        return choice
+    if not resume:
+        return None
+    if name is None or (newest := newest_resumable(runs / name)) is None:
+        raise UsageError(f"{name} has no attempt in {runs} that could be resumed.")
+    return newest
 
 
-def called(attempt: Path) -> str:
-    """What to name it by on a command line: its path, from here where it is below."""
-    try:
-        return str(attempt.relative_to(Path.cwd()))
-    except (OSError, ValueError):
-        return str(attempt)
+def open_chosen(choice: Choice | None, runs: Path, name: str) -> RunDirectory:
+    """Lock the chosen attempt, or make a new one in `<runs>/<name>`. Raises UsageError, SetUpError."""
+    return open_attempt(choice.path) if choice is not None else new_attempt(runs, name)
+
+
+def newest_resumable(parent: Path) -> Choice | None:
+    """Return, of the attempts in `<runs>/<config name>`, the newest that has a checkpoint, else the newest. None when there is none."""
+    passed: list[tuple[Path, str]] = []
+    idle: list[Path] = []
+    for path in _newest_first(parent):
+        if steps := resumable(path / "checkpoints"):
+            return Choice(path, steps, tuple(passed))
+        runs = is_running(path)
+        idle += [] if runs else [path]
+        passed.append((path, "runs, and has no checkpoint yet" if runs else "has no checkpoint"))
+    chosen = idle[0] if idle else passed[0][0] if passed else None
+    return None if chosen is None else Choice(chosen, {}, tuple(pair for pair in passed if _number(pair[0]) > _number(chosen)))
+
+
+def _choose_named(run: str, runs: Path) -> Choice:
+    """Choose the attempt that an operator names, or the newest that can be resumed of the runs that he names. Raises UsageError."""
+    for candidate in (Path(run), runs / run):
+        if not os.path.isfile(candidate / "run_id") and (choice := newest_resumable(candidate.absolute())) is not None:
+            return choice
+    path = find_run(run, runs)
+    return Choice(path, resumable(path / "checkpoints"))
+
+
+def _number(attempt: Path) -> int:
+    return int(attempt.name.rpartition("_")[2])
 
 
 # -- what an operator means
 
 
 def find_run(run: str | None, runs: Path | None = None) -> Path:
-    """The attempt that an operator means: nothing, a path, or `name` or `name/attempt_N` under `runs`. Raises UsageError.
+    """Find the attempt that an operator means: nothing, a path, or `name` or `name/attempt_N` under `runs`. Raises UsageError.
 
     Where several attempts may be meant, one that runs comes before one that has ended, and then the newer before the older. Nothing means
     the latest; when that has ended and another runs, that one.
@@ -60,7 +106,7 @@ def find_run(run: str | None, runs: Path | None = None) -> Path:
 def _attempt_in(path: Path, otherwise: str) -> Path:
     if os.path.isfile(path / "run_id"):
         return path.resolve()
-    if found := living(path) or newest_first(path):
+    if found := running(path) or _newest_first(path):
         return found[0].resolve()
     return _latest(path, otherwise)
 
@@ -70,9 +116,9 @@ def _latest(runs: Path, otherwise: str) -> Path:
     known = os.path.isfile(latest / "run_id")
     if known and is_running(latest):
         return latest
-    alive = [path.resolve() for path in living_in(runs)]
+    alive = [path.resolve() for path in _running_below(runs)]
     if len(alive) > 1:
-        raise UsageError(f"Several runs go on here: {', '.join(map(called, alive))}. Name the one that you mean.")
+        raise UsageError(f"Several runs go on here: {', '.join(map(display_path, alive))}. Name the one that you mean.")
     if alive:
         return alive[0]
     if known:
@@ -80,43 +126,29 @@ def _latest(runs: Path, otherwise: str) -> Path:
     raise UsageError(otherwise)
 
 
-# -- what can be resumed
+def running(parent: Path) -> list[Path]:
+    """Return the attempts in `<runs>/<config name>` that a supervisor has now, the newest first."""
+    return [path for path in _newest_first(parent) if is_running(path)]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The attempt that `--resume` goes on with, and the newer ones that it passes over, each with the reason."""
-
-    path: Path
-    steps: dict[str, int]
-    passed: tuple[tuple[Path, str], ...] = ()
-
-
-def to_resume(parent: Path) -> Choice | None:
-    """Of the attempts in `<runs>/<config name>` the newest that has a checkpoint, else the newest. None when there is none.
-
-    `steps` are those that each pipeline has behind it; empty when it would begin anew.
-    """
-    passed: list[tuple[Path, str]] = []
-    idle: list[Path] = []
-    for path in newest_first(parent):
-        if steps := resumable(path / "checkpoints"):
-            return Choice(path, steps, tuple(passed))
-        runs = is_running(path)
-        idle += [] if runs else [path]
-        passed.append((path, "runs, and has no checkpoint yet" if runs else "has no checkpoint"))
-    chosen = idle[0] if idle else passed[0][0] if passed else None
-    return None if chosen is None else Choice(chosen, {}, tuple(pair for pair in passed if _number(pair[0]) > _number(chosen)))
+def _running_below(runs: Path) -> list[Path]:
+    """Return every attempt below `runs` that a supervisor has now."""
+    try:
+        with os.scandir(runs) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+    return [path for name in names for path in running(runs / name)]
 
 
-def find_to_resume(run: str, runs: Path) -> Choice:
-    """The same for what an operator names: an attempt, or the runs of a name. Raises UsageError."""
-    for candidate in (Path(run), runs / run):
-        if not os.path.isfile(candidate / "run_id") and (choice := to_resume(candidate.absolute())) is not None:
-            return choice
-    path = find_run(run, runs)
-    return Choice(path, resumable(path / "checkpoints"))
+def _newest_first(parent: Path) -> list[Path]:
+    paths = [parent / f"attempt_{number}" for number in sorted(attempt_numbers(parent), reverse=True)]
+    return [path for path in paths if os.path.isfile(path / "run_id")]
 
 
-def _number(attempt: Path) -> int:
-    return int(attempt.name.rpartition("_")[2])
+def display_path(attempt: Path) -> str:
+    """Return what to call an attempt on a command line: its path, relative where it lies below the working directory."""
+    try:
+        return str(attempt.relative_to(Path.cwd()))
+    except (OSError, ValueError):
+        return str(attempt)

@@ -1,4 +1,4 @@
-"""The run's journal: append-only JSON lines of what must be known after we were killed. What was decided: `recording.py`.
+"""The journal of a run holds what must be known after we were killed: append-only JSON lines. (What was decided is in `recording.py`.)
 
 A group's processes are written down, and are on the disk, before they are released to run. `sweep.py` reads it.
 """
@@ -22,7 +22,7 @@ class _Entry(msgspec.Struct, frozen=True, tag_field="entry"):
 
 
 class Process(msgspec.Struct, frozen=True):
-    """`tag` is what the environment of the process shows to others."""
+    """A process as the journal knows it. `tag` is what its environment shows to others."""
 
     pid: int
     start: int
@@ -30,7 +30,7 @@ class Process(msgspec.Struct, frozen=True):
 
 
 class Began(_Entry, frozen=True, tag="began"):
-    """First line: which boot, and who writes."""
+    """This is the first line of a supervisor: which boot, and who writes."""
 
     boot: str
     pid: int
@@ -38,7 +38,7 @@ class Began(_Entry, frozen=True, tag="began"):
 
 
 class Spawned(_Entry, frozen=True, tag="spawned"):
-    """Members of one incarnation of a group, held, about to be released. `group` is the tag in their environment."""
+    """Members of one incarnation of a group are held, and about to be released. `group` is the tag in their environment."""
 
     group: str
     members: tuple[Process, ...]
@@ -51,30 +51,30 @@ class Gone(_Entry, frozen=True, tag="gone"):
 
 
 class Shared(_Entry, frozen=True, tag="shared"):
-    """A path outside the run directory that must not outlive the run."""
+    """A path outside the run directory is in use; it must not outlive the run."""
 
     path: str
 
 
 class Ended(_Entry, frozen=True, tag="ended"):
-    """Last line of an orderly end: there is nothing to sweep."""
+    """This is the last line of an orderly end: there is nothing to sweep."""
 
 
 Entry = Began | Spawned | Gone | Shared | Ended
 
 
 class Line(msgspec.Struct, frozen=True):
-    """`time` in seconds since the epoch, for people."""
+    """A line of the journal. `time` is in seconds since the epoch, for people."""
 
     time: float
     what: Entry
 
 
 class Journal:
-    """Writes one. `clock` gives seconds since the epoch. A full disk loses lines (counted in `lost`), never the run."""
+    """The journal writes one line at a time. `clock` gives seconds since the epoch. A full disk loses lines (counted in `lost`), never the run."""
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
-        """Raises OSError, also for a path that is a link."""
+        """Open the file and write who writes. Raises OSError, also for a path that is a link."""
         self.path = path
         self.lost = 0
         self._clock = clock
@@ -85,7 +85,7 @@ class Journal:
         self._write(Began(boot_id(), os.getpid(), start))
 
     async def spawned(self, tag: str, children: Sequence[Child]) -> None:
-        """Has the shape of `processes.Record`: returns when the disk has it."""
+        """Record the members of a group (it has the shape of `group.Record`); return when the disk has it."""
         self._write(Spawned(tag, tuple(Process(child.identity.pid, child.identity.start, child.tag) for child in children)))
         await to_thread.run_sync(self._sync)
 
@@ -123,7 +123,7 @@ class Journal:
 
 
 def read(path: Path) -> Iterator[Line]:
-    """The readable lines; one that was cut short or is not ours is left out. Raises OSError."""
+    """Yield the readable lines; one that was cut short or is not ours is left out. Raises OSError."""
     decoder = msgspec.json.Decoder(Line)
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
         for line in file:
@@ -134,6 +134,6 @@ def read(path: Path) -> Iterator[Line]:
 
 
 def writer(lines: Sequence[Line]) -> tuple[str, Identity] | None:
-    """Boot and process of who wrote these lines last."""
+    """Return the boot and the process of the supervisor that wrote these lines last."""
     began = [line.what for line in lines if isinstance(line.what, Began)]
     return (began[-1].boot, Identity(began[-1].pid, began[-1].start)) if began else None

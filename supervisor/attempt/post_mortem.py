@@ -1,4 +1,4 @@
-"""How an attempt stands whose supervisor does not answer: it has ended in order, it was killed, or it is only just starting."""
+"""This module says how an attempt stands whose supervisor does not answer: it ended in order, was killed, or is only just starting."""
 
 import os
 from datetime import UTC, datetime
@@ -9,12 +9,12 @@ import msgspec
 from supervisor.attempt import summary
 from supervisor.attempt.checkpoints import resumable
 from supervisor.attempt.directory import is_running
-from supervisor.attempt.find import called
+from supervisor.attempt.find import display_path
 from supervisor.attempt.sweep import survivors
 
 
 class Killed(msgspec.Struct, frozen=True, kw_only=True):
-    """There is no word of an end. `at` is the last sign of life, in seconds since the epoch; `left` are processes of it that still live;
+    """The supervisor was killed. `at` is its last sign of life, in seconds since the epoch; `left` are processes of it that still live;
     `steps` those that can be resumed from; `resume` is the command."""
 
     directory: str
@@ -36,8 +36,8 @@ class Killed(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Starting(msgspec.Struct, frozen=True, kw_only=True):
-    """A supervisor has the attempt, and does not answer yet."""
+class Unresponsive(msgspec.Struct, frozen=True, kw_only=True):
+    """A supervisor has the attempt, and does not answer."""
 
     directory: str
 
@@ -45,21 +45,21 @@ class Starting(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.directory}: its supervisor does not answer: it is just starting or ending. Look again."
 
 
-def ending(attempt: Path) -> summary.Summary | Killed | Starting:
-    """What can be said of an attempt that nobody answers for."""
+def post_mortem(attempt: Path) -> summary.Summary | Killed | Unresponsive:
+    """Say how an attempt stands that nobody answers for."""
     if is_running(attempt):
-        return Starting(directory=called(attempt))
+        return Unresponsive(directory=display_path(attempt))
     if (ended := summary.read(attempt)) is not None:
         return ended
     return Killed(
-        directory=called(attempt),
-        at=_last_sign(attempt),
+        directory=display_path(attempt),
+        at=_last_sign_of_life(attempt),
         left=tuple(survivors(attempt / "journal.jsonl")),
         steps=resumable(attempt / "checkpoints"),
-        resume=f"bin/supervise run --resume {called(attempt)}",
+        resume=f"bin/supervise run --resume {display_path(attempt)}",
     )
 
 
-def _last_sign(attempt: Path) -> float:
+def _last_sign_of_life(attempt: Path) -> float:
     found = [attempt, attempt / "supervisor.jsonl", attempt / "journal.jsonl", *attempt.glob("events/*.jsonl")]
     return max((os.stat(path).st_mtime for path in found[1:] if path.exists()), default=found[0].stat().st_mtime)

@@ -1,9 +1,9 @@
-"""Everything the scheduler was told, when, and what it decided: enough to decide it all again (`replay.py`).
+"""A recording holds every event that the scheduler was given, when, and what it decided: enough to decide it all again (`replay.py`).
 
-`<attempt>/events/000001.jsonl` and so on, a JSON line each: `opened` first, then for every event `heard` (written before it is handled, so
+`<attempt>/events/000001.jsonl` and so on hold a JSON line each: `opened` first, then for every event `heard` (written before it is handled, so
 that an event which breaks us is there too) and, where it led to actions, `decided`. A segment that is full is compressed beside the run; the
-oldest go when all of them together are too large. The first segment of a supervisor's life names the box; a later one bears
-the scheduler's whole state (`states.py`), so that it can be replayed without those before it.
+oldest are removed when all of them together are too large. The first segment of a supervisor's life names the box; a later one bears
+the scheduler's whole state (`state_codec.py`), so that it can be replayed without those before it.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class _Line(msgspec.Struct, frozen=True, tag_field="line"):
 
 
 class Opened(_Line, frozen=True, tag="opened"):
-    """`at` is when, on the clock of the events; `handled` how many events of this life came before. `box` (a life begins) or `state` is given."""
+    """A segment begins. `at` is the clock of the events, `handled` counts this life's events before it; either `box` (a life begins) or `state` is given."""
 
     at: float
     handled: int
@@ -44,12 +44,14 @@ class Opened(_Line, frozen=True, tag="opened"):
 
 
 class Heard(_Line, frozen=True, tag="heard"):
+    """The scheduler was given an event."""
+
     at: float
     event: Event
 
 
 class Decided(_Line, frozen=True, tag="decided"):
-    """What the event before it led to; no line means nothing."""
+    """The event before this line led to these actions; no such line means none."""
 
     actions: msgspec.Raw
 
@@ -57,8 +59,8 @@ class Decided(_Line, frozen=True, tag="decided"):
 Line = Opened | Heard | Decided
 
 
-class Recorded:
-    """A scheduler, written down while it is used. A full disk loses the recording (until a new segment can begin), never the run."""
+class RecordedScheduler:
+    """A scheduler that is written down while it is used. A full disk loses the recording (until a new segment can begin), never the run."""
 
     def __init__(self, scheduler: Scheduler, now: float, folder: Path, *, segment: int = SEGMENT_BYTES, kept: int = KEPT_BYTES) -> None:
         """`now` is what the scheduler was made with. `segment` and `kept` are bytes."""
@@ -72,7 +74,7 @@ class Recorded:
         self._number = max((_number(path) for path in segments(folder)), default=0)
         self._file = -1
         self._written = 0
-        self._again: float | None = None
+        self._retry_at: float | None = None
         self._open(Opened(now, 0, box=scheduler.box))
 
     @property
@@ -84,8 +86,8 @@ class Recorded:
         return self._scheduler.finished
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """`Scheduler.handle`."""
-        self._turn(now)
+        """Record the event, have the scheduler handle it, and record the actions."""
+        self._rotate(now)
         self._write(Heard(now, event), now)
         actions = self._scheduler.handle(event, now)
         self.handled += 1
@@ -94,25 +96,25 @@ class Recorded:
         return actions
 
     def close(self) -> None:
-        self._shut()
+        self._close_segment()
         self._packer.shutdown(wait=True)
 
     # -- segments
 
-    def _turn(self, now: float) -> None:
-        """A new segment, when this one is full or a line of it was lost."""
-        if self._again is None and self._written < self._segment:
+    def _rotate(self, now: float) -> None:
+        """Begin a new segment when this one is full or a line of it was lost."""
+        if self._retry_at is None and self._written < self._segment:
             return
-        if self._again is not None and now < self._again:
+        if self._retry_at is not None and now < self._retry_at:
             return
-        self._shut()
+        self._close_segment()
         self._packer.submit(_pack, self._folder, self._number, self._kept)
         self._open(Opened(now, self.handled, state=msgspec.Raw(self._encoder.encode(plain(self._scheduler)))))
 
     def _open(self, line: Opened) -> None:
         self._number += 1
         self._written = 0
-        self._again = None
+        self._retry_at = None
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             path = self._folder / f"{self._number:06}.jsonl"
@@ -122,19 +124,19 @@ class Recorded:
         else:
             self._write(line, line.at)
 
-    def _shut(self) -> None:
+    def _close_segment(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def _write(self, line: Line, now: float) -> None:
-        if self._again is not None:
+        if self._retry_at is not None:
             self.lost += 1
             return
         try:
             data = self._encoder.encode(line) + b"\n"
             written = os.write(self._file, data)
-        except (OSError, ValueError):  # ValueError: what a child said is no text
+        except (OSError, ValueError):  # ValueError: what a child sent is no text
             self._lose(now)
             return
         self._written += written
@@ -142,13 +144,13 @@ class Recorded:
             self._lose(now)
 
     def _lose(self, now: float) -> None:
-        """What follows would make no sense after a hole."""
+        """Stop writing until a new segment can begin: what follows would make no sense after a hole."""
         self.lost += 1
-        self._again = now + RETRY_S
+        self._retry_at = now + RETRY_S
 
 
 def _pack(folder: Path, number: int, kept: int) -> None:
-    """Compress one segment, and let the oldest go. A full disk changes nothing."""
+    """Compress one segment, and remove the oldest beyond `kept` bytes. A full disk changes nothing."""
     plain = folder / f"{number:06}.jsonl"
     part = folder / f"{number:06}.part"
     with contextlib.suppress(OSError):
@@ -164,7 +166,7 @@ def _pack(folder: Path, number: int, kept: int) -> None:
 
 
 def segments(folder: Path) -> list[Path]:
-    """Its segments, the oldest first; where one is there twice (we were killed while it was compressed), the plain one."""
+    """Return the segments, oldest first. One that is there twice (we were killed while it was compressed) counts as the plain one."""
     found: dict[int, Path] = {}
     for path in sorted(folder.glob("[0-9]*.jsonl*")):
         if path.suffix in (".jsonl", ".gz"):
@@ -177,7 +179,7 @@ def _number(path: Path) -> int:
 
 
 def read(segment: Path) -> Iterator[tuple[int, Line | None]]:
-    """Its lines with their numbers, from 1, up to the first that is not whole, which is None. Raises OSError, EOFError."""
+    """Yield the lines with their numbers, from 1, up to the first that is incomplete, which is None. Raises OSError, EOFError."""
     decoder = msgspec.json.Decoder(Line)
     descriptor = os.open(segment, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(descriptor, "rb") as raw, gzip.open(raw, "rb") if segment.suffix == ".gz" else raw as file:

@@ -1,4 +1,4 @@
-"""The recording of a run, decided again by the scheduler of today and compared action by action."""
+"""This module decides the recording of a run again, by the scheduler of today, and compares it action by action."""
 
 import zlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from supervisor.scheduler import Scheduler
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """The first one. `recorded` and `replayed` are the actions that differ (`null`: there is none), `event` what they answer."""
+    """The first difference: `recorded` and `replayed` are the actions that differ (`null`: there is none), `event` what they answer."""
 
     segment: str
     line: int
@@ -27,7 +27,7 @@ class Difference(msgspec.Struct, frozen=True):
 
 @dataclass
 class Replayed:
-    """`lives` are supervisors (a resumed run has several), `gaps` places where the recording was interrupted and goes on from a state."""
+    """What a replay found. `lives` counts supervisors (a resumed run has several), `gaps` places where the recording goes on from a state."""
 
     segments: int = 0
     lives: int = 0
@@ -39,7 +39,7 @@ class Replayed:
 
 
 def replay(attempt: Path) -> Replayed:
-    """Every segment of an attempt, oldest first, up to the first difference. Raises UsageError when there is nothing that can be replayed."""
+    """Replay every segment of an attempt, oldest first, up to the first difference. Raises UsageError when there is nothing to replay."""
     paths = segments(attempt / FOLDER)
     if not paths:
         raise UsageError(f"{attempt} has no recording: there is nothing in its folder {FOLDER}.")
@@ -81,7 +81,7 @@ def _state(path: Path, opened: Opened) -> Scheduler:
 
 
 def _decide(scheduler: Scheduler, path: Path, line: int, heard: Heard, recorded: bytes | None, done: Replayed) -> Difference | None:
-    """`recorded` is None where the supervisor was killed before it wrote what it had decided."""
+    """Handle one event and compare. `recorded` is None where the supervisor was killed before it wrote what it had decided."""
     raised = ""
     decided = b""
     try:
@@ -99,7 +99,7 @@ def _decide(scheduler: Scheduler, path: Path, line: int, heard: Heard, recorded:
 
 
 def _first(recorded: bytes, replayed: bytes) -> tuple[msgspec.Raw, msgspec.Raw]:
-    """The first action of each that differs."""
+    """Return the first action of each side that differs."""
     both = [msgspec.json.decode(text, type=list[msgspec.Raw]) for text in (recorded, replayed)]
     none = msgspec.Raw(b"null")
     for place in range(max(map(len, both))):
@@ -110,7 +110,7 @@ def _first(recorded: bytes, replayed: bytes) -> tuple[msgspec.Raw, msgspec.Raw]:
 
 
 class _Lines:
-    """A segment's lines: the opening one, then every event with what was decided."""
+    """The lines of a segment: the opening one, then every event with what was decided."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -132,7 +132,7 @@ class _Lines:
         return first[1] if first is not None and isinstance(first[1], Opened) else None
 
     def events(self) -> Iterator[tuple[int, Heard, bytes | None]]:
-        """Each event with its line's number; what was decided is not known of the last one, if no line follows it."""
+        """Yield each event with its line's number; what was decided is not known of the last one, if no line follows it."""
         waiting: tuple[int, Heard] | None = None
         for number, line in self._lines:
             if isinstance(line, Heard):

@@ -1,6 +1,7 @@
-"""The scheduler's whole state as JSON, and back: what a recording goes on from when its beginning is gone.
+"""The state codec writes the scheduler's whole state as JSON and reads it back: a recording goes on from it when its beginning is lost.
 
-Only our own record types can come of it, whoever wrote the file: nothing in it is run.
+Only our own record types can come of it, whoever wrote the file: nothing in it is run. Classes are named by the registry below, not by where
+they lie today, so that old recordings can be replayed after a class has moved or been renamed.
 """
 
 import dataclasses
@@ -67,11 +68,11 @@ _FIELDS_OF_TODAY: Final = {kind: {recorded: today for today, recorded in fields.
 
 
 class Damaged(ValueError):
-    """This is no state."""
+    """The value is no state that this program has written."""
 
 
 def plain(value: Any) -> Any:
-    """`value` in what JSON has. Raises TypeError for what is no part of a state."""
+    """Return `value` as plain JSON values. Raises TypeError for what is no part of a state."""
     if isinstance(value, Enum):
         return {"is": _name(type(value)), "value": value.value}
     if isinstance(value, str):
@@ -112,7 +113,7 @@ def _fields(value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def restored(value: Any) -> Any:
-    """What `plain` was given. Raises Damaged."""
+    """Return what `plain` was given. Raises Damaged."""
     try:
         return _restored(value)
     except (AttributeError, ImportError, KeyError, TypeError, ValueError, RecursionError) as error:
@@ -147,7 +148,7 @@ def _restored(value: Any) -> Any:
 
 
 def _kind(name: str) -> type:
-    """One of our own record types. Raises Damaged."""
+    """Return one of our own record types by its recorded name. Raises Damaged."""
     try:
         return _KIND_OF[name]
     except KeyError:

@@ -1,4 +1,4 @@
-"""What a run has come to: `figures.json` while it goes on, `summary.json` when it has ended. Both count over every start of the attempt."""
+"""The summary says what a run has come to: `figures.json` while it goes on, `summary.json` when it has ended. Both count over every start."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
-from supervisor.host.atomic_file import write_whole
+from supervisor.host.atomic_file import write_atomically
 
 FILE: Final = "summary.json"
 FIGURES: Final = "figures.json"
@@ -16,7 +16,7 @@ Outcome = Literal["done", "failed", "stopped", "unknown"]
 
 
 class PipelineSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """`steps` of `of` are done: up to the last checkpoint, and where its trainer has ended by itself, what it last reported.
+    """What one pipeline came to. `steps` of `of` are done: up to the last checkpoint, or what its trainer last reported when it ended by itself.
 
     `samples` were delivered to the trainer, also for steps that were done again after a restart; `pauses` and `resumes` are of its engines;
     `waited_s` the time its trainer waited for GPUs. `why` it failed, and the `log` (below the attempt) that tells more.
@@ -42,7 +42,7 @@ class PipelineSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """Each pipeline as of its last checkpoint, or of the end. `starts` of the attempt so far, `wall_s` the time of all of them."""
+    """Each pipeline as of its last checkpoint, or of the end. `starts` counts those of the attempt, `wall_s` is the time of all of them."""
 
     starts: int = 1
     wall_s: float = 0.0
@@ -50,7 +50,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """`exit` is the exit code; `wall_s` the time from the start of the supervisor to the end, summed over the attempt's `starts`.
+    """What a run came to. `exit` is the exit code; `wall_s` the time from the supervisor's start to its end, summed over the attempt's `starts`.
 
     `notes` are what else somebody must know, a sentence each: a full disk, for example.
     """
@@ -65,7 +65,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def together(earlier: PipelineSummary, now: PipelineSummary) -> PipelineSummary:
-    """What was counted before a resume, and since. `now` says how it stands."""
+    """Add what was counted before a resume to what was counted since. `now` says how it stands."""
     return msgspec.structs.replace(
         now,
         samples=earlier.samples + now.samples,
@@ -80,7 +80,7 @@ def together(earlier: PipelineSummary, now: PipelineSummary) -> PipelineSummary:
 
 
 def all_together(earlier: Mapping[str, PipelineSummary], now: Mapping[str, PipelineSummary]) -> dict[str, PipelineSummary]:
-    """By pipeline; those that were not started again stay as they were."""
+    """Add up by pipeline; those that were not started again stay as they were."""
     names = dict.fromkeys([*earlier, *now])
     return {
         name: now[name] if name not in earlier else earlier[name] if name not in now else together(earlier[name], now[name])
@@ -92,23 +92,23 @@ _Kept = TypeVar("_Kept", Summary, Figures)
 
 
 def write(directory: Path, kept: Summary | Figures) -> None:
-    """Replaces `summary.json` or `figures.json` as a whole. Raises OSError."""
+    """Replace `summary.json` or `figures.json` in one step. Raises OSError."""
     name = FILE if isinstance(kept, Summary) else FIGURES
-    write_whole(directory / name, msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
+    write_atomically(directory / name, msgspec.json.format(msgspec.json.encode(kept), indent=2) + b"\n")
 
 
 def read(directory: Path) -> Summary | None:
-    """The summary of a run that has ended; None when there is none or it is not one."""
+    """Read the summary of a run that has ended; None when there is none, or it cannot be read."""
     return _read(directory / FILE, Summary)
 
 
 def figures(directory: Path) -> Figures | None:
-    """What an attempt had come to when it was last written down."""
+    """Read what an attempt had come to when it was last written down."""
     return _read(directory / FIGURES, Figures)
 
 
 def forget(directory: Path) -> None:
-    """A run that goes on has not ended: only its figures are kept. Raises OSError."""
+    """Remove the summary, because a run that goes on has not ended. Raises OSError."""
     (directory / FILE).unlink(missing_ok=True)
 
 

@@ -1,6 +1,6 @@
 """After a double kill (guardian and supervisor at once) the next start removes what is left, by the journals of earlier runs.
 
-Nobody is killed but on a full match: same boot, same pid, same start time, and the tag in its environment.
+A process is killed only on a full match: same boot, same pid, same start time, and the tag in its environment.
 """
 
 import contextlib
@@ -10,18 +10,15 @@ import shutil
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from supervisor.attempt.journal import NAME, Began, Ended, Gone, Line, Process, Shared, Spawned, read, writer
-from supervisor.host.processes.guardian import remove_traces
+from supervisor.host.processes.guardian import SWEPT_PREFIX, remove_traces
 from supervisor.host.processes.proc import Identity, Stat, boot_id, read_stat, table, tag_of
-
-OURS: Final = "trainshed-"
 
 
 @dataclass
 class Swept:
-    """What a sweep did. `running` are journals whose supervisor lives: left alone."""
+    """What a sweep did. `running` are journals whose supervisor lives; they are left alone."""
 
     killed: list[int] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
@@ -48,7 +45,7 @@ def sweep(runs: Path) -> Swept:
 
 
 def survivors(journal: Path) -> list[int]:
-    """Pids of what a dead supervisor has left alive: a guardian that was killed with it could not end them."""
+    """Return the pids that a dead supervisor has left alive, because a guardian that was killed with it could not end them."""
     try:
         members, born = _left(list(read(journal)))
     except OSError:
@@ -94,7 +91,7 @@ def _is_left(stat: Stat, members: dict[Identity, str], born: dict[str, int]) -> 
 
 
 def _kill(identity: Identity) -> bool:
-    """Kill and wait for the end (a second at most). The pidfd is opened first, so that the identity checked is the one killed."""
+    """Kill a process and wait for its end (a second at most). The pidfd is opened first, so that the identity checked is the one killed."""
     try:
         pidfd = os.pidfd_open(identity.pid)
     except ProcessLookupError:
@@ -127,12 +124,12 @@ def _remove_left(lines: list[Line], swept: Swept) -> None:
 
 
 def may_remove(path: Path) -> bool:
-    """An absolute path without detours, unmistakably ours: name, owner, a folder and no link."""
+    """Return whether a path is unmistakably ours: absolute, without detours, our name, our user, a folder and no link."""
     try:
         stat = path.lstat()
     except OSError:
         return False
-    named = path.is_absolute() and os.path.normpath(path) == str(path) and path.name.startswith(OURS)
+    named = path.is_absolute() and os.path.normpath(path) == str(path) and path.name.startswith(SWEPT_PREFIX)
     return named and stat.st_uid == os.getuid() and path.is_dir() and not path.is_symlink()
 
 

@@ -1,11 +1,15 @@
-"""The command line. Every command imports what it needs when it runs, so that `status` does not pay for `run`."""
+"""This module is the command line: the table of commands, three of them, and what becomes of their errors.
+
+A command is added by writing its function and naming it in `COMMANDS`; everything else (help, the bare form, hints at a typing error, which
+calls need a guardian) follows from that. Every command imports what it needs when it runs, so that `status` does not pay for `run`.
+"""
 
 import difflib
 import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -16,7 +20,6 @@ from supervisor.cli.run import gpus
 from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
 
 VERSION: Final = "0.1.0"
-_COMMANDS: Final = ("run", "check", "status", "logs", "stop", "restart", "drain", "pause", "resume", "reset", "plan", "simulate", "replay")
 _GLOBAL: Final = frozenset(["--help", "-h", "--version"])
 _POLL_S: Final = 0.1
 
@@ -26,16 +29,10 @@ app = App(
     version=f"trainshed {VERSION}",
     result_action="return_value",
 )
-run.register(app)
-operate.register(app)
-simulate.register(app)
-replay.register(app)
 
 Json = Annotated[bool, Parameter("--json", negative="", help="For programs: JSON on standard output.")]
-Run = Annotated[str | None, Parameter("--run", help="A run's directory, its name, or name/attempt_N. Default: the latest here.")]
 
 
-@app.command
 def check(file: Path, /, *, json: Json = False) -> int:
     """Say what a configuration file means on this machine, and start nothing."""
     from supervisor.config.load import load
@@ -56,7 +53,6 @@ def check(file: Path, /, *, json: Json = False) -> int:
     return int(ExitCode.DONE if picture.fits else ExitCode.CONFIGURATION)
 
 
-@app.command
 def status(run: str | None = None, /, *, json: Json = False) -> int:
     """Show a run: its pipelines, processes and GPUs, and what waits for what."""
     from supervisor.observe import control_socket
@@ -69,7 +65,7 @@ def status(run: str | None = None, /, *, json: Json = False) -> int:
         except control_socket.NotRunning:
             return _ended(attempt, json)
         if not isinstance(reply, control_socket.StatusReply):
-            return operate.tell(reply)
+            return operate.report(reply)
         if json:
             _print_json(reply.snapshot)
         else:
@@ -78,12 +74,12 @@ def status(run: str | None = None, /, *, json: Json = False) -> int:
 
 
 def _ended(attempt: Path, json: bool) -> int:
-    """What is left to say of a run that nobody answers for."""
-    from supervisor.attempt.post_mortem import ending
+    """Say how a run stands that nobody answers for."""
+    from supervisor.attempt.post_mortem import post_mortem
     from supervisor.attempt.summary import Summary
     from supervisor.views.summary import show
 
-    end = ending(attempt)
+    end = post_mortem(attempt)
     if json:
         _print_json(end)
     elif isinstance(end, Summary):
@@ -93,7 +89,6 @@ def _ended(attempt: Path, json: bool) -> int:
     return int(ExitCode.DONE)
 
 
-@app.command
 def logs(
     *names: Annotated[str, Parameter(help="A run (its directory, name, or name/attempt_N), a part of it, or both.")],
     follow: Annotated[bool, Parameter(["--follow", "-f"], negative="", help="Go on until the run ends.")] = False,
@@ -126,7 +121,7 @@ def logs(
 
 
 def _run_and_target(names: Sequence[str]) -> tuple[Path, str | None]:
-    """`RUN TARGET`, or one of them: what names no run is a part of the latest. Raises UsageError."""
+    """Read `RUN TARGET`, or one of them: what names no run is a part of the latest. Raises UsageError."""
     if len(names) > 2:
         raise UsageError("logs takes a run and a target at most: logs [RUN] [p1/engine/0].")
     if not names or len(names) == 2:
@@ -149,12 +144,25 @@ def _print_json(value: Any) -> None:
     streams.say(msgspec.json.encode(value).decode())
 
 
+COMMANDS: Final[tuple[Callable[..., int], ...]] = (
+    run.run, check, status, logs,
+    operate.stop, operate.restart, operate.drain, operate.pause, operate.resume, operate.reset,
+    simulate.plan, simulate.simulate, replay.replay,
+)  # fmt: skip
+for _command in COMMANDS:
+    app.command(_command)
+_NAMES: Final = tuple(command.__name__ for command in COMMANDS)
+
+
 def arranged(arguments: Sequence[str]) -> list[str]:
-    """The arguments as cyclopts can read them: the bare form becomes `run`, and `--resume DIR` (whose DIR may be left out) `--resume-from DIR`."""
+    """Return the arguments as cyclopts can read them.
+
+    The bare form becomes `run`, and `--resume DIR` (whose DIR may be left out) `--resume-from DIR`. Raises UsageError.
+    """
     words = list(arguments)
-    if words and words[0] not in _COMMANDS and words[0] not in _GLOBAL:
+    if words and words[0] not in _NAMES and words[0] not in _GLOBAL:
         if not words[0].startswith("-") and not words[0].endswith(".toml") and not os.path.exists(words[0]):
-            close = difflib.get_close_matches(words[0], _COMMANDS, n=1)
+            close = difflib.get_close_matches(words[0], _NAMES, n=1)
             hint = f"did you mean {close[0]}?" if close else "see `supervise --help`."
             raise UsageError(f"{words[0]!r} is neither a command nor a file; {hint}")
         words.insert(0, "run")
@@ -172,7 +180,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command; the exit code. Any mistake of the operator is one clear line (a configuration file's: one line each)."""
+    """Run one command and return the exit code. Any mistake of the operator is one clear line (a configuration file's: one line each)."""
     streams.present()
     try:
         result = app(arranged(arguments) or ["--help"], exit_on_error=False, print_error=False)
@@ -186,8 +194,6 @@ def main(arguments: Sequence[str]) -> int:
     except CycloptsError as error:
         return _fail(f"{_one_sentence(error)} See `supervise --help`.", ExitCode.CONFIGURATION)
     except SupervisorError as error:
-        if error.exit_code is ExitCode.BUG:
-            traceback.print_exc()
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:  # `logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

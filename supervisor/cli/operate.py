@@ -1,9 +1,9 @@
-"""What an operator asks of a running supervisor: stop, restart, pause, drain, resume, reset."""
+"""These commands ask something of a running supervisor: stop, restart, pause, drain, resume, reset."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from supervisor.errors import ExitCode, UsageError
 
@@ -13,11 +13,6 @@ if TYPE_CHECKING:
 Group = Annotated[str, Parameter(help="p1, p1/engine/0, p1/trainer or p1/gateway.")]
 Engines = Annotated[str, Parameter(help="p1 or p1/engine/0.")]
 RunOption = Annotated[str | None, Parameter("--run", help="A run's directory, its name, or name/attempt_N. Default: the latest here.")]
-
-
-def register(app: App) -> None:
-    for command in (stop, restart, pause, drain, resume, reset):
-        app.command(command)
 
 
 def stop(
@@ -64,10 +59,9 @@ def reset(target: Group, /, *, run: RunOption = None) -> int:
 
 
 def _act(verb: "Verb", target: str, run: str | None) -> int:
-    from supervisor.cli.target import parse
-    from supervisor.observe.control_socket import ActRequest
+    from supervisor.observe.control_socket import ActRequest, parse_target
 
-    return _ask(run, ActRequest(verb, parse(target)))
+    return _ask(run, ActRequest(verb, parse_target(target)))
 
 
 def _ask(run: str | None, request: "Request") -> int:
@@ -76,17 +70,18 @@ def _ask(run: str | None, request: "Request") -> int:
 
     attempt = find_run(run)
     try:
-        return tell(ask(attempt / "control.sock", request))
+        return report(ask(attempt / "control.sock", request))
     except NotRunning as error:
-        from supervisor.attempt.post_mortem import ending
+        from supervisor.attempt.post_mortem import post_mortem
         from supervisor.attempt.summary import Summary
 
-        end = ending(attempt)
-        told = f"{attempt}: this run has ended already (exit {end.exit})." if isinstance(end, Summary) else str(end)
-        raise UsageError(told) from error
+        end = post_mortem(attempt)
+        text = f"{attempt}: this run has ended already (exit {end.exit})." if isinstance(end, Summary) else str(end)
+        raise UsageError(text) from error
 
 
-def tell(reply: "Reply") -> int:
+def report(reply: "Reply") -> int:
+    """Print a reply; return the exit code. Raises UsageError when the supervisor declined."""
     from supervisor.observe.control_socket import Declined, Done
     from supervisor.observe.sanitize import one_line
 

@@ -1,10 +1,10 @@
-"""`supervise replay`: what a run has recorded, decided again by the scheduler of today."""
+"""`supervise replay` decides again, by the scheduler of today, what a run has recorded."""
 
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from supervisor.errors import ExitCode
 
@@ -13,10 +13,6 @@ if TYPE_CHECKING:
 
 DIFFERENT = 1
 """Exit code when the scheduler of today decides something else."""
-
-
-def register(app: App) -> None:
-    app.command(replay)
 
 
 def replay(
@@ -33,12 +29,12 @@ def replay(
     if json:
         sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
     else:
-        sys.stdout.write(_said(found, time.monotonic() - began) + "\n")
+        sys.stdout.write(_report(found, time.monotonic() - began) + "\n")
     sys.stdout.flush()
     return int(ExitCode.DONE) if found.difference is None else DIFFERENT
 
 
-def _said(found: "Replayed", seconds: float) -> str:
+def _report(found: "Replayed", seconds: float) -> str:
     lives = "" if found.lives == 1 else f" of {found.lives} supervisors"
     lines = [f"{found.events} events{lives} replayed in {seconds:.1f} s, {found.actions} actions"]
     if found.gaps:

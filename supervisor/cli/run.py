@@ -1,27 +1,22 @@
-"""`supervise run`: a configuration file to its end, from the beginning or from where an attempt stands."""
+"""`supervise run` runs a configuration file to its end, from the beginning or from where an attempt stands."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from supervisor.cli import streams
-from supervisor.errors import ExitCode, SetUpError, UsageError
+from supervisor.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from supervisor.attempt.directory import RunDirectory
     from supervisor.attempt.find import Choice
     from supervisor.config.load import Loaded
     from supervisor.config.schema.findings import GpuFact
-    from supervisor.config.schema.tables import Host
+    from supervisor.config.schema.tables import HostTable
     from supervisor.observe.logs import Console
-    from supervisor.runtime.options import Exposition
-
-
-def register(app: App) -> None:
-    app.command(run)
+    from supervisor.runtime.startup import Exposition
 
 
 def run(
@@ -56,7 +51,7 @@ def run(
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """The words of `run`."""
+    """The arguments of `run`."""
 
     file: Path | None
     resume: bool
@@ -67,18 +62,20 @@ class _Asked:
 
 def _run(asked: _Asked) -> int:
     from supervisor.attempt.directory import runs_directory
-    from supervisor.attempt.resume import behind, settle
-    from supervisor.runtime.options import Options
+    from supervisor.attempt.find import open_chosen
+    from supervisor.attempt.resume import conclude_finished, earlier_starts
+    from supervisor.runtime.startup import Options
     from supervisor.views.progress import Progress
 
     loaded, choice = _loaded(asked)
-    attempt = _attempt(loaded, choice)
+    runs = runs_directory(loaded.config)
+    attempt = open_chosen(choice, runs, loaded.name)
     try:
-        finished = behind(attempt, loaded.config).finished
+        finished = earlier_starts(attempt, loaded.config).finished
         if len(finished) == len(loaded.config.pipeline):
-            settle(attempt, loaded.config)
+            conclude_finished(attempt, loaded.config)
             return _nothing_left(attempt.path, loaded)
-        _announce(attempt, choice, runs_directory(loaded.config) / loaded.name)
+        _announce(attempt, choice, runs / loaded.name)
         console: Console = "none" if asked.detach else "json" if asked.json else "readable"
         options = Options(
             console,
@@ -101,15 +98,15 @@ def _run(asked: _Asked) -> int:
 
 
 def _begun(attempt: "RunDirectory", asked: _Asked) -> None:
-    """Said when nothing more can refuse the run."""
+    """Say that the run has begun: nothing more can refuse it."""
     if asked.json:
         return
     if not asked.detach:
         streams.say(f"run directory {attempt.path}")
         return
-    from supervisor.attempt.find import called
+    from supervisor.attempt.find import display_path
 
-    name = called(attempt.path)
+    name = display_path(attempt.path)
     streams.say(f"run directory {attempt.path}; see it with `supervise logs -f {name}`, `status {name}`, `stop --run {name}`")
     streams.say("waiting until every pipeline has an engine serving and its trainer running (Ctrl-C ends the waiting, not the run)")
 
@@ -121,8 +118,8 @@ def _nothing_left(attempt: Path, loaded: "Loaded") -> int:
     return int(ExitCode.DONE)
 
 
-def _metrics(host: "Host") -> "Exposition | None":
-    """What is counted, where somebody wants to read it."""
+def _metrics(host: "HostTable") -> "Exposition | None":
+    """Count, where the configuration has a port at which somebody may read the counts."""
     if host.metrics_port is None:
         return None
     from supervisor.views.metrics import Metrics
@@ -131,66 +128,43 @@ def _metrics(host: "Host") -> "Exposition | None":
 
 
 def _loaded(asked: _Asked) -> "tuple[Loaded, Choice | None]":
-    """The configuration, and the attempt to go on with: of the file, or the one that the attempt to resume was started with."""
-    from supervisor.attempt.directory import is_running, runs_directory, taken
-    from supervisor.attempt.find import find_to_resume, to_resume
-    from supervisor.config.load import load
+    """Load the configuration and choose the attempt to go on with. Without a file, the configuration is the one of that attempt."""
+    from supervisor.attempt.directory import runs_directory
+    from supervisor.attempt.find import choose
+    from supervisor.config.load import RESOLVED, load
 
-    if asked.file is None:
-        if asked.resume_from is None:
-            raise UsageError("Which configuration? supervise run FILE, for example examples/quickstart.toml.")
-        choice = find_to_resume(asked.resume_from, runs_directory())
-        if is_running(choice.path):
-            raise taken(choice.path)  # rather than to find out that its ports are taken
-        return load(choice.path / "config.resolved.json", gpus), choice
-    loaded = load(asked.file, gpus)
-    runs = runs_directory(loaded.config)
-    if asked.resume_from is not None:
-        return loaded, find_to_resume(asked.resume_from, runs)
-    if not asked.resume:
-        return loaded, None
-    if (newest := to_resume(runs / loaded.name)) is None:
-        raise UsageError(f"{loaded.name} has no attempt in {runs} that could be resumed.")
-    return loaded, newest
-
-
-def _attempt(loaded: "Loaded", choice: "Choice | None") -> "RunDirectory":
-    """The attempt to run in, locked."""
-    from supervisor.attempt import directory
-
-    if choice is not None:
-        return directory.open_attempt(choice.path)
-    return directory.new_attempt(directory.runs_directory(loaded.config), loaded.name)
+    if asked.file is not None:
+        loaded = load(asked.file, gpus)
+        return loaded, choose(runs_directory(loaded.config), loaded.name, resume=asked.resume, named=asked.resume_from)
+    if asked.resume_from is None or (choice := choose(runs_directory(), None, named=asked.resume_from)) is None:
+        raise UsageError("Which configuration? supervise run FILE, for example examples/quickstart.toml.")
+    return load(choice.path / RESOLVED, gpus), choice
 
 
 def _announce(attempt: "RunDirectory", choice: "Choice | None", parent: Path) -> None:
-    """Which attempt goes on and which are passed over; and a warning when another of this name runs."""
+    """Say which attempt goes on and which are passed over, and warn when another of this name runs."""
     from supervisor.attempt import find
 
     if choice is not None:
         done = ", ".join(f"{name} after {steps} steps" for name, steps in choice.steps.items())
-        streams.note(f"resumes {find.called(choice.path)}: " + (done or "from the beginning, as there is no checkpoint"))
+        streams.note(f"resumes {find.display_path(choice.path)}: " + (done or "from the beginning, as there is no checkpoint"))
         for path, why in choice.passed:
-            streams.note(f"passes over {find.called(path)}, which {why}")
-    for other in find.living(parent):
+            streams.note(f"passes over {find.display_path(path)}, which {why}")
+    for other in find.running(parent):
         if other != attempt.path:
-            name = find.called(other)
+            name = find.display_path(other)
             streams.note(
                 f"warning: {name} still runs, and its GPUs may be those of this run: what either holds, the other sees as taken. "
                 f"`supervise stop --run {name}` stops it."
             )
 
 
-def gpus(host: "Host") -> "list[GpuFact]":
-    """The GPUs of the host, looked up. Raises SetUpError."""
+def gpus(host: "HostTable") -> "list[GpuFact]":
+    """Look up the GPUs of the host. Raises SetUpError."""
     from supervisor.config.schema.findings import GpuFact
-    from supervisor.host.gpus.inventory import inventory
-    from supervisor.host.gpus.meter import GpusUnusable
+    from supervisor.host.gpus.inventory import open_meter
 
-    try:
-        meter = inventory(host)
-    except GpusUnusable as error:
-        raise SetUpError(re.sub(r"^host\.gpus[^:]*: ", "", str(error))) from error  # the mistake names its key itself
+    meter = open_meter(host.gpus, host.virtual)
     try:
         return [GpuFact(gpu.id, gpu.name, gpu.total_bytes) for gpu in meter.gpus]
     finally:

@@ -1,4 +1,4 @@
-"""`supervise plan` and `supervise simulate`: what the scheduler would do, without a box."""
+"""`supervise plan` and `supervise simulate` say what the scheduler would do, without a box."""
 
 import contextlib
 import sys
@@ -6,17 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from supervisor.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from supervisor.simulate.workloads.scenario import Scenario
-
-
-def register(app: App) -> None:
-    app.command(plan)
-    app.command(simulate)
 
 
 def plan(cases: Path, /) -> int:
@@ -97,7 +92,7 @@ def _bytes(file: Path) -> bytes:
 
 @contextlib.contextmanager
 def _of(file: Path) -> Iterator[None]:
-    """What is wrong is wrong with this file."""
+    """Name this file in every complaint about it."""
     try:
         yield
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""Standard streams that a program can lose without ending: nobody reads them any more, or they were closed before it began."""
+"""A program can lose these standard streams without ending: nobody reads them any more, or they were closed before it began."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 class Lasting:
-    """A text stream that swallows what its reader does not take: what a run comes to does not hang on who watches it."""
+    """This text stream swallows what its reader does not take: what a run comes to does not depend on who watches it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -28,7 +28,7 @@ class Lasting:
             self._lose()
 
     def _lose(self) -> None:
-        """What is still in the buffer goes to nowhere, or the interpreter would fail with it at its end."""
+        """Send what is still in the buffer to nowhere, or the interpreter would fail with it at its end."""
         self.lost = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
@@ -54,7 +54,7 @@ class Lasting:
 
 
 def present() -> None:
-    """A stream that was closed before we began (`>&-`) is None to Python: from here on it is one that goes nowhere."""
+    """Replace a stream that was closed before we began (`>&-`, which Python calls None) by one that goes nowhere."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (it lasts as long as we do)
@@ -62,7 +62,7 @@ def present() -> None:
 
 @contextlib.contextmanager
 def lasting() -> Iterator[None]:
-    """Within it neither stream can end us."""
+    """Keep either standard stream from ending us."""
     streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     for name, stream in streams.items():
         setattr(sys, name, Lasting(stream))
@@ -75,12 +75,12 @@ def lasting() -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """On standard output, at once."""
+    """Write a line to standard output, at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def note(text: str) -> None:
-    """For the person, beside what a program may read from standard output."""
+    """Write a line for the person, beside what a program may read from standard output."""
     sys.stderr.write(f"supervise: {text}\n")
     sys.stderr.flush()

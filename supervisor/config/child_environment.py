@@ -1,4 +1,4 @@
-"""Which variables of our own environment a child sees. PURE: the environment comes as an argument.
+"""This module decides which variables of our own environment a child sees. The environment comes as an argument.
 
 Children get what is on the list, what the configuration's `pass_env` patterns add and what its `env` sets; everything else is
 dropped, so that a run does not depend on the shell that started it.
@@ -7,6 +7,8 @@ dropped, so that a run does not depend on the shell that started it.
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Final, Literal, NamedTuple
+
+from trainers.protocol.child_env import PREFIX
 
 Child = Literal["engine", "trainer", "gateway"]
 
@@ -26,7 +28,7 @@ DEFAULTS: Final[Mapping[Child, tuple[str, ...]]] = {
 }
 """Patterns of names (fnmatch, case-sensitive) that each kind of child gets without being asked for."""
 NEVER: Final = (
-    "TRAINSHED_*",
+    f"{PREFIX}*",
     "CUDA_VISIBLE_DEVICES",
     "PYTHONPATH",
     "RANK",
@@ -49,7 +51,7 @@ class Chosen(NamedTuple):
 
 
 def choose(child: Child, environ: Mapping[str, str], pass_env: Iterable[str] = (), env: Mapping[str, str] | None = None) -> Chosen:
-    """The part of `environ` that a child of this kind gets, with `env` over it."""
+    """Returns the part of `environ` that a child of this kind gets, with `env` over it."""
     patterns = (*DEFAULTS[child], *pass_env)
     kept = {name: value for name, value in environ.items() if matches(name, patterns) and not matches(name, NEVER)}
     dropped = tuple(sorted(name for name in environ if name not in kept))
@@ -61,5 +63,5 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def secrets(environ: Mapping[str, str]) -> list[str]:
-    """Values that should never be seen in a log."""
+    """Returns values that should never be seen in a log."""
     return [value for name, value in environ.items() if matches(name.upper(), SECRET) and value]

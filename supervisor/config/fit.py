@@ -1,4 +1,5 @@
-"""The resolved picture of a configuration: who may hold which GPU, and whether it fits. PURE; `supervisor.views.check` prints it.
+"""This module draws the picture of a sound configuration: who may hold which GPU, and whether it fits. `supervisor.views.check` prints it,
+and gives it what was looked up.
 
 Numbers are lower bounds from what is known without starting anything. What is not known is None and shown as `unmeasured`,
 never guessed.
@@ -10,15 +11,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from supervisor.config.child_environment import choose
-from supervisor.config.machine.model_files import ModelSize
-from supervisor.config.schema.findings import GpuFact
-from supervisor.config.schema.tables import Config, Pipeline
+from supervisor.config.kinds.registry import kind_of
+from supervisor.config.schema.findings import GpuFact, ModelSize
+from supervisor.config.schema.tables import Config, PipelineTable
 from supervisor.scheduler.spec import ROLE_PRIORITY, Priority
 from trainers.protocol.ids import EngineId, GpuId, PipelineId
 
 MIB = 1 << 20
 SNAPSHOTS = 3
-"""Of one pipeline's weights in shared memory at most: one being written, one published, one being loaded."""
+"""One pipeline has at most so many copies of its weights in shared memory: one being written, one published, one being loaded."""
 TRAINING_BYTES = 4
 """Float32 weights, gradients and two moments of Adam: this many times the weights' float32 bytes, shared by the ranks."""
 
@@ -27,7 +28,7 @@ Verdict = Literal["fits", "does not fit", "unmeasured"]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the box has. None where it could not be found out."""
+    """What the box has: bytes that are free, and our environment. None stands for what could not be found out."""
 
     gpus: tuple[GpuFact, ...]
     memory_free: int | None
@@ -37,7 +38,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One who may hold a GPU. `needs` is a lower bound of device bytes on that GPU while it is held."""
+    """A claim is one holder's right to a GPU in one role. `needs` is a lower bound of device bytes on that GPU while it is held."""
 
     pipeline: PipelineId
     holder: str
@@ -68,7 +69,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Variables:
-    """What these children (all alike) see of our environment, by name."""
+    """These children (all alike) see these variables of our environment, and not those that are dropped; by name."""
 
     children: tuple[str, ...]
     kept: tuple[str, ...]
@@ -111,16 +112,17 @@ def picture(config: Config, machine: Machine, sizes: Mapping[str, ModelSize | No
     gpus = tuple(_gpu(gpu, config, sizes) for gpu in machine.gpus)
     variables = tuple(_variables(config, machine.environ))
     parts = tuple(part for pipeline in config.pipeline for part in _parts(pipeline))
-    notes = (*_notes(config, machine), *_pools(config, gpus, sizes))
+    notes = (*_notes(config, machine), *_advice(config, gpus, sizes))
     return Picture(parts, gpus, tuple(_rooms(config, machine, sizes)), config.host.ports, variables, notes)
 
 
-def _parts(pipeline: Pipeline) -> Iterator[Part]:
+def _parts(pipeline: PipelineTable) -> Iterator[Part]:
     engine, trainer = pipeline.engine, pipeline.trainer
-    ours = engine.kind == "embedded"
-    program = "engines.embedded" if ours else f"{engine.python} -m sglang.launch_server"
+    program = kind_of(engine).program(engine)
     count = len(engine.gpus) // engine.tp
-    yield Part(f"{pipeline.name}/engine", count, engine.tp, program, ours, engine.slots, engine.context, engine.kv_tokens)
+    yield Part(
+        f"{pipeline.name}/engine", count, engine.tp, program.text, program.own_python, engine.slots, engine.context, engine.kv_tokens
+    )
     command = trainer.entry or shlex.join(trainer.command or ())
     yield Part(f"{pipeline.name}/trainer", len(trainer.gpus), 1, command, trainer.entry is not None, steps=trainer.steps)
 
@@ -139,8 +141,8 @@ def _gpu(gpu: GpuFact, config: Config, sizes: Mapping[str, ModelSize | None]) ->
     return GpuPlan(gpu, claims, needs, verdict(needs, gpu.total_bytes) if claims else "fits")
 
 
-def _claims(pipeline: Pipeline, gpu: GpuId, size: ModelSize | None) -> Iterator[Claim]:
-    """Who of this pipeline may hold the GPU, highest priority first."""
+def _claims(pipeline: PipelineTable, gpu: GpuId, size: ModelSize | None) -> Iterator[Claim]:
+    """Yields who of this pipeline may hold the GPU, the highest priority first."""
     name = PipelineId(pipeline.name)
     trainer, engine = pipeline.trainer, pipeline.engine
     share = size.weights * TRAINING_BYTES // len(trainer.gpus) if size is not None and trainer.entry is not None else None
@@ -150,32 +152,18 @@ def _claims(pipeline: Pipeline, gpu: GpuId, size: ModelSize | None) -> Iterator[
             yield Claim(name, f"{name}/trainer", role, ROLE_PRIORITY[role], share if role == "train" else None)
     if gpu in engine.gpus:
         rank = engine.gpus.index(gpu) // engine.tp
-        yield Claim(name, str(EngineId(name, rank)), "rollout", Priority.ROLLOUT, _engine_needs(pipeline, size))
+        yield Claim(
+            name, str(EngineId(name, rank)), "rollout", Priority.ROLLOUT, None if size is None else kind_of(engine).needs(engine, size)
+        )
 
 
-def _engine_needs(pipeline: Pipeline, size: ModelSize | None) -> int | None:
-    engine = pipeline.engine
-    if size is None:
-        return None
-    if engine.kind == "embedded":
-        return None if size.kv_token is None else size.weights + size.kv_token * (engine.context or 0) * engine.slots
-    return (size.weights + _pool(pipeline, size)) // engine.tp
-
-
-def _pool(pipeline: Pipeline, size: ModelSize) -> int:
-    """Bytes of an SGLang engine's KV pool, over all its GPUs; 0 where they are not known."""
-    engine = pipeline.engine
-    return (engine.kv_tokens or (engine.context or 0) * engine.slots) * (size.kv_token or 0) // 2  # as 16 bits, SGLang's default
-
-
-def _pools(config: Config, gpus: Sequence[GpuPlan], sizes: Mapping[str, ModelSize | None]) -> Iterator[str]:
-    """What to change where it does not fit and a KV pool is the larger half."""
+def _advice(config: Config, gpus: Sequence[GpuPlan], sizes: Mapping[str, ModelSize | None]) -> Iterator[str]:
+    """Yields what to change where engines do not fit, as far as their kind knows it."""
     for pipeline in config.pipeline:
         size, engine = sizes.get(pipeline.name), pipeline.engine
         tight = any(plan.verdict == "does not fit" and plan.gpu.id in engine.gpus for plan in gpus)
-        if tight and size is not None and engine.kind == "sglang" and (pool := _pool(pipeline, size)) > size.weights:
-            tokens = f"{engine.kv_tokens} tokens, {pool / engine.tp / 2**30:.1f} GiB on each GPU"
-            yield f"{pipeline.name}: its KV pool ({tokens}) is larger than the weights: lower kv_tokens, slots or context."
+        if tight and size is not None and (advice := kind_of(engine).advice(engine, size)) is not None:
+            yield f"{pipeline.name}: {advice}"
 
 
 def _rooms(config: Config, machine: Machine, sizes: Mapping[str, ModelSize | None]) -> Iterator[Room]:
@@ -208,10 +196,10 @@ def _notes(config: Config, machine: Machine) -> Iterator[str]:
     for pipeline in config.pipeline:
         if not isinstance(pipeline.engine.model, str):
             yield f"{pipeline.name}: its model is made when the run starts, so its size is not known yet."
-        if config.host.virtual is not None and pipeline.engine.kind != "embedded":
+        if config.host.virtual is not None and not kind_of(pipeline.engine).MEASURED_ON_VIRTUAL_GPUS:
             yield f"{pipeline.name}: engines of kind {pipeline.engine.kind} are unmeasured on virtual GPUs; no promise about their memory is made."
         if config.host.virtual is not None and pipeline.trainer.command is not None:
-            yield f"{pipeline.name}: memory of the trainer's command is unmeasured on virtual GPUs, unless it uses trainshed.device."
+            yield f"{pipeline.name}: memory of the trainer's command is unmeasured on virtual GPUs, unless it uses trainshed.virtual_gpu."
         if len({*pipeline.trainer.gpus} & {*pipeline.engine.gpus}) == len({*pipeline.engine.gpus}):
             yield f"{pipeline.name}: trains on every GPU that its engines have, so it never rolls out while it trains."
     unused = [gpu.id for gpu in machine.gpus if not any(gpu.id in _wanted(pipeline) for pipeline in config.pipeline)]
@@ -220,9 +208,9 @@ def _notes(config: Config, machine: Machine) -> Iterator[str]:
     outer = machine.environ.get("TRAINSHED_OUTER_PYTHONPATH")
     for pipeline in config.pipeline:
         if outer and pipeline.trainer.command is not None and "PYTHONPATH" not in pipeline.trainer.env:
-            said = 'what its trainer needs of it goes into its table: env = { PYTHONPATH = "…" }'
-            yield f"{pipeline.name}: PYTHONPATH of this shell ({outer}) is not passed on; {said}."
+            remedy = 'what its trainer needs of it goes into its table: env = { PYTHONPATH = "…" }'
+            yield f"{pipeline.name}: PYTHONPATH of this shell ({outer}) is not passed on; {remedy}."
 
 
-def _wanted(pipeline: Pipeline) -> Sequence[int]:
+def _wanted(pipeline: PipelineTable) -> Sequence[int]:
     return [*pipeline.engine.gpus, *pipeline.trainer.gpus, *(gpu for gpus in pipeline.trainer.roles.values() for gpu in gpus)]

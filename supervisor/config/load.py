@@ -1,4 +1,6 @@
-"""A TOML file -> `Config`, or a `ConfigError` with all the mistakes of the file at once. Starts nothing, imports nothing of the file's.
+"""This module reads a TOML file: it returns a `Config`, or raises a `ConfigError` with all the mistakes of the file at once.
+
+It starts nothing, and imports nothing that the file names.
 
 `load` never raises anything but `ConfigError`, whatever the bytes of the file are.
 """
@@ -13,24 +15,26 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from msgspec.inspect import StructType
 
+from supervisor.config.kinds import registry
 from supervisor.config.machine import premises
 from supervisor.config.schema import rules
 from supervisor.config.schema.findings import Finding, GpuFact
 from supervisor.config.schema.line_numbers import line_of, lines
-from supervisor.config.schema.tables import Config, Engine, Gateway, Host, Pipeline, Trainer
+from supervisor.config.schema.tables import Config, EngineTable, GatewayTable, HostTable, PipelineTable, TrainerTable
 from supervisor.config.schema.toml_text import shown
 from supervisor.config.schema.typecheck import BAD, describe, read
-from supervisor.errors import ConfigError, Mistake, SupervisorError
+from supervisor.errors import ConfigError, Mistake, SetUpError
 from trainers.protocol.ids import PipelineId
 
 LIMIT: Final = 256 * 1024
 """Bytes of a configuration file."""
 _MOST: Final = 100
-"""Mistakes that are told of one file."""
+"""Mistakes that are shown of one file."""
 
-Inventory = Callable[[Host], Sequence[GpuFact]]
-"""The GPUs that `[host]` names, in its order. Raises SupervisorError when one is not there."""
+Inventory = Callable[[HostTable], Sequence[GpuFact]]
+"""An inventory looks up the GPUs that `[host]` names, in its order. Raises SetUpError when one is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def load(path: str | Path, inventory: Inventory | None = None) -> Loaded:
     host = None if unread & _GPU_KEYS else draft.host
     gpus, later = _gpus(host, inventory)
     draft = rules.Draft(draft.host, draft.pipelines, len(gpus) if gpus else rules.gpu_count(host))
-    later += rules.findings(draft)
+    later += rules.findings(draft, registry.findings)
     name = base.parent.name if record else _stem(file)
     later += premises.findings(draft, base, name, ask=inventory is not None)
     found += [finding for finding in later if not _consequence(finding, unread)]
@@ -70,15 +74,15 @@ def load(path: str | Path, inventory: Inventory | None = None) -> Loaded:
 RESOLVED: Final = "config.resolved.json"
 
 
-def _gpus(host: Host | None, inventory: Inventory | None) -> tuple[tuple[GpuFact, ...], list[Finding]]:
-    """The GPUs of the host, where they can be looked up, or what is wrong with them."""
+def _gpus(host: HostTable | None, inventory: Inventory | None) -> tuple[tuple[GpuFact, ...], list[Finding]]:
+    """Returns the GPUs of the host, where they can be looked up, and what is wrong with them."""
     if inventory is None or host is None or (host.gpus is None) == (host.virtual is None):
         return (), []
     try:
         return tuple(inventory(host)), []
-    except SupervisorError as error:
-        problem, _, remedy = str(error).partition(". ")
-        return (), [Finding("host.gpus", host.gpus, problem, f"{remedy}." if remedy else "`nvidia-smi -L` lists the GPUs of this machine.")]
+    except SetUpError as error:
+        remedy = f"{error.remedy}." if error.remedy else "`nvidia-smi -L` lists the GPUs of this machine."
+        return (), [Finding("host.gpus", host.gpus, error.problem, remedy)]
 
 
 _GPU_KEYS: Final = {"host", "host.gpus", "host.virtual"}
@@ -92,7 +96,7 @@ def _folder(file: Path) -> Path:
 
 
 def _stem(file: Path) -> str:
-    """The name of the runs of this file, safe as a folder's name."""
+    """Returns the name of the runs of this file, safe as a folder's name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", file.stem).strip(".-")[:64] or "run"
 
 
@@ -126,13 +130,15 @@ def _parse(source: bytes, file: str) -> tuple[str, dict[str, Any]]:
         raise _broken(file, f"is not UTF-8 (byte {error.start})", "Save it as UTF-8.", line) from error
     except RecursionError as error:
         raise _broken(file, "is nested too deeply", "This is no configuration of ours.") from error
-    except ValueError as error:  # TOMLDecodeError is one; a number of 5,000 digits gives the plain one
+    except (
+        ValueError
+    ) as error:  # TOMLDecodeError, which has no field for the line before Python 3.14; a number of 5,000 digits gives the plain one
         at = re.search(r"\(at line (\d+), column \d+\)", str(error))
         raise _broken(file, f"is not TOML: {error}", "Correct the syntax (https://toml.io).", int(at[1]) if at else None) from error
 
 
 def _parse_json(source: bytes, file: str) -> tuple[str, dict[str, Any]]:
-    """Our own record; what is null there was not given."""
+    """Reads our own record; what is null there was not given."""
     try:
         table = msgspec.json.decode(source, type=dict[str, Any])
         return "", {key: _given(value) for key, value in table.items() if value is not None}
@@ -151,33 +157,38 @@ def _broken(file: str | Path, problem: str, remedy: str, line: int | None = None
 
 
 def _draft(table: dict[str, Any], found: list[Finding]) -> tuple[Config | None, rules.Draft]:
-    """Everything that has the right shape; what has not is appended to `found`."""
-    whole = read(describe(Config), table, "", found.append)
+    """Returns everything that has the right shape; what has not is appended to `found`."""
+    config = read(_described(Config), table, "", found.append)
     quiet: list[Finding] = []
-    host = read(describe(Host), table.get("host", {}), "host", quiet.append)
+    host = read(describe(HostTable), table.get("host", {}), "host", quiet.append)
     entries = table.get("pipeline")
     entries = entries if isinstance(entries, list) else []
     pipelines = tuple(_draft_pipeline(entry, f"pipeline[{i}]") for i, entry in enumerate(entries[:_MOST]) if isinstance(entry, dict))
     if table.get("pipeline") == []:
         found.append(Finding("pipeline", [], "is empty", "Write at least one [[pipeline]] table."))
-    return None if whole is BAD else whole, rules.Draft(None if host is BAD else host, pipelines)
+    return None if config is BAD else config, rules.Draft(None if host is BAD else host, pipelines)
 
 
 def _draft_pipeline(entry: dict[str, Any], path: str) -> rules.DraftPipeline:
     quiet: list[Finding] = []
-    kinds = (("engine", Engine), ("trainer", Trainer), ("gateway", Gateway))
-    given = {key: entry.get(key, {} if kind is Gateway else None) for key, kind in kinds}
-    parts = [read(describe(kind), given[key], f"{path}.{key}", quiet.append) for key, kind in kinds]
+    kinds = (("engine", EngineTable), ("trainer", TrainerTable), ("gateway", GatewayTable))
+    given = {key: entry.get(key, {} if kind is GatewayTable else None) for key, kind in kinds}
+    parts = [read(_described(kind), given[key], f"{path}.{key}", quiet.append) for key, kind in kinds]
     name = read(_NAME, entry.get("name"), f"{path}.name", quiet.append)
     engine, trainer, gateway = (None if part is BAD else part for part in parts)
     return rules.DraftPipeline(path, None if name is BAD else PipelineId(name), engine, trainer, gateway)
 
 
-_NAME: Final = next(field.type for field in describe(Pipeline).fields if field.name == "name")
+def _described(table: type[msgspec.Struct]) -> StructType:
+    """Describes a table, with the kinds of engines that there are."""
+    return describe(table, {EngineTable: {"kind": registry.KINDS}})
+
+
+_NAME: Final = next(field.type for field in describe(PipelineTable).fields if field.name == "name")
 
 
 def _consequence(finding: Finding, unread: set[str]) -> bool:
-    """Whether it was concluded from a default that stands for something unreadable."""
+    """Returns whether the finding was concluded from a default that stands for something unreadable."""
     return any(other == key or other.startswith(f"{key}[") for key in (finding.key, *finding.also) for other in unread)
 
 
@@ -190,11 +201,11 @@ def _place(key: str, names: Mapping[str, str]) -> str:
 def _mistakes(found: Sequence[Finding], file: str, where: dict[str, int], draft: rules.Draft) -> list[Mistake]:
     names = {pipeline.path: pipeline.name for pipeline in draft.pipelines if pipeline.name is not None}
 
-    def told(finding: Finding) -> Mistake:
+    def as_mistake(finding: Finding) -> Mistake:
         value = "" if finding.value == "" else shown(finding.value)
         return Mistake(file, finding.key, value, finding.problem, finding.remedy, line_of(finding.key, where), _place(finding.key, names))
 
-    mistakes = sorted(map(told, found[:_MOST]), key=lambda mistake: mistake.line or 0)
+    mistakes = sorted(map(as_mistake, found[:_MOST]), key=lambda mistake: mistake.line or 0)
     if len(found) > _MOST:
         mistakes.append(Mistake(file, "", "", f"has {len(found) - _MOST} more mistakes", "Correct these first."))
     return mistakes

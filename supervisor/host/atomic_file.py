@@ -1,12 +1,15 @@
-"""A file as a whole or not at all: what was there stays until the new one is complete."""
+"""Files that are replaced in one step: what was there stays until the new content is complete."""
 
 import contextlib
 import os
 from pathlib import Path
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Raises OSError, and leaves nothing half written then: it would take room from others."""
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace the content of `path`.
+
+    Raises OSError, and then leaves nothing half written, which would take room from others.
+    """
     new = path.with_name(f".{path.name}.new")
     try:
         new.write_bytes(data)

@@ -1,4 +1,4 @@
-"""The supervisor's end of a child's socket pair: frames in, frames out, and nothing that the peer does can block or grow us.
+"""A channel is the supervisor's end of a child's socket pair: frames in, frames out, and nothing that the peer does can block or grow us.
 
 A peer fails alone and once: by end of file, by a frame that is none, by a frame that begins and does not end, by not reading.
 """
@@ -28,12 +28,11 @@ class FailureKind(Enum):
     MALFORMED = "sent something that is not a frame"
     TRUNCATED = "began a frame and did not end it"
     NOT_READING = "does not read"
-    REJECTED = "sent what cannot be handled"
 
 
 @dataclass(frozen=True)
-class PeerFailed:
-    """Why a channel is over."""
+class ChannelFailure:
+    """Why a channel has ended."""
 
     kind: FailureKind
     detail: str = ""
@@ -43,9 +42,9 @@ class PeerFailed:
 
 
 class Channel(Generic[Message]):
-    """One socket pair. `run` it as a task; it ends when the peer has failed (told to `on_failure`, once) or after `close`.
+    """Carries messages over one socket pair. Start `run` as a task: it ends when the peer has failed (`on_failure` is called once) or after `close`.
 
-    `union` is the tagged union of what the peer may say. `on_message` is called in order, in the loop, and must not block;
+    `union` is the tagged union of what the peer may send. `on_message` is called in order, in the loop, and must not block;
     what it raises is a bug of ours and is not caught.
     """
 
@@ -54,7 +53,7 @@ class Channel(Generic[Message]):
         sock: socket.socket,
         union: Any,
         on_message: Callable[[Message], None],
-        on_failure: Callable[[PeerFailed], None],
+        on_failure: Callable[[ChannelFailure], None],
         *,
         partial_s: float = PARTIAL_SECONDS,
         stalled_s: float = STALLED_SECONDS,
@@ -67,17 +66,17 @@ class Channel(Generic[Message]):
         self._partial_s, self._stalled_s, self._outbox_limit = partial_s, stalled_s, outbox_bytes
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
-        self._asked = False  # the peer has spoken since something was written at once
+        self._reply_at_once = False  # the peer has sent something since we last wrote at once
         self._outbox_changed = anyio.Event()
-        self._over = anyio.Event()
-        self.failure: PeerFailed | None = None
+        self._ended = anyio.Event()
+        self.failure: ChannelFailure | None = None
 
     @property
     def open(self) -> bool:
-        return not self._over.is_set()
+        return not self._ended.is_set()
 
     def send(self, message: msgspec.Struct) -> bool:
-        """Queue one message; never waits. False when the channel is over, or has just failed because the queue is full.
+        """Queue one message without waiting. Return False when the channel has ended, or has just failed because the queue is full.
 
         Raises FrameError for a message over the limit: our bug, not the peer's.
         """
@@ -87,8 +86,8 @@ class Channel(Generic[Message]):
         if self._outbox_bytes + len(frame) > self._outbox_limit:
             self._fail(FailureKind.NOT_READING, f"{self._outbox_bytes} bytes wait for it")
             return False
-        if self._asked and not self._outbox_bytes:  # an answer goes at once, and no task has to be woken; a burst is gathered
-            self._asked = False
+        if self._reply_at_once and not self._outbox_bytes:  # an answer goes at once, and no task has to be woken; a burst is gathered
+            self._reply_at_once = False
             frame = frame[self._send_some(frame) :]
         if frame:
             self._outbox.append(frame)
@@ -97,7 +96,7 @@ class Channel(Generic[Message]):
         return self.open
 
     def _send_some(self, frame: bytes) -> int:
-        """How much of it the kernel took."""
+        """Return how many bytes of it the kernel took."""
         try:
             return self._sock.send(frame)
         except BlockingIOError:
@@ -108,29 +107,19 @@ class Channel(Generic[Message]):
 
     def close(self) -> None:
         """End without a failure; what was not written yet is dropped."""
-        self._over.set()
-
-    async def flush(self, seconds: float) -> bool:
-        """Wait until the queue is written; False when it was not in time or the channel is over."""
-        with anyio.move_on_after(seconds):
-            while self._outbox_bytes and self.open:
-                written = self._written = anyio.Event()
-                await written.wait()
-        return not self._outbox_bytes
-
-    _written: anyio.Event | None = None
+        self._ended.set()
 
     async def run(self) -> None:
+        """Read and write until the channel ends, then close the socket."""
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read)
                 tasks.start_soon(self._write)
-                await self._over.wait()
+                await self._ended.wait()
                 tasks.cancel_scope.cancel()
         finally:
-            self._over.set()
+            self._ended.set()
             self._sock.close()
-            self._tell_written()
 
     async def _read(self) -> None:
         began: float | None = None
@@ -151,15 +140,15 @@ class Channel(Generic[Message]):
             if not data:
                 self._fail(FailureKind.TRUNCATED if self._frames.partial else FailureKind.CLOSED)
                 return
-            heard = self._take(data)
+            complete = self._take(data)
             if not self._frames.partial:
                 began = None
-            elif heard or began is None:
+            elif complete or began is None:
                 began = anyio.current_time()
 
     def _take(self, data: bytes) -> bool:
-        """Whether a message became whole."""
-        heard = False
+        """Hand on every message that is complete with this data; return whether one was."""
+        complete = False
         messages = self._frames.feed(data)
         while self.open:
             try:
@@ -169,9 +158,9 @@ class Channel(Generic[Message]):
                 break
             if message is None:
                 break
-            heard = self._asked = True
+            complete = self._reply_at_once = True
             self._on_message(message)
-        return heard
+        return complete
 
     async def _write(self) -> None:
         while self.open:
@@ -195,10 +184,9 @@ class Channel(Generic[Message]):
                     return
                 rest = rest[sent:]
                 self._outbox_bytes -= sent
-            self._tell_written()
 
     def _gather(self) -> bytes:
-        """Waiting frames up to a chunk in one piece: the kernel charges a small write nearly a KiB of the peer's buffer."""
+        """Join waiting frames up to a chunk: the kernel charges a small write nearly a KiB of the peer's buffer."""
         frames = [self._outbox.popleft()]
         size = len(frames[0])
         while self._outbox and size + len(self._outbox[0]) <= CHUNK:
@@ -206,16 +194,8 @@ class Channel(Generic[Message]):
             size += len(frames[-1])
         return b"".join(frames)
 
-    def _tell_written(self) -> None:
-        if self._written is not None:
-            self._written.set()
-
-    def reject(self, detail: str) -> None:
-        """Called by the owner for a message that decodes and still cannot be: the peer fails, nobody else does."""
-        self._fail(FailureKind.REJECTED, detail)
-
     def _fail(self, kind: FailureKind, detail: str = "") -> None:
         if self.open:
-            self.failure = PeerFailed(kind, detail)
-            self._over.set()
+            self.failure = ChannelFailure(kind, detail)
+            self._ended.set()
             self._on_failure(self.failure)

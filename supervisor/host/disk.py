@@ -1,4 +1,4 @@
-"""A full disk, named: what fails because of it seldom says so, as its own last words do not fit either."""
+"""This module names a full disk: what fails because of it seldom says so, as its own log line does not fit either."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ _TRIAL: Final = ".room"
 
 
 def full(directory: Path) -> str:
-    """Empty, or why nothing more can be written there: found by writing a little, as a quota shows nowhere else."""
+    """Return why nothing more can be written there, or "". It is found by writing a little, as a quota shows nowhere else."""
     trial = directory / _TRIAL
     try:
         descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -20,15 +20,15 @@ def full(directory: Path) -> str:
         finally:
             os.close(descriptor)
     except OSError as error:
-        return told(error, directory)
+        return reason(error, directory)
     finally:
         with contextlib.suppress(OSError):
             trial.unlink()
     return ""
 
 
-def told(error: OSError, directory: Path) -> str:
-    """The sentence for an error of writing below `directory`; empty when it is about something else than room."""
+def reason(error: OSError, directory: Path) -> str:
+    """Return the sentence for an error of writing below `directory`, or "" when it is about something else than room."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return ""
     if error.errno == errno.EDQUOT:

@@ -1,7 +1,7 @@
-"""Ports for groups: contiguous windows from a range below the ephemeral one, so that no outgoing connection can take them first.
+"""This module reserves ports for groups: contiguous windows from a range below the ephemeral one, so that no outgoing connection can take them first.
 
-A window belongs to one incarnation of one group until that is gone. Every port of it is also marked in the kernel (an abstract socket
-named after it, which vanishes with us), so that two supervisors on a box never choose the same.
+A window belongs to one incarnation of one group until that has ended. Every port of it is also marked in the kernel (an abstract socket
+named after it, which vanishes with us), so that two supervisors on a box never choose the same one.
 """
 
 import itertools
@@ -9,29 +9,30 @@ import os
 import socket
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
-from supervisor.config.machine.port_windows import outside
+from supervisor.errors import SetUpError
 
 WINDOW: Final = 16
-"""Ports reserved at a time: an engine needs its own, a rendezvous, and a handful of internal ones."""
+"""Ports that a group reserves which asks for no other number: the ranks of a trainer share so many."""
 _LISTENING: Final = "0A"
 _PORT_MARK: Final = "trainshed-port-"
 _RUN_MARK: Final = "trainshed-run-"
-"""Then the pid of the supervisor, and its run."""
+"""The prefix is followed by the pid of the supervisor and by its run."""
 
 
-class PortsUnusable(Exception):
-    """The operator's `[host] ports` cannot be used. Says key, value and remedy."""
+class PortsUnusable(SetUpError):
+    """The operator's `[host] ports` or `metrics_port` cannot be used. It has key, value and remedy."""
 
 
 class NoPortFree(Exception):
-    """No window is free now. Names who holds the ports."""
+    """No window is free now. The message names who holds the ports."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """`count` ports from `first` on. Unused ones may be given to anything of the group."""
+    """A window is `count` ports from `first` on. Unused ones may be given to anything of the group."""
 
     first: int
     count: int
@@ -51,53 +52,55 @@ class _Reserved:
 
 @dataclass(frozen=True)
 class Listeners:
-    """Who listens on a port: the pids that we can see, and whether there are others."""
+    """Who listens on a port: the pids that we can see, and whether there are others that we cannot (`unseen`)."""
 
     pids: frozenset[int]
     unseen: bool
 
 
-def _nobody_asks(port: int, who: str) -> None:
-    """Where nobody wants to know."""
+def _not_reported(port: int, holder: str) -> None:
+    """Does nothing: the default of `passed_over`."""
 
 
 class Ports:
-    """Windows out of `first..last` (both included). Raises PortsUnusable."""
+    """Hands out windows of the ports `first` to `last` (both included)."""
 
-    def __init__(self, first: int, last: int, run: str = "", passed_over: Callable[[int, str], None] = _nobody_asks) -> None:
-        """`run` is what other supervisors call us by; `passed_over` is told once of a port that somebody has, and who."""
-        where = f"host.ports = [{first}, {last}]"
+    def __init__(self, first: int, last: int, run: str = "", passed_over: Callable[[int, str], None] = _not_reported) -> None:
+        """`run` is what other supervisors call us by. `passed_over` is called once for each port that somebody has, with its holder.
+
+        Raises PortsUnusable.
+        """
         if not 1024 <= first < last <= 65535:
-            raise PortsUnusable(f"{where}: two ports from 1024 to 65535 are wanted, the lower one first")
-        low, high = ephemeral_range()
-        if first <= high and last >= low and outside(low, high) is not None:
-            raise PortsUnusable(
-                f"{where}: overlaps the kernel's ephemeral ports {low}..{high}, from which any connection may take one; stay outside"
-            )
+            raise PortsUnusable("two ports from 1024 to 65535 are wanted, the lower one first", key="host.ports", value=[first, last])
+        ephemeral = ephemeral_range()
+        if ephemeral is not None and first <= ephemeral[1] and last >= ephemeral[0] and outside(*ephemeral) is not None:
+            low, high = ephemeral
+            problem = f"overlaps the kernel's ephemeral ports {low}..{high}, from which any connection may take one; stay outside"
+            raise PortsUnusable(problem, key="host.ports", value=[first, last])
         self._first, self._last = first, last
         self._next = first
         self._reserved: dict[Hashable, _Reserved] = {}
         self._passed_over = passed_over
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
         self._run_mark = _mark(f"{_RUN_MARK}{os.getpid()}-{run}")
 
     def reserve(self, owner: Hashable, count: int = WINDOW) -> Window:
-        """A window whose ports can all be bound now. Windows are taken in turn, so that a port is not used again soon.
+        """Reserve a window whose ports can all be bound now. Windows are taken in turn, so that a port is not used again soon.
 
-        Raises NoPortFree; an owner that has a window already is a bug.
+        Raises NoPortFree. An owner that has a window already is a bug.
         """
-        assert owner not in self._reserved, f"{owner} has ports already; they are released when it is gone"
+        assert owner not in self._reserved, f"{owner} has ports already; they are released when it has ended"
         size = self._last - self._first + 1
         taken: int | None = None
         elsewhere: int | None = None
-        turns = (self._first + (self._next - self._first + attempt * count) % size for attempt in range(size // count))
-        for first in itertools.chain(turns, range(self._first, self._last + 2 - count)):  # at last anywhere: what is left may lie askew
+        in_turn = (self._first + (self._next - self._first + attempt * count) % size for attempt in range(size // count))
+        for first in itertools.chain(in_turn, range(self._first, self._last + 2 - count)):  # at last anywhere: free windows may lie askew
             if first + count - 1 > self._last:
                 continue
             window = Window(first, count)
-            marks = _mark_all(window)
-            if isinstance(marks, int):
-                elsewhere = marks if not self._ours(marks) else elsewhere
+            marks, marked = _mark_all(window)
+            if marked is not None:
+                elsewhere = marked if not self._ours(marked) else elsewhere
                 continue
             blocked = next((port for port in window if not can_bind(port)), None)
             if blocked is None:
@@ -105,9 +108,8 @@ class Ports:
                 self._reserved[owner] = _Reserved(window, marks)
                 return window
             taken = blocked
-            self._tell(blocked)
-            for mark in marks:
-                mark.close()
+            self._report(blocked)
+            _close(marks)
         why = f"; port {taken} is held by {holder(taken)}" if taken is not None else ""
         why += f"; port {elsewhere} is reserved by another supervisor, {reserver(elsewhere)}" if elsewhere is not None else ""
         why = why or f"; {len(self._reserved)} groups of this run have them"
@@ -116,19 +118,18 @@ class Ports:
     def _ours(self, port: int) -> bool:
         return any(port in reserved.window for reserved in self._reserved.values())
 
-    def _tell(self, port: int) -> None:
-        if port not in self._told:
-            self._told.add(port)
+    def _report(self, port: int) -> None:
+        if port not in self._reported:
+            self._reported.add(port)
             self._passed_over(port, holder(port))
 
     def release(self, owner: Hashable) -> None:
-        """Give the window of an owner that is gone back; nothing happens when it has none."""
+        """Take back the window of an owner that has ended; nothing happens when it has none."""
         if reserved := self._reserved.pop(owner, None):
-            for mark in reserved.marks:
-                mark.close()
+            _close(reserved.marks)
 
     def blocked(self, owner: Hashable) -> tuple[int, ...]:
-        """Of a group that has ended: its ports that cannot be bound again."""
+        """Return the ports of an owner's window that cannot be bound: something of a group that has ended may still hold them."""
         reserved = self._reserved.get(owner)
         return () if reserved is None else tuple(port for port in reserved.window if not can_bind(port))
 
@@ -139,21 +140,25 @@ class Ports:
             self.release(owner)
 
 
-def _mark_all(window: Window) -> list[socket.socket] | int:
-    """The marks, or the first port that is marked already: by another supervisor, or by ourselves."""
+def _mark_all(window: Window) -> tuple[list[socket.socket], int | None]:
+    """Mark every port of a window. Return the marks, or none of them and the first port that somebody (or we ourselves) had marked."""
     marks: list[socket.socket] = []
     for port in window:
         mark = _mark(f"{_PORT_MARK}{port}")
         if mark is None:
-            for other in marks:
-                other.close()
-            return port
+            _close(marks)
+            return [], port
         marks.append(mark)
-    return marks
+    return marks, None
+
+
+def _close(marks: list[socket.socket]) -> None:
+    for mark in marks:
+        mark.close()
 
 
 def _mark(name: str) -> socket.socket | None:
-    """None when somebody has it."""
+    """Take an abstract socket's name; None when somebody has it."""
     mark = socket.socket(socket.AF_UNIX)
     try:
         mark.bind(f"\0{name}")
@@ -163,15 +168,30 @@ def _mark(name: str) -> socket.socket | None:
     return mark
 
 
-def can_bind(port: int) -> bool:
-    """Whether nobody listens on this port on any IPv4 address. Connections that linger after their end do not count."""
+def can_bind(port: int, address: str = "0.0.0.0") -> bool:
+    """Return whether nobody listens on this port at this IPv4 address (by default at any). Connections that linger do not count."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("0.0.0.0", port))  # for a moment, never listening
+            probe.bind((address, port))  # for a moment, never listening
         except OSError:
             return False
     return True
+
+
+def free_ports(low: int, high: int) -> Iterator[int]:
+    """Yields the ports from `low` to `high` that can be bound now and that no supervisor has reserved."""
+    reserved = reserved_ports()
+    return (port for port in range(low, high + 1) if port not in reserved and can_bind(port))
+
+
+def reserved_ports() -> frozenset[int]:
+    """Returns the ports that supervisors on this machine, we included, have marked as theirs; none where the kernel does not say."""
+    try:
+        names = [name.removeprefix(_PORT_MARK) for name in _marks() if name.startswith(_PORT_MARK)]
+    except OSError:
+        return frozenset()
+    return frozenset(int(name) for name in names if name.isdigit())
 
 
 def metrics_listener(port: int) -> socket.socket:
@@ -183,26 +203,40 @@ def metrics_listener(port: int) -> socket.socket:
         listener.listen(16)
     except OSError as error:
         listener.close()
-        raise PortsUnusable(f"host.metrics_port = {port}: {error.strerror} (held by {holder(port)}); name a free port") from error
+        problem = f"{error.strerror} (held by {holder(port)}); name a free port"
+        raise PortsUnusable(problem, key="host.metrics_port", value=port) from error
     return listener
 
 
-def ephemeral_range() -> tuple[int, int]:
-    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
-        low, high = file.read().split()
-    return int(low), int(high)
+def ephemeral_range() -> tuple[int, int] | None:
+    """Returns the first and the last port that the kernel gives to outgoing connections; None where it cannot be read."""
+    try:
+        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()
+        return int(low), int(high)
+    except (OSError, ValueError):
+        return None
+
+
+def outside(low: int, high: int) -> tuple[int, int] | None:
+    """Returns the widest window beside the kernel's range of ephemeral ports `low..high`.
+
+    None where that range has nearly all ports: then our window lies within it, and a port found taken is passed over.
+    """
+    below, above = (max(1024, low - 10000), low - 1), (high + 1, min(65535, high + 10000))
+    first, last = max(below, above, key=lambda window: window[1] - window[0])
+    return (first, last) if last - first >= 1000 else None
 
 
 def holder(port: int) -> str:
-    """Who listens on a port, for people: `pid 12 (python)`, or "a process that we may not look into"."""
+    """Say who listens on a port, for people: `pid 12 (python)`, or "a process that we may not look into"."""
     found = listeners(port)
     if found.pids:
-        return _called(min(found.pids))
+        return _pid_and_name(min(found.pids))
     return "a process that we may not look into" if found.unseen else "nobody who listens any more"
 
 
 def listeners(port: int) -> Listeners:
-    """One pass over the descriptors of every process that we may look into."""
+    """Find who listens on a port, in one pass over the descriptors of every process that we may look into."""
     wanted = _listening(port)
     pids: set[int] = set()
     seen: set[str] = set()
@@ -214,7 +248,7 @@ def listeners(port: int) -> Listeners:
 
 
 def reserver(port: int) -> str:
-    """Which supervisor has marked a port, for people: its pid, and its run."""
+    """Say which supervisor has marked a port, for people: its pid and its run."""
     marks = _marks()
     socket_ = marks.get(f"{_PORT_MARK}{port}")
     pid = next((pid for pid, links in _descriptors() if socket_ in links), None) if socket_ is not None else None
@@ -224,7 +258,7 @@ def reserver(port: int) -> str:
     return f"pid {pid}" + (f", run {run}" if run else "")
 
 
-def _called(pid: int) -> str:
+def _pid_and_name(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             return f"pid {pid} ({file.read().strip()})"
@@ -233,7 +267,7 @@ def _called(pid: int) -> str:
 
 
 def _descriptors() -> Iterator[tuple[int, set[str]]]:
-    """What the descriptors of each process lead to, where we may look."""
+    """Yield each process that we may look into, with what its descriptors lead to."""
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
@@ -250,7 +284,7 @@ def _link(path: str) -> str:
 
 
 def _marks() -> dict[str, str]:
-    """Abstract sockets of ours and of other supervisors, by name: what a descriptor of it leads to."""
+    """Return the marks of all supervisors by name, each with what a descriptor of it leads to."""
     with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as file:
         rows = [line.rstrip("\n").split(maxsplit=7) for line in file.readlines()[1:]]
     return {row[7][1:]: f"socket:[{row[6]}]" for row in rows if len(row) == 8 and row[7].startswith(("@" + _PORT_MARK, "@" + _RUN_MARK))}

@@ -1,4 +1,4 @@
-"""The operator's line to a running supervisor: a unix socket in the attempt's directory, one request and one answer a connection.
+"""The control socket is the operator's line to a running supervisor: one request and one answer a connection, in the attempt's directory.
 
 Only the same user (or root) may speak: the directory is 0700, the socket 0600, and the peer's uid is asked of the kernel.
 Sockets are addressed through a descriptor of their directory, because a socket's path may have 107 bytes only.
@@ -18,7 +18,8 @@ import anyio.abc
 import msgspec
 
 from supervisor.errors import SetUpError, SupervisorError, UsageError
-from supervisor.observe.status import Snapshot
+from supervisor.observe.status import Status
+from trainers.protocol import ids
 from trainers.protocol.framing import FrameError, FrameReader, encode
 from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
@@ -31,7 +32,7 @@ Verb = Literal["stop", "restart", "drain", "pause", "resume", "reset"]
 
 
 class WholePipeline(msgspec.Struct, frozen=True, order=True, tag="pipeline", tag_field="group"):
-    """Every group of a pipeline."""
+    """This target is every group of a pipeline."""
 
     pipeline: PipelineId
 
@@ -42,12 +43,20 @@ class WholePipeline(msgspec.Struct, frozen=True, order=True, tag="pipeline", tag
 Target = WholePipeline | EngineId | TrainerId | GatewayId
 
 
+def parse_target(text: str) -> Target:
+    """Parse what an operator writes: `p1`, `p1/engine/0`, `p1/trainer` or `p1/gateway`. Raises UsageError."""
+    found = ids.parse(text)
+    if found is None:
+        raise UsageError(f"{text!r} names nothing to act on; write p1, p1/engine/0, p1/trainer or p1/gateway.")
+    return WholePipeline(found) if isinstance(found, str) else found
+
+
 class _Message(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
     pass
 
 
 class StatusRequest(_Message, frozen=True, tag="status"):
-    """Answered by `StatusReply`."""
+    """Ask how the run stands. Answered by `StatusReply`."""
 
 
 class StopRequest(_Message, frozen=True, tag="stop"):
@@ -64,11 +73,11 @@ class ActRequest(_Message, frozen=True, tag="act"):
 
 
 class StatusReply(_Message, frozen=True, tag="status_reply"):
-    snapshot: Snapshot
+    snapshot: Status
 
 
 class Done(_Message, frozen=True, tag="done"):
-    """What it will do, for people: a line for each group that it concerns."""
+    """It will be done; `text` says what, for people: a line for each group that it concerns."""
 
     text: str = ""
 
@@ -90,7 +99,7 @@ class NotRunning(UsageError):
 
 @contextlib.contextmanager
 def _short(path: Path) -> Iterator[str]:
-    """The same socket under a path that is short whatever the directory's is."""
+    """Yield the same socket under a path that is short whatever the directory's is."""
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{directory}/{path.name}"
@@ -104,7 +113,7 @@ def _peer_uid(connection: socket.socket) -> int:
 
 
 def listen(path: Path) -> socket.socket:
-    """The listening socket; a dead predecessor's is replaced (the attempt's lock is ours). Raises SetUpError."""
+    """Return the listening socket; a dead predecessor's is replaced (the attempt's lock is ours). Raises SetUpError."""
     try:
         folder = os.lstat(path.parent)
         if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.geteuid():
@@ -129,7 +138,7 @@ def listen(path: Path) -> socket.socket:
 
 
 async def serve(path: Path, handler: Handler, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-    """Answers requests until cancelled; then the socket is removed. Start it with `await tasks.start(serve, path, handler)`.
+    """Answer requests until cancelled, then remove the socket. Start it with `await tasks.start(serve, path, handler)`.
 
     A client that speaks nonsense, is another user or never ends its sentence is dropped, and harms nobody. Raises SetUpError.
     """
@@ -186,7 +195,7 @@ async def _receive(connection: socket.socket) -> Request | None:
 
 
 def ask(path: Path, request: Request, timeout_s: float = DEADLINE_S) -> Reply:
-    """One request to the supervisor that listens at `path`, and its answer. Raises NotRunning or UsageError."""
+    """Send one request to the supervisor that listens at `path`, and return its answer. Raises NotRunning or UsageError."""
     try:
         with _short(path) as short, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
             found = os.lstat(short)

@@ -1,4 +1,4 @@
-"""One log record as one readable line, for the console and for `logs -f`."""
+"""This module writes one log record as one readable line, for the console and for `logs -f`."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -22,7 +22,7 @@ def paint(text: str, code: str, colour: bool) -> str:
 
 
 def source_of(record: Mapping[str, Any]) -> str:
-    """What a record is about: `p1/engine/0`, `p1/trainer`, `p1`, or nothing."""
+    """Return what a record is about: `p1/engine/0`, `p1/trainer`, `p1`, or nothing."""
     pipeline, engine, group = record.get("pipeline"), record.get("engine"), record.get("group")
     if pipeline is None:
         return ""
@@ -31,7 +31,7 @@ def source_of(record: Mapping[str, Any]) -> str:
 
 
 def readable(record: Mapping[str, Any], colour: bool, *, cut: bool = False, dated: bool = False) -> str:
-    """`12:03:04.123 info    p1/engine/0 ready incarnation=2 port=20001`, always one line; `dated` puts the day before the time.
+    """Return `12:03:04.123 info    p1/engine/0 ready incarnation=2 port=20001`, always one line; `dated` puts the day before the time.
 
     `cut` shortens long values, for somebody who watches a terminal; a file, a pipe and `logs` get all of them.
     """
@@ -61,5 +61,5 @@ def _value(value: Any, cut: bool) -> str:
 
 
 def colour_of(source: str) -> str:
-    """Always the same colour for the same source."""
+    """Return always the same colour for the same source."""
     return COLOURS[sum(source.encode()) % len(COLOURS)]

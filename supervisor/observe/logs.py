@@ -1,11 +1,10 @@
-"""The supervisor's own log: structlog records as JSON lines in `<attempt>/supervisor.jsonl`, and readable lines on the console.
+"""The supervisor's own log: structlog records go as JSON lines to `<attempt>/supervisor.jsonl`, and as readable lines to the console.
 
-Nothing here can stop the run: a full disk, a closed terminal or a slow pipe loses lines, and the loss is counted and told.
+Nothing here can stop the run: a full disk, a closed terminal or a slow pipe loses lines, and the loss is counted and reported.
 The console has a thread of its own, because a terminal may block for as long as somebody holds Ctrl-S.
 """
 
 import contextlib
-import logging
 import os
 import queue
 import sys
@@ -31,13 +30,13 @@ _SHORTEST_SECRET: Final = 6
 
 
 class Secrets:
-    """Values that must not be seen in a log. Replaced wherever they occur in a string, a key included."""
+    """These values must not be seen in a log. They are replaced wherever they occur in a string, a key included."""
 
     def __init__(self) -> None:
         self._values: set[str] = set()
 
     def register(self, value: str) -> None:
-        """Short values (under 6 characters) are not registered: they would blot out ordinary text."""
+        """Hide this value from now on. Values under 6 characters are not registered: they would blot out ordinary text."""
         if len(value) >= _SHORTEST_SECRET:
             self._values.add(value)
 
@@ -54,7 +53,7 @@ class Secrets:
 
 
 class LogFile:
-    """Appends whole lines to one file. `lost` counts lines that the disk did not take."""
+    """A log file appends complete lines. `lost` counts lines that the disk did not take."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -62,7 +61,7 @@ class LogFile:
         self.lost = 0
 
     def write(self, line: bytes) -> bool:
-        """Whether it was taken. After a line that went only half on to a full disk, the next one begins afresh."""
+        """Write a line; return whether the disk took it. After a line that a full disk took only in part, the next one begins afresh."""
         data = (b"\n" if self._torn else b"") + line + b"\n"
         try:
             written = os.write(self._descriptor, data)
@@ -82,7 +81,7 @@ class LogFile:
 
 
 class ConsoleWriter:
-    """Writes lines to a stream from a thread of its own. `lost` counts the lines that a stuck or closed stream did not take."""
+    """This writer writes lines to a stream from a thread of its own. `lost` counts the lines that a stuck or closed stream did not take."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -98,7 +97,7 @@ class ConsoleWriter:
             self.lost += 1
 
     def close(self, timeout_s: float) -> None:
-        """Waits for what is queued, at most `timeout_s`."""
+        """Wait for what is queued, at most `timeout_s`."""
         try:
             self._lines.put(None, timeout=timeout_s)
         except queue.Full:
@@ -118,7 +117,7 @@ class ConsoleWriter:
 
 
 class Logs:
-    """Where the records go. `log` is the root logger; `log.bind(pipeline=…, engine=…)` gives one for a part."""
+    """Logs are where the records go. `log` is the root logger; `log.bind(pipeline=…, engine=…)` gives one for a part."""
 
     def __init__(
         self, path: Path | None, *, run: str, level: str = "info", console: Console = "readable", stream: TextIO | None = None
@@ -130,7 +129,7 @@ class Logs:
         self._mode = console
         self._terminal = stream.isatty()
         self._colour = console == "readable" and self._terminal and not os.environ.get("NO_COLOR")
-        self._told = 0
+        self._reported_lost = 0
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
             object(),  # never called: the last processor has written the record
             processors=[structlog.processors.add_log_level, self._stamp, self._failure, self._clean, self._emit],
@@ -141,11 +140,11 @@ class Logs:
 
     @property
     def lost(self) -> int:
-        """Lines that went nowhere, file and console together."""
+        """Return how many lines went nowhere, file and console together."""
         return (self._file.lost if self._file else 0) + (self._console.lost if self._console else 0)
 
     def say(self, line: str) -> None:
-        """A line for the person at the console only (progress, a hint); nothing with `--json`."""
+        """Show a line to the person at the console only (progress, a hint); nothing with `--json`."""
         if self._console is not None and self._mode == "readable":
             self._console.write(self.secrets.hide(one_line(line)))
 
@@ -169,7 +168,7 @@ class Logs:
 
     @staticmethod
     def _failure(_logger: Any, _method: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """`exc_info` as the text of its traceback."""
+        """Replace `exc_info` by the text of its traceback."""
         raised = record.pop("exc_info", None)
         if raised:
             error = raised if isinstance(raised, BaseException) else sys.exc_info()[1]
@@ -187,9 +186,9 @@ class Logs:
 
     def _emit(self, _logger: Any, _method: str, record: MutableMapping[str, Any]) -> str:
         line = msgspec.json.encode(record)
-        if self._file is not None and self._file.write(line) and self._file.lost > self._told:
-            gone, self._told = self._file.lost - self._told, self._file.lost
-            self._emit(None, "warning", {**_head(record), "level": "warning", "event": "log lines lost", "lines": gone})
+        if self._file is not None and self._file.write(line) and self._file.lost > self._reported_lost:
+            lost, self._reported_lost = self._file.lost - self._reported_lost, self._file.lost
+            self._emit(None, "warning", {**_head(record), "level": "warning", "event": "log lines lost", "lines": lost})
         if self._console is not None:
             self._console.write(line.decode() if self._mode == "json" else readable(record, self._colour, cut=self._terminal))
         raise structlog.DropEvent
@@ -197,19 +196,3 @@ class Logs:
 
 def _head(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ("timestamp", "run") if key in record}
-
-
-class Forward(logging.Handler):
-    """Records of libraries that use the standard library's logging, into ours: `logging.getLogger().addHandler(Forward(logs))`."""
-
-    def __init__(self, logs: Logs) -> None:
-        super().__init__(logging.WARNING)
-        self._logs = logs
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            message = record.getMessage()
-        except (TypeError, ValueError):  # arguments that do not fit the format
-            message = str(record.msg)
-        error = record.exc_info[1] if record.exc_info else None
-        self._logs.log.log(min(record.levelno, 50) // 10 * 10, message, library=record.name, exc_info=error)

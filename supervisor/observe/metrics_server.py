@@ -1,4 +1,4 @@
-"""`/metrics` for Prometheus, where `[host] metrics_port` asks for it: one page on the loopback interface, read only."""
+"""This module serves `/metrics` for Prometheus, where `[host] metrics_port` asks for it: one page on the loopback interface, read only."""
 
 import socket
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ CLOSE_S: Final = 2.0
 async def serve(
     sock: socket.socket, page: Callable[[], Awaitable[bytes]], *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
 ) -> None:
-    """Until cancelled. The page is made in our own loop: it is a state between two events, never a half of one."""
+    """Serve until cancelled. The page is made in our own loop, so it shows a state between two events, never a half of one."""
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=await page(), headers={"Content-Type": TEXT})

@@ -1,4 +1,4 @@
-"""Text of children, models and peers made fit for a log line or a terminal: no control characters, no escape sequences, bounded."""
+"""This module makes text of children, models and peers fit for a log line or a terminal: no control characters, no escape sequences, bounded."""
 
 import re
 from typing import Any, Final
@@ -15,18 +15,18 @@ _DEPTH: Final = 4
 
 
 def plain(text: str, limit: int = LONGEST) -> str:
-    """The text without escape sequences and control characters (tab and newline stay), cut to `limit` characters."""
+    """Return the text without escape sequences and control characters (tab and newline stay), cut to `limit` characters."""
     text = CONTROLS.sub("", ESCAPES.sub("", text[: 4 * limit]))  # what is far beyond the cut need not be cleaned
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit} more)"
 
 
 def one_line(text: str, limit: int = LONGEST) -> str:
-    """`plain`, and newlines and tabs as `\\n` and a space, so that it stays one line whatever it is."""
+    """Return the text as `plain` does, with a backslash and an n for a newline and a space for a tab, so that it is one line whatever it was."""
     return plain(text, limit).replace("\n", "\\n").replace("\t", " ")
 
 
 def plain_value(value: Any, limit: int = LONGEST, depth: int = _DEPTH) -> Any:
-    """Any value as plain JSON values: strings cleaned and cut, long lists cut, objects as their text. Never raises."""
+    """Return any value as plain JSON values: strings cleaned and cut, long lists cut, objects as their text. Never raises."""
     if value is None or isinstance(value, bool | float):
         return value
     if isinstance(value, int):

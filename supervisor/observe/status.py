@@ -1,4 +1,4 @@
-"""What `status` shows: the state of a run at one moment, as plain data. The driver fills it; views and `status --json` print it."""
+"""The status is the state of a run at one moment, as plain data. The supervisor fills it; views and `status --json` print it."""
 
 import msgspec
 
@@ -8,7 +8,7 @@ class _View(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FailureView(_View, frozen=True, kw_only=True):
-    """The last failure of a group, `ago_s` seconds ago; `over`: it is well again; `asked`: it was an operator's restart."""
+    """The last failure of a group, `ago_s` seconds ago. `over`: the group is well again; `asked`: it was an operator's restart."""
 
     reason: str
     ago_s: float
@@ -51,7 +51,7 @@ class EngineView(_View, frozen=True, kw_only=True):
 
 
 class TrainerView(_View, frozen=True, kw_only=True):
-    """The ranks. `holds` are the roles of the grant it has now, on `gpus`; `note` says what keeps it as it is."""
+    """The trainer's ranks. `holds` are the roles of the grant it has now, on `gpus`; `note` says what keeps it as it is."""
 
     state: str
     incarnation: int
@@ -65,7 +65,7 @@ class TrainerView(_View, frozen=True, kw_only=True):
 
 
 class GatewayView(_View, frozen=True, kw_only=True):
-    """`state` is serving, starting, failed (it is being replaced) or cold."""
+    """The gateway. `state` is serving, starting, failed (it is being replaced) or cold."""
 
     url: str
     incarnation: int
@@ -98,8 +98,8 @@ class PipelineView(_View, frozen=True, kw_only=True):
     gateway: GatewayView
 
 
-class Snapshot(_View, frozen=True, kw_only=True):
-    """A whole run. `started_at` is seconds since the epoch."""
+class Status(_View, frozen=True, kw_only=True):
+    """How a run stands. `started_at` is in seconds since the epoch."""
 
     run: str
     started_at: float

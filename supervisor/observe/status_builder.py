@@ -1,33 +1,44 @@
-"""The scheduler's records as `status` and the summary show them."""
+"""This module fills a status from the scheduler's records and a measurement."""
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from engines.lifecycle.state import EngineState
-from supervisor.attempt.summary import PipelineSummary
 from supervisor.host.gpus.emptiness import Usage
-from supervisor.observe.status import EngineView, FailureView, GatewayView, GpuView, PipelineView, Snapshot, TrainerView
+from supervisor.host.gpus.meter import Gpu
+from supervisor.observe.status import EngineView, FailureView, GatewayView, GpuView, PipelineView, Status, TrainerView
 from supervisor.observe.waiting_reasons import missing_engine, role_words, soon, trainer_waits_for
-from supervisor.runtime import unmeasured
-from supervisor.runtime.context import Site
-from supervisor.runtime.gpu_memory import Memory
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.leases import LeaseBook
 from supervisor.scheduler.records import Engine, Gateway, Pipeline, Trainer, TrainerState
-from trainers.protocol.ids import GpuId
+from trainers.protocol.ids import GpuId, PipelineId
 
 _UNWELL = (EngineState.COLD, EngineState.QUARANTINED, EngineState.STUCK, EngineState.RETIRED)
 
 
-def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: float, uptime_s: float) -> Snapshot:
-    """The state of the run at this moment. `started_at` in seconds since the epoch."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constants:
+    """What the status says of a run that does not change while it goes on. `started_at` is in seconds since the epoch.
+
+    `unmeasured` are GPUs of which nobody can say how much is used; `urls` are the gateways'.
+    """
+
+    run: str
+    started_at: float
+    gpus: tuple[Gpu, ...]
+    unmeasured: frozenset[GpuId]
+    urls: Mapping[PipelineId, str]
+
+
+def build_status(constants: Constants, scheduler: Scheduler, usage: Usage | None, *, uptime_s: float) -> Status:
+    """Return the state of the run at this moment. `usage` is what was measured just now; None where nothing was."""
     leases = scheduler.leases
     now = time.monotonic()  # the clock of the scheduler's events
     gpus = []
-    blind = unmeasured.gpus(site.config)
-    usage = memory.seen
-    for gpu in site.meter.gpus:
+    for gpu in constants.gpus:
         lease = leases.lease(gpu.id)
-        seen = usage if gpu.id not in blind else None
+        seen = usage if gpu.id not in constants.unmeasured else None
         gpus.append(
             GpuView(
                 id=gpu.id,
@@ -40,10 +51,10 @@ def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: fl
                 fenced=leases.fenced(gpu.id),
             )
         )
-    pipelines = tuple(_pipeline(site, pipeline, leases, now) for pipeline in scheduler.pipelines.values())
-    return Snapshot(
-        run=site.directory.run_id,
-        started_at=started_at,
+    pipelines = tuple(_pipeline(pipeline, constants.urls.get(pipeline.id, ""), leases, now) for pipeline in scheduler.pipelines.values())
+    return Status(
+        run=constants.run,
+        started_at=constants.started_at,
         uptime_s=uptime_s,
         stopping=bool(scheduler.stopping),
         gpus=tuple(gpus),
@@ -52,14 +63,14 @@ def snapshot(site: Site, scheduler: Scheduler, memory: Memory, *, started_at: fl
 
 
 def _held(usage: Usage | None, gpu: GpuId) -> dict[str, int]:
-    """Bytes that each group of ours holds there, the largest first."""
+    """Return the bytes that each group of ours holds there, the largest first."""
     if usage is None:
         return {}
     groups = usage.by_group.get(gpu, {})
     return {str(group): held for group, held in sorted(groups.items(), key=lambda item: (-item[1], str(item[0]))) if held}
 
 
-def _pipeline(site: Site, pipeline: Pipeline, leases: LeaseBook, now: float) -> PipelineView:
+def _pipeline(pipeline: Pipeline, url: str, leases: LeaseBook, now: float) -> PipelineView:
     figures, trainer = pipeline.figures, pipeline.trainer
     rollouts = list(pipeline.rollouts.values())
     waits = trainer_waits_for(pipeline, leases, now)
@@ -68,7 +79,7 @@ def _pipeline(site: Site, pipeline: Pipeline, leases: LeaseBook, now: float) -> 
         state=_state(pipeline),
         why=pipeline.failed,
         step=trainer.steps_done,
-        steps=site.pipeline(pipeline.id).trainer.steps,
+        steps=pipeline.spec.steps,
         samples_done=sum(rollout.before + rollout.done for rollout in rollouts),
         target=sum(rollout.target for rollout in rollouts),
         reward=figures.rewards[-1] if figures.rewards else None,
@@ -89,7 +100,7 @@ def _pipeline(site: Site, pipeline: Pipeline, leases: LeaseBook, now: float) -> 
             note=soon(trainer.not_before, now) if trainer.state is TrainerState.COLD and trainer.restarts else "",
             failure=_failure(trainer, trainer.state in (TrainerState.RUNNING, TrainerState.FINISHED), now),
         ),
-        gateway=_gateway(site, pipeline.gateway, now),
+        gateway=_gateway(pipeline.gateway, url, now),
     )
 
 
@@ -128,13 +139,12 @@ def _engine(engine: Engine, now: float) -> EngineView:
     )
 
 
-def _gateway(site: Site, gateway: Gateway, now: float) -> GatewayView:
-    state = "serving" if gateway.up else "failed" if gateway.dying else "starting" if gateway.op is not None else "cold"
+def _gateway(gateway: Gateway, url: str, now: float) -> GatewayView:
     return GatewayView(
-        url=site.urls.get(gateway.id.pipeline, ""),
+        url=url,
         incarnation=gateway.incarnation,
         pid=gateway.pids[0] if gateway.pids else None,
-        state=state,
+        state=gateway.state,
         failure=_failure(gateway, gateway.up, now),
     )
 
@@ -143,19 +153,3 @@ def _failure(group: Engine | Trainer | Gateway, well: bool, now: float) -> Failu
     if group.failed_at is None:
         return None
     return FailureView(reason=group.note, ago_s=round(max(0.0, now - group.failed_at), 3), over=well, asked=group.by_operator)
-
-
-def pipeline_summary(pipeline: Pipeline) -> PipelineSummary:
-    """What is left to say of it."""
-    figures = pipeline.figures
-    return PipelineSummary(
-        steps=pipeline.trainer.steps_done,
-        samples=figures.samples,
-        first_reward=figures.rewards[0] if figures.rewards else None,
-        last_reward=figures.rewards[-1] if figures.rewards else None,
-        weight_version=pipeline.published,
-        pauses=sum(engine.pauses for engine in pipeline.engines.values()),
-        resumes=sum(engine.wakes for engine in pipeline.engines.values()),
-        restarts=pipeline.trainer.restarts + sum(engine.restarts for engine in pipeline.engines.values()),
-        waited_s=round(figures.waited, 3),
-    )

@@ -1,4 +1,4 @@
-"""What a trainer waits for, in an operator's words: who has it, when it comes, or what to do."""
+"""This module says what a trainer waits for, in an operator's words: who has it, when it comes, or what to do."""
 
 from collections.abc import Iterable
 
@@ -14,22 +14,22 @@ _SPELT = {Priority.OLD_LOG_PROBS: "old log-probs", Priority.REFERENCE_LOG_PROBS:
 
 
 def priority_words(priority: Priority) -> str:
-    """`actor training`: the words of the design."""
+    """Return a priority as people call it: `actor training`."""
     return _SPELT.get(priority, priority.name.lower().replace("_", " "))
 
 
 def role_words(role: str) -> str:
-    """What a lease's role is called: `train` is actor training."""
+    """Return what a lease's role is called: `train` is actor training."""
     return priority_words(ROLE_PRIORITY[role]) if role in ROLE_PRIORITY else role
 
 
 def soon(at: float, now: float) -> str:
-    """When a group is started again."""
+    """Say when a group is started again; "" when it is due."""
     return f"starts again in {at - now:.0f} s" if at - now >= 0.5 else ""
 
 
 def trainer_waits_for(pipeline: Pipeline, leases: LeaseBook, now: float) -> str | None:
-    """None: for nothing that is not its own work."""
+    """Say what the trainer waits for; None when it waits for nothing but its own work."""
     request = pipeline.trainer.request
     if request is not None:
         withheld = [f"GPU {gpu}: {who}" for gpu in request.gpus if (who := _who_has(pipeline, leases, gpu))]
@@ -41,7 +41,7 @@ def trainer_waits_for(pipeline: Pipeline, leases: LeaseBook, now: float) -> str 
 
 
 def missing_engine(pipeline: Pipeline, leases: LeaseBook, now: float) -> str:
-    """Why no engine of the pipeline is routable."""
+    """Say why no engine of the pipeline is routable."""
     engines = list(pipeline.engines.values())
     able = [engine for engine in engines if engine.state not in _LOST]
     if not able:
@@ -65,7 +65,7 @@ def missing_engine(pipeline: Pipeline, leases: LeaseBook, now: float) -> str:
 
 
 def _whose_gpus(pipeline: Pipeline, engines: Iterable[Engine], leases: LeaseBook) -> str:
-    """Who has the GPUs of its engines."""
+    """Say who has the GPUs of these engines."""
     gpus = sorted({gpu for engine in engines for gpu in engine.gpus})
     whose = [
         f"GPU {gpu}: {lease.holder}" for gpu in gpus if (lease := leases.lease(gpu)) is not None and lease.holder.pipeline != pipeline.id
@@ -79,7 +79,7 @@ def _gpus(gpus: Iterable[GpuId]) -> str:
 
 
 def _who_has(pipeline: Pipeline, leases: LeaseBook, gpu: GpuId) -> str:
-    """Who else has a GPU that this trainer waits for, or why it is withheld."""
+    """Say who else has a GPU that this trainer waits for, or why it is withheld."""
     if (fence := leases.fenced(gpu)) is not None:
         return f"fenced, {fence}"
     lease = leases.lease(gpu)

@@ -1,18 +1,27 @@
 """The loop: an event comes, the scheduler decides, its actions begin. There is no lock, because nothing is decided anywhere else."""
 
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import anyio
 import anyio.abc
+import structlog
 
-from supervisor.runtime.perform import Work
+from supervisor.observe.event_log import log_for
+from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action
 from supervisor.scheduler.events import Event, Tick
+from trainers.protocol.ids import GroupId, Incarnation
+
+Work = Callable[[], Awaitable[Event]]
+"""The rest of an action, which takes time: run beside the loop, it returns the event that answers the action."""
 
 
 class Begins(Protocol):
+    """A `Performer`."""
+
     def begin(self, action: Action) -> Work | None: ...
 
 
@@ -26,17 +35,41 @@ class Decides(Protocol):
     def handle(self, event: Event, now: float) -> list[Action]: ...
 
 
-Heard = Callable[[Event, list[Action], float], None]
-"""(event, its actions, now): for the journal, the log, the views."""
+class Observer(Protocol):
+    """Is shown every event after it was handled and its actions have begun. It must not feed events."""
+
+    def observe(self, event: Event, actions: Sequence[Action], scheduler: Scheduler, now: float) -> None: ...
+
+
+class SpawnTask(Protocol):
+    """Runs something beside the loop until the supervisor ends (a task group's `start_soon`)."""
+
+    def __call__(self, func: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, name: object = None) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """What whoever watches children reaches of the loop: events go in by `feed`, tasks run beside it, and what is noticed is logged."""
+
+    feed: Callable[[Event], None]
+    spawn_task: SpawnTask
+    log: "structlog.typing.FilteringBoundLogger"
+
+    def log_for(self, group: GroupId, incarnation: Incarnation) -> "structlog.typing.FilteringBoundLogger":
+        return log_for(self.log, group, incarnation)
 
 
 class Driver:
-    """Feeds the scheduler, starts what it wants, and wakes it when its own deadline has come."""
+    """Feeds the scheduler, begins what it wants, shows it to the observers, and wakes it when its own deadline has come.
 
-    def __init__(self, scheduler: Decides, clock: Callable[[], float], heard: Heard) -> None:
-        self.scheduler = scheduler
+    `decides` is `scheduler`, or what writes down each of its decisions.
+    """
+
+    def __init__(self, scheduler: Scheduler, decides: Decides, clock: Callable[[], float], observers: Sequence[Observer]) -> None:
+        self._scheduler = scheduler
+        self._decides = decides
         self._clock = clock
-        self._heard = heard
+        self._observers = tuple(observers)
         self._queue: deque[Event] = deque()
         self._busy = False
         self._moved = anyio.Event()
@@ -44,9 +77,9 @@ class Driver:
         self._tasks: anyio.abc.TaskGroup | None = None
 
     def feed(self, event: Event) -> None:
-        """Take an event, from anywhere in the loop. Handled before this returns, unless one is being handled now: then right after it.
+        """Handle an event, from anywhere in the loop: before this returns, or right after the one that is being handled now.
 
-        What comes before `run` waits for it.
+        Events that come before `run` wait for it.
         """
         self._queue.append(event)
         if self._busy or self._performer is None:
@@ -59,26 +92,31 @@ class Driver:
             self._busy = False
         self._moved.set()
 
+    def spawn_task(self, func: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, name: object = None) -> None:
+        """Run a task beside the loop, until the supervisor ends at most. Only what an action has begun has such tasks, so none comes before `run`."""
+        assert self._tasks is not None, "nothing is begun before the loop runs"
+        self._tasks.start_soon(func, *args, name=name)
+
     def _handle(self, event: Event) -> None:
         now = self._clock()
-        actions = self.scheduler.handle(event, now)
+        actions = self._decides.handle(event, now)
         assert self._performer is not None
-        assert self._tasks is not None
         for action in actions:
             work = self._performer.begin(action)
             if work is not None:
-                self._tasks.start_soon(self._finish, work, name=type(action).__name__)
-        self._heard(event, actions, now)  # last: nobody who waits for an answer waits for a line of the log
+                self.spawn_task(self._finish, work, name=type(action).__name__)
+        for observer in self._observers:  # last: nobody who waits for an answer waits for a line of the log
+            observer.observe(event, actions, self._scheduler, now)
 
     async def _finish(self, work: Work) -> None:
         self.feed(await work())
 
     async def run(self, performer: Begins, tasks: anyio.abc.TaskGroup) -> None:
-        """Until every pipeline has ended."""
+        """Run until every pipeline has ended."""
         self._performer, self._tasks = performer, tasks
         self.feed(Tick())
-        while not self.scheduler.finished:
-            deadline = self.scheduler.deadline
+        while not self._decides.finished:
+            deadline = self._decides.deadline
             self._moved = anyio.Event()
             seconds = None if deadline is None else max(0.0, deadline - self._clock())
             with anyio.move_on_after(seconds) as waiting:

@@ -1,4 +1,4 @@
-"""Looks at the engines from outside, and reports. It stops nothing: what an engine's silence means is the scheduler's to decide."""
+"""Probes look at the engines from outside and report. They stop nothing: the scheduler decides what an engine's silence means."""
 
 import time
 from typing import Final
@@ -7,10 +7,11 @@ import anyio
 import anyio.abc
 
 from engines.control import EngineControl, EngineError, EngineRefused
-from engines.lifecycle.health import Health, Kind, Look, Mode, Outcome, Probe, Rates, Word
+from engines.lifecycle.health import Diagnosis, Health, Kind, Look, Mode, Outcome, Probe
 from engines.lifecycle.state import EngineState
-from supervisor.config.schema.tables import Health as Settings
-from supervisor.runtime.context import Site
+from supervisor.config.limits import rates
+from supervisor.config.schema.tables import HealthTable
+from supervisor.runtime.driver import Loop
 from supervisor.runtime.engines import Engines
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.events import ProbeFailed
@@ -20,32 +21,16 @@ from trainers.protocol.ids import EngineId
 MODES: Final = {EngineState.SERVING: Mode.SERVING, EngineState.PAUSED: Mode.ASLEEP}
 
 
-def rates(settings: Settings) -> Rates:
-    return Rates(
-        liveness_every=settings.probe_s,
-        liveness_within=settings.probe_timeout_s,
-        liveness_failures=settings.probe_failures,
-        progress_every=settings.progress_s,
-        progress_within=settings.progress_timeout_s,
-        progress_failures=settings.progress_failures,
-        request_failures=settings.request_failures,
-        silence=settings.silence_s,
-        canary_within=settings.canary_s,
-        asleep_every=settings.asleep_s,
-        lag=settings.lag_s,
-    )
-
-
 class Probes:
-    """`run` until cancelled. It reads the scheduler's records before and after each probe: nobody has to tell it to pause or to resume."""
+    """Runs every engine's probes. It reads the scheduler's records before and after each one, so nobody has to tell it to pause or to resume."""
 
-    def __init__(self, site: Site, scheduler: Scheduler, engines: Engines) -> None:
-        self._site, self._scheduler, self._engines = site, scheduler, engines
-        self.health = Health(rates(site.config.health))
+    def __init__(self, loop: Loop, scheduler: Scheduler, engines: Engines, settings: HealthTable) -> None:
+        self._loop, self._scheduler, self._engines = loop, scheduler, engines
+        self.health = Health(rates(settings))
         self.longest_lag = 0.0
 
     async def run(self) -> None:
-        """Each probe runs by itself, so that one that hangs delays no other."""
+        """Probe until cancelled. Each probe is a task of its own, so that one that hangs delays no other."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch_ourselves, name="own lag")
             while True:
@@ -62,7 +47,7 @@ class Probes:
             self.longest_lag = max(self.longest_lag, late)
             if late > self.health.rates.lag:
                 self.health.lagged(time.monotonic())
-                self._site.log.warning("our own loop was late; probes of that time do not count", late_s=round(late, 3))
+                self._loop.log.warning("our own loop was late; probes of that time do not count", late_s=round(late, 3))
 
     def _looks(self) -> dict[EngineId, Look]:
         return {engine.id: look for engine in self._scheduler.engines if (look := self._look(engine)) is not None}
@@ -82,19 +67,19 @@ class Probes:
         look = self._look(self._scheduler.engine(probe.engine))
         outcome = self.health.ended(probe, problem, look, time.monotonic())
         if outcome is not None:
-            self._tell(outcome)
+            self._report(outcome)
 
-    def _tell(self, outcome: Outcome) -> None:
-        log = self._site.group_log(outcome.engine, outcome.incarnation)
+    def _report(self, outcome: Outcome) -> None:
+        log = self._loop.log_for(outcome.engine, outcome.incarnation)
         fields = {"why": outcome.reason, "silent_s": round(outcome.silent_for, 3)}
-        if outcome.word is Word.CONDEMNED:
+        if outcome.diagnosis is Diagnosis.CONDEMNED:
             log.error("engine is condemned", **fields)
-            self._site.feed(
+            self._loop.feed(
                 ProbeFailed(
                     group=outcome.engine, incarnation=outcome.incarnation, reason=outcome.reason, silent_for=max(0.0, outcome.silent_for)
                 )
             )
-        elif outcome.word is Word.SUSPECT:
+        elif outcome.diagnosis is Diagnosis.SUSPECT:
             log.warning("engine is suspect", **fields)
         else:
             log.info("engine is well again", **fields)
@@ -104,7 +89,10 @@ _NO_ROOM: Final = (409, 429, 503)
 
 
 async def _problem(control: EngineControl, probe: Probe) -> str | None:
-    """Empty, or what is wrong; None: it would not be asked now. A refusal proves that somebody is there, which is all that liveness asks."""
+    """Ask the engine. Returns what is wrong, an empty string when nothing is, None when it refused because it is busy.
+
+    Any refusal proves that the engine is there, which is all that liveness asks.
+    """
     try:
         match probe.kind:
             case Kind.LIVENESS:

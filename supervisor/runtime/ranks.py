@@ -1,25 +1,25 @@
-"""The trainer's rank processes: started with torchrun's variables and a descriptor each, welcomed, told, listened to."""
+"""Rank processes of a trainer are started with torchrun's variables and a descriptor each, over which they are welcomed, told and heard."""
 
-import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from supervisor.config.child_environment import choose
-from supervisor.host.channel import Channel
-from supervisor.host.channel import PeerFailed as ChannelFailed
+from supervisor.attempt.checkpoints import Remembered
+from supervisor.host.channel import Channel, ChannelFailure, FailureKind
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.group import Command, Group
-from supervisor.runtime.context import Site
-from supervisor.runtime.group_lifecycle import Life
+from supervisor.runtime.driver import Loop
+from supervisor.runtime.group_lifecycle import GroupLifecycle
+from supervisor.runtime.run_facts import RunFacts
+from supervisor.runtime.snapshots import TrainerOutput
 from supervisor.scheduler.actions import StartTrainer, TellTrainer
 from supervisor.scheduler.events import ActionFailed, PeerFailed, Told, TrainerSaid, TrainerStarted
-from trainers.launch import environment
-from trainers.protocol.child_env import OUR_PATH
+from trainers.protocol.child_env import FD, URL
 from trainers.protocol.ids import PipelineId, TrainerId
 from trainers.protocol.trainer_messages import Hello, TrainerMessage, Welcome
+from trainers.user_code import python_path, torchrun_variables
 
 
 @dataclass(slots=True)
@@ -29,128 +29,133 @@ class _Rank:
 
 
 class Ranks:
-    """Every trainer's ranks."""
+    """Starts every trainer's ranks, sends them messages, and feeds what they say to the scheduler."""
 
-    def __init__(self, site: Site, life: Life) -> None:
-        self._site = site
-        self._life = life
+    def __init__(self, facts: RunFacts, lifecycle: GroupLifecycle, loop: Loop, output: TrainerOutput) -> None:
+        self._facts = facts
+        self._lifecycle = lifecycle
+        self._loop = loop
+        self._output = output
         self._ranks: dict[PipelineId, list[_Rank]] = {}
-        self._told_dropped: set[tuple[str, ...]] = set()
+        self._logged_dropped: set[tuple[str, ...]] = set()
 
     async def start(self, action: StartTrainer) -> TrainerStarted | ActionFailed:
         """Spawn all ranks. Raises SpawnFailed, NoPortFree."""
         pipeline, incarnation = action.pipeline, action.incarnation
-        trainer = self._site.pipeline(pipeline).trainer
-        window = self._site.ports.reserve(TrainerId(pipeline))
+        trainer = TrainerId(pipeline)
+        resume = await self._output.resume_point(pipeline)
+        self._lifecycle.when_gone(trainer, self._output.transport(pipeline).abandon)
+        window = self._lifecycle.reserve(trainer)
         commands: list[Command] = []
         theirs: list[socket.socket] = []
         try:
             ranks: list[_Rank] = []
-            for rank in range(len(trainer.gpus)):
+            for rank in range(len(self._facts.pipelines.table(pipeline).trainer.gpus)):
                 ours, their = socket.socketpair()
                 theirs.append(their)
-                ranks.append(self._rank(action, rank, ours))
+                ranks.append(self._rank(action, resume, rank, ours))
                 commands.append(self._command(action, rank, their.fileno(), window.first))
             self._ranks[pipeline] = ranks
+            self._lifecycle.when_gone(trainer, lambda: self._close(pipeline))
             for rank, record in enumerate(ranks):
-                self._site.spawn_task(record.channel.run, name=f"channel {pipeline}.{rank}")
-            group = await self._life.begin(TrainerId(pipeline), incarnation, commands, _at_once)
+                self._loop.spawn_task(record.channel.run, name=f"channel {pipeline}.{rank}")
+            group = await self._lifecycle.begin(trainer, incarnation, commands, _at_once)
         finally:
             for their in theirs:
                 their.close()
         if group is None:
             return ActionFailed(id=action.id, reason="stopped while it was started")
-        return TrainerStarted(id=action.id, pids=tuple(member.pid for member in group.members))
+        return TrainerStarted(id=action.id, pids=tuple(member.pid for member in group.members), steps_done=resume.steps_done)
 
-    def _rank(self, action: StartTrainer, rank: int, ours: socket.socket) -> _Rank:
+    def _close(self, pipeline: PipelineId) -> None:
+        for rank in self._ranks.pop(pipeline, ()):
+            rank.channel.close()
+
+    def _rank(self, action: StartTrainer, resume: Remembered, rank: int, ours: socket.socket) -> _Rank:
         pipeline, incarnation = action.pipeline, action.incarnation
-        feed = self._site.feed
+        feed = self._loop.feed
 
-        def heard(message: TrainerMessage) -> None:
+        def received(message: TrainerMessage) -> None:
             if isinstance(message, Hello):
                 record.channel.send(record.welcome)
             feed(TrainerSaid(pipeline=pipeline, incarnation=incarnation, rank=rank, message=message))
 
-        def failed(failure: ChannelFailed) -> None:
-            living = self._site.living.get(TrainerId(pipeline))
-            if failure.kind.name == "CLOSED" or (living is not None and living.stopping):
+        def failed(failure: ChannelFailure) -> None:
+            live = self._lifecycle.live(TrainerId(pipeline))
+            if failure.kind is FailureKind.CLOSED or (live is not None and live.stopping):
                 return  # its exit, watched by pidfd, says more
             feed(PeerFailed(group=TrainerId(pipeline), incarnation=incarnation, reason=f"rank {rank}: {failure}"))
 
-        record = _Rank(Channel(ours, TrainerMessage, heard, failed), self._welcome(action, rank))
+        record = _Rank(Channel(ours, TrainerMessage, received, failed), self._welcome(action, resume, rank))
         return record
 
-    def _welcome(self, action: StartTrainer, rank: int) -> Welcome:
-        site, id = self._site, action.pipeline
-        pipeline = site.pipeline(id)
+    def _welcome(self, action: StartTrainer, resume: Remembered, rank: int) -> Welcome:
+        id, paths, pipelines = action.pipeline, self._facts.paths, self._facts.pipelines
+        table = pipelines.table(id)
+        trainer = table.trainer
         return Welcome(
             pipeline=id,
             rank=rank,
-            world_size=len(pipeline.trainer.gpus),
-            seed=pipeline.seed,
-            steps=pipeline.trainer.steps,
-            steps_done=action.steps_done,
-            model=str(site.model(id)),
-            url=site.urls[id],
-            weights=str(site.weights(id)),
-            directory=str(site.directory.checkpoints(id)),
-            gpus=visible(site.gpus([pipeline.trainer.gpus[rank]])).devices,
-            roles=("init", "train", *(role for role, gpus in pipeline.trainer.roles.items() if pipeline.trainer.gpus[rank] in gpus)),
-            checkpoint_path=site.checkpoints[id].known.newest,
-            version=site.published.get(id, 0) if action.restore else 0,
-            options={name: msgspec.Raw(msgspec.json.encode(value)) for name, value in pipeline.trainer.options.items()},
+            world_size=len(trainer.gpus),
+            seed=table.seed,
+            steps=trainer.steps,
+            steps_done=resume.steps_done,
+            model=str(paths.model(table)),
+            url=pipelines.urls[id],
+            weights=self._output.transport(id).inbox,
+            directory=str(paths.directory.checkpoints(id)),
+            gpus=visible(pipelines.select([trainer.gpus[rank]])).devices,
+            roles=("init", "train", *(role for role, gpus in trainer.roles.items() if trainer.gpus[rank] in gpus)),
+            checkpoint_path=resume.newest,
+            version=resume.version if action.restore else 0,
+            options={name: msgspec.Raw(msgspec.json.encode(value)) for name, value in trainer.options.items()},
         )
 
     def _command(self, action: StartTrainer, rank: int, descriptor: int, port: int) -> Command:
-        site, id = self._site, action.pipeline
-        trainer = site.pipeline(id).trainer
-        seen = visible(site.gpus([trainer.gpus[rank]]))
-        chosen = choose("trainer", site.environ, trainer.pass_env, trainer.env)
-        env = {
+        id, paths, environment = action.pipeline, self._facts.paths, self._facts.environment
+        trainer = self._facts.pipelines.table(id).trainer
+        chosen = environment.inherited("trainer", trainer.pass_env, trainer.env)
+        base = {
+            "GLOO_SOCKET_IFNAME": "lo",  # ranks are on one host, whatever its name resolves to
+            "NCCL_SOCKET_IFNAME": "lo",
             **chosen.kept,
-            **seen.env,
-            **environment(rank, len(trainer.gpus), port),
+            **torchrun_variables(rank, len(trainer.gpus), port),
             "LOCAL_RANK": "0",  # each rank sees its own GPU only
-            "PATH": chosen.kept.get("PATH", os.defpath),  # the caller's: `python` is theirs, and so is what it starts
-            "GLOO_SOCKET_IFNAME": chosen.kept.get("GLOO_SOCKET_IFNAME", "lo"),  # ranks are on one host, whatever its name resolves to
-            "NCCL_SOCKET_IFNAME": chosen.kept.get("NCCL_SOCKET_IFNAME", "lo"),
-            "PYTHONPATH": os.pathsep.join(filter(None, [OUR_PATH, trainer.cwd, trainer.env.get("PYTHONPATH")])),
-            "PYTHONUNBUFFERED": "1",
-            "TRAINSHED_FD": str(descriptor),
-            "TRAINSHED_GPUS": ",".join(seen.devices),
-            "TRAINSHED_RUN": str(site.directory.path),
-            "TRAINSHED_TAG": site.tag(TrainerId(id), action.incarnation),
-            "TRAINSHED_URL": site.urls[id],
         }
+        env = environment.complete(
+            base,
+            paths.tag(TrainerId(id), action.incarnation),
+            python_path=python_path(trainer.entry, trainer.cwd, trainer.env.get("PYTHONPATH")),
+            gpus=visible(self._facts.pipelines.select([trainer.gpus[rank]])),
+            ours={FD: str(descriptor), URL: self._facts.pipelines.urls[id]},
+        )
         if rank == 0 and chosen.dropped:
-            log = site.group_log(TrainerId(id), action.incarnation)
-            tell = log.debug if chosen.dropped in self._told_dropped else log.info  # as a rule they are the same for all
-            tell("environment not passed on", names=list(chosen.dropped))
-            self._told_dropped.add(chosen.dropped)
+            self._log_dropped(action, chosen.dropped)
         entry = trainer.entry
         return Command(
             argv=[entry] if entry is not None else list(trainer.command or ()),
-            module="trainers.launch" if entry is not None else None,
+            module="trainshed.launch" if entry is not None else None,
             env=env,
             cwd=Path(trainer.cwd) if trainer.cwd is not None else Path.cwd(),
-            log=site.directory.log_of(TrainerId(id), rank),
+            log=paths.directory.log_of(TrainerId(id), rank),
             pass_fds=(descriptor,),
         )
 
+    def _log_dropped(self, action: StartTrainer, names: tuple[str, ...]) -> None:
+        """Logs the variables that a trainer does not get; only once at level info, as the names are usually the same for all trainers."""
+        log = self._loop.log_for(TrainerId(action.pipeline), action.incarnation)
+        write = log.debug if names in self._logged_dropped else log.info
+        write("environment not passed on", names=list(names))
+        self._logged_dropped.add(names)
+
     def tell(self, action: TellTrainer) -> Told:
         """Queue the message for every rank; one that does not read fails by itself."""
-        living = self._site.living.get(TrainerId(action.pipeline))
-        if living is not None and living.incarnation == action.incarnation:
+        live = self._lifecycle.live(TrainerId(action.pipeline))
+        if live is not None and live.incarnation == action.incarnation:
             for rank in self._ranks.get(action.pipeline, ()):
                 rank.channel.send(action.message)
         return Told(id=action.id)
 
-    def gone(self, trainer: TrainerId) -> None:
-        """Nothing of this trainer's incarnation lives."""
-        self._site.ports.release(trainer)
-        for rank in self._ranks.pop(trainer.pipeline, ()):
-            rank.channel.close()
-
 
 async def _at_once(_group: Group) -> None:
-    """A trainer has no readiness of its own: it speaks when it has something to say."""
+    """Returns at once: a trainer has no readiness, it speaks when it has something to say."""

@@ -1,39 +1,26 @@
-"""The configuration as the scheduler's facts."""
+"""Turns the configuration into the scheduler's facts."""
 
 from collections.abc import Mapping
 
 from engines.lifecycle import members
 from supervisor.attempt.checkpoints import Remembered
-from supervisor.config.schema.tables import Config, Pipeline
-from supervisor.scheduler.spec import BoxSpec, EngineSpec, Limits, PipelineSpec, Rules, TrainerSpec
+from supervisor.config.limits import limits, rules
+from supervisor.config.schema.tables import Config, PipelineTable
+from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, TrainerSpec
 from trainers.protocol.ids import GpuId, PipelineId
 
 
 def box_spec(config: Config, gpus: tuple[GpuId, ...], remembered: Mapping[PipelineId, Remembered]) -> BoxSpec:
-    """`remembered` is what earlier attempts at a resumed run have left: steps done and the last version, by pipeline."""
-    health = config.health
-    limits = Limits(
-        start=health.start_s,
-        drain=health.drain_s,
-        pause=health.pause_s,
-        wake=health.wake_s,
-        load=health.load_s,
-        release=health.release_deadline_s,
-        grace=health.grace_s,
-        attempt=health.attempt_s,
-        restarts=health.restarts,
-        restart_window=health.restart_window_s,
-    )
-    rules = Rules(config.scheduler.targets, config.scheduler.minimum_hold_s, config.scheduler.max_starting)
+    """Return the facts of the box. `remembered` is what earlier starts of the attempt have recorded, by pipeline: steps done, the last version."""
     return BoxSpec(
         gpus,
         tuple(_pipeline(pipeline, remembered.get(PipelineId(pipeline.name), Remembered())) for pipeline in config.pipeline),
-        limits,
-        rules,
+        limits(config.health),
+        rules(config.scheduler),
     )
 
 
-def _pipeline(pipeline: Pipeline, remembered: Remembered) -> PipelineSpec:
+def _pipeline(pipeline: PipelineTable, remembered: Remembered) -> PipelineSpec:
     engine, trainer = pipeline.engine, pipeline.trainer
     roles = {"train": trainer.gpus, **trainer.roles}
     everything = sorted({gpu for gpus in roles.values() for gpu in gpus})

@@ -34,7 +34,10 @@ class GroupReady(_Answer, frozen=True):
 
 
 class TrainerStarted(_Answer, frozen=True):
+    """Every rank runs. `steps_done` are those that it resumes at, where its newest checkpoint was looked for: fewer than asked when that is lost."""
+
     pids: tuple[int, ...] = ()
+    steps_done: int | None = None
 
 
 class GatewayReady(_Answer, frozen=True):

@@ -153,7 +153,7 @@ def _preview_trainer_restart(pipeline: Pipeline) -> str:
 
 def _preview_gateway(pipeline: Pipeline, verb: str) -> str:
     gateway = pipeline.gateway
-    state = "serving" if gateway.up else "being replaced" if gateway.dying else "starting" if gateway.op is not None else "cold"
+    state = "being replaced" if gateway.dying and not gateway.up else gateway.state
     if verb == "reset":
         return f"nothing to reset: it is {state}"
     if gateway.up or (gateway.op is not None and not gateway.dying):

@@ -250,6 +250,11 @@ class Gateway:
     failed_at: float | None = None  # the last time, for people
     by_operator: bool = False  # that it was an operator who wanted it
 
+    @property
+    def state(self) -> str:
+        """Its state in a word, as `status` shows it. A gateway that has failed is being replaced."""
+        return "serving" if self.up else "failed" if self.dying else "starting" if self.op is not None else "cold"
+
 
 Group = Engine | Trainer | Gateway
 """A group of processes that live and end together; each has an `id`, an `incarnation`, and `op`, the id of the one action under way for it."""

@@ -9,7 +9,6 @@ from supervisor.scheduler.groups.trainer_leases import grant
 from supervisor.scheduler.planning.planner import Plan, View, must_leave, plan
 from supervisor.scheduler.planning.reasons import Explanation
 from supervisor.scheduler.planning.reservations import Reservations, reserve
-from supervisor.scheduler.planning.view import held_by_trainers, view
 from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId
 
 from . import operators
@@ -53,7 +52,6 @@ from .events import (
     Tick,
     TrainerSaid,
 )
-from .explain import explain
 from .faults import Cause, Fault
 from .groups import engine_teardown, engines, gateways, trainer_stop, trainers
 from .inflight import Awaited, InFlight
@@ -61,6 +59,7 @@ from .invariants import check
 from .leases import LeaseBook
 from .records import Engine, Fleet, Gateway, Group, Pipeline, Trainer, TrainerState, TrainerTransition
 from .spec import BoxSpec
+from .view import explain, held_by_trainers, view
 
 NOT_MEASURED = "not measured yet"
 
@@ -196,7 +195,8 @@ class Scheduler:
                     self._trainer_said(pipeline, event)
             case GatewaySaid():
                 pipeline = self._ctx.fleet.pipelines[event.pipeline]
-                if event.incarnation == pipeline.gateway.incarnation and pipeline.gateway.up:
+                # also before its GatewayReady, which comes another way: a gateway reports a change once, and is asked for nothing
+                if event.incarnation == pipeline.gateway.incarnation and not pipeline.gateway.dying:
                     gateways.absorb(self._ctx, pipeline, event.progress)
             case OperatorAsked():
                 operators.apply(self._ctx, event)

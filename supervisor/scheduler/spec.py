@@ -1,6 +1,6 @@
 """Specs are what the scheduler knows of the box before anything happens: facts of the configuration, as plain data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 
 from trainers.protocol.ids import GpuId, PipelineId
@@ -28,26 +28,29 @@ ROLE_PRIORITY = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits are the deadlines of everything that is awaited, in seconds, and the restart budget."""
+    """Limits are the deadlines of everything that is awaited, in seconds, and the restart budget.
 
-    start: float = 900.0
-    drain: float = 20.0
-    pause: float = 120.0
-    wake: float = 120.0
-    load: float = 120.0
-    release: float = 120.0
-    grace: float = 10.0
+    What an operator may set has no default here: `supervisor.config.limits` makes it from `[health]`. What has one is the scheduler's own.
+    """
+
+    start: float
+    drain: float
+    pause: float
+    wake: float
+    load: float
+    release: float
+    grace: float
     order: float = 10.0
-    restarts: int = 3
-    restart_window: float = 600.0
+    restarts: int
+    restart_window: float
     quiet_rollout: float = 60.0
     ageing: float = 60.0
     remeasure: float = 5.0
     straggler: float = 60.0
     gateway_start: float = 30.0
-    attempt: float = 1200.0
+    attempt: float
 
     @property
     def end(self) -> float:
@@ -61,8 +64,8 @@ class EngineSpec:
     (and what these start)."""
 
     gpus: tuple[GpuId, ...]
-    tp: int = 1
-    slots: int = 16
+    tp: int
+    slots: int
     eager: bool = False
     members: int = 1
 
@@ -80,7 +83,7 @@ class TrainerSpec:
 
     roles: dict[str, tuple[GpuId, ...]]
     world_size: int
-    lease_limit: float = 7200.0
+    lease_limit: float
 
     def gpus(self, roles: tuple[str, ...]) -> tuple[GpuId, ...]:
         """Return every GPU of these roles, sorted, each once."""
@@ -103,11 +106,11 @@ class PipelineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The table `[scheduler]` of the configuration."""
+    """The rules say who gets how many engines; `supervisor.config.limits` makes them from the table `[scheduler]`."""
 
-    targets: str = "oldest-first"
-    minimum_hold: float = 2.0
-    max_starting: int = 2
+    targets: str
+    minimum_hold: float
+    max_starting: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,5 +119,5 @@ class BoxSpec:
 
     gpus: tuple[GpuId, ...]
     pipelines: tuple[PipelineSpec, ...]
-    limits: Limits = field(default_factory=Limits)
-    rules: Rules = field(default_factory=Rules)
+    limits: Limits
+    rules: Rules

@@ -1,4 +1,4 @@
-"""A case is a single decision: what the planner answers to a box in a given state. `supervise plan FILE` reads one a line."""
+"""A planner case is a single decision: what the planner answers to a box in a given state. docs/simulation.md has its JSON form, one a line."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,7 +10,7 @@ from trainers.protocol.ids import EngineId, GpuId, PipelineId
 
 
 class CasePipeline(msgspec.Struct, frozen=True):
-    """`active`: dp ranks awake now. `open`: it has a rollout open; then `remaining` samples are unfinished."""
+    """One pipeline of a case. `active`: dp ranks awake now. `open`: it has a rollout open; then `remaining` samples are unfinished."""
 
     id: str
     tp: int
@@ -35,7 +35,7 @@ class CasePipeline(msgspec.Struct, frozen=True):
 
 
 class Case(msgspec.Struct, frozen=True):
-    """GPUs 0 to `gpus` - 1; `reserved` belong to trainers, `idle` to nobody."""
+    """A case has GPUs 0 to `gpus` - 1; `reserved` belong to trainers, `idle` to nobody."""
 
     gpus: int
     pipelines: tuple[CasePipeline, ...]
@@ -45,7 +45,7 @@ class Case(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """dp ranks to wake and to pause, by pipeline, and the GPUs that nobody holds afterwards."""
+    """The planner's answer: dp ranks to wake and to pause, by pipeline, and the GPUs that nobody holds afterwards."""
 
     expand: dict[str, list[int]]
     shrink: dict[str, list[int]]
@@ -53,7 +53,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def answers(lines: Iterable[bytes]) -> Iterator[Answer]:
-    """One for each case, in order. Raises UsageError naming the line."""
+    """Answer each case, in order. Raises UsageError naming the line."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
@@ -80,7 +80,10 @@ def _check(case: Case) -> None:
 
 
 def answer(case: Case) -> Answer:
-    """Every engine of a pipeline with unfinished samples can be filled. An engine whose pipeline has nothing left goes when anybody has work."""
+    """Answer one case.
+
+    Every engine of a pipeline with unfinished samples can be filled. An engine whose pipeline has no work pauses when anybody has some.
+    """
     gpus = frozenset(GpuId(gpu) for gpu in range(case.gpus)) - frozenset(map(GpuId, case.reserved))
     shares = tuple(_share(pipeline) for pipeline in case.pipelines if pipeline.wants)
     wanted = plan(View(gpus, shares, case.targets))

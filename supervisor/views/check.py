@@ -1,4 +1,4 @@
-"""`bin/supervise check FILE`: the picture of `supervisor.config.fit` as tables, and what the machine says for it."""
+"""`bin/supervise check FILE` shows the picture of `supervisor.config.fit` as tables, and reads from the machine what the picture needs."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ _STYLES: dict[Verdict, str] = {"fits": "green", "does not fit": "bold red", "unm
 
 
 def look(loaded: Loaded) -> Picture:
-    """The picture of a configuration on this machine. Starts nothing."""
+    """Return the picture of a configuration on this machine. Starts nothing."""
     config = loaded.config
     sizes = {pipe.name: model_size(Path(pipe.engine.model)) if isinstance(pipe.engine.model, str) else None for pipe in config.pipeline}
     gpus = loaded.gpus or virtual_gpus(config)
@@ -33,7 +33,7 @@ def look(loaded: Loaded) -> Picture:
 
 
 def virtual_gpus(config: Config) -> tuple[GpuFact, ...]:
-    """The GPUs that the file alone names; empty for "auto"."""
+    """Return the GPUs that the file alone names; none for "auto"."""
     host = config.host
     if host.virtual is not None:
         return tuple(GpuFact(GpuId(gpu), "virtual", None) for gpu in range(host.virtual))
@@ -74,7 +74,7 @@ def _plain_table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _what(found: Picture) -> Table:
-    """What is started, how often, with which program."""
+    """Show what is started, how often, with which program."""
     table = _plain_table("What runs", ["", "how many", "what", "with"])
     for part in found.parts:
         name = "engine" if part.steps is None else "rank"
@@ -96,15 +96,15 @@ def _settings(part: Part) -> Iterator[str]:
 
 
 def _map(config: Config, found: Picture) -> Table:
-    """GPU x pipeline: who may hold it, the higher priority first."""
+    """Show each GPU with the pipelines that may hold it, the higher priority first."""
     table = _plain_table("Who may hold which GPU", ["GPU", "name", *(pipeline.name for pipeline in config.pipeline)])
     for plan in found.gpus:
         claims = {pipeline.name: [claim for claim in plan.claims if claim.pipeline == pipeline.name] for pipeline in config.pipeline}
-        table.add_row(cell(plan.gpu.id), cell(plan.gpu.name), *(cell(_told(mine)) for mine in claims.values()))
+        table.add_row(cell(plan.gpu.id), cell(plan.gpu.name), *(cell(_claims(mine)) for mine in claims.values()))
     return table
 
 
-def _told(claims: Sequence[Claim]) -> str:
+def _claims(claims: Sequence[Claim]) -> str:
     return ", ".join(f"engine {claim.holder.rpartition('/')[2]}" if claim.role == "rollout" else claim.role for claim in claims)
 
 
@@ -156,7 +156,7 @@ def show(loaded: Loaded, found: Picture, console: Console | None = None) -> None
 
 
 def show_mistakes(mistakes: Sequence[Mistake], console: Console | None = None) -> None:
-    """Every mistake on a line of its own: where, what, why, and what to do."""
+    """Print every mistake on a line of its own: where, what, why, and what to do."""
     console = console if console is not None else Console(stderr=True)
     for mistake in mistakes:
         text = Text(one_line(mistake.file if mistake.line is None else f"{mistake.file}:{mistake.line}", 500), style="dim")

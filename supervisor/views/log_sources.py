@@ -1,4 +1,4 @@
-"""The parts of a run that have logs, under the names that an operator writes: `p1`, `p1/engine/0`, `p1/trainer`, `p1/model`, `supervisor`, `prewarm`."""
+"""The log sources of a run have the names that an operator writes: `p1`, `p1/engine/0`, `p1/trainer`, `p1/model`, `supervisor`, `prewarm`."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from supervisor.errors import UsageError
+from trainers.protocol.ids import parse_log_name
 
 SUPERVISOR: Final = "supervisor"
 PREWARM: Final = "prewarm"
@@ -17,13 +18,12 @@ _OWN: Final = (SUPERVISOR, PREWARM)
 _KINDS: Final = ("model", "gateway", "trainer", "engine")
 """In the order in which they are shown."""
 _NAME: Final = r"(?P<pipeline>[a-z][a-z0-9_-]{0,31})"
-_FILE: Final = re.compile(rf"^{_NAME}\.(?P<kind>{'|'.join(_KINDS)})(?:\.(?P<rank>[0-9]{{1,6}}))?(?:\.(?P<member>[0-9]{{1,6}}))?\.log\Z")
-_TARGET: Final = re.compile(rf"^{_NAME}(?:/(?:(?P<whole>model|gateway)|(?P<kind>trainer|engine)(?:/(?P<rank>[0-9]{{1,6}}))?))?\Z")
+_TARGET: Final = re.compile(rf"^{_NAME}(?:/(?:(?P<single>model|gateway)|(?P<kind>trainer|engine)(?:/(?P<rank>[0-9]{{1,6}}))?))?\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Whose lines a log file has. `kind` alone names what belongs to no pipeline."""
+    """A source is the child, or the part of ours, that writes a log file. `kind` alone names what belongs to no pipeline."""
 
     kind: str
     pipeline: str | None = None
@@ -35,35 +35,32 @@ class Source:
 
     @property
     def timed(self) -> bool:
-        """Whether its lines are records of ours that say when they were written."""
+        """Return whether its lines are records of ours that say when they were written."""
         return self.kind in (SUPERVISOR, "gateway")
 
     @property
     def order(self) -> tuple[object, ...]:
-        """p2 before p10, and so are engines."""
+        """Return a sort key: p2 comes before p10, and so do engines."""
         kind = _KINDS.index(self.kind) if self.kind in _KINDS else -1
         return (natural(self.pipeline or ""), kind, self.rank or 0, self.member or 0)
 
 
 def natural(name: str) -> tuple[tuple[int, str | int], ...]:
-    """A sort key by which numbers within a name are numbers."""
+    """Return a sort key by which numbers within a name are numbers."""
     return tuple((1, int(part)) if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name) if part)
 
 
 def source_of(file: str) -> Source | None:
-    """Of a file in `logs/`; None when it is none of ours."""
+    """Return the source of a file in `logs/`; None when it is none of ours."""
     if file == f"{PREWARM}.log":
         return Source(PREWARM)
-    match = _FILE.match(file)
-    if match is None:
-        return None
-    rank, member = (int(match[name]) if match[name] else None for name in ("rank", "member"))
-    return Source(match["kind"], match["pipeline"], rank, member)
+    name = parse_log_name(file)
+    return None if name is None else Source(name.kind, name.pipeline, name.rank, name.member)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to show. All None is everything; `own` is `supervisor` or `prewarm`."""
+    """A selection says what to show. All None is everything; `own` is `supervisor` or `prewarm`."""
 
     own: str | None = None
     pipeline: str | None = None
@@ -71,7 +68,7 @@ class Selection:
     rank: int | None = None
 
     def takes(self, source: Source) -> bool:
-        """Whether this child's file is wanted."""
+        """Return whether this child's file is wanted."""
         if self.own is not None:
             return source.kind == self.own
         return (
@@ -81,7 +78,7 @@ class Selection:
         )
 
     def takes_record(self, record: Mapping[str, Any]) -> bool:
-        """Of the supervisor's records those about what was chosen; what is said of a whole pipeline is said of each of its parts."""
+        """Return whether a record of the supervisor is wanted. What is logged of a pipeline counts for each of its parts."""
         if self.own is not None:
             return self.own == SUPERVISOR
         if self.pipeline is None:
@@ -97,8 +94,8 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What one pipeline consists of: numbers of engines and ranks."""
+class Counts:
+    """How many engines and ranks a pipeline has."""
 
     engines: int
     ranks: int
@@ -107,7 +104,7 @@ class Part:
         return rank is None or rank < (self.engines if kind == "engine" else self.ranks)
 
     def names(self, pipeline: str) -> str:
-        """For people: `p1/engine/0 to p1/engine/3, p1/trainer/0, p1/gateway, p1/model`."""
+        """Name the parts for people: `p1/engine/0 to p1/engine/3, p1/trainer/0, p1/gateway, p1/model`."""
         several = (_several(f"{pipeline}/engine", self.engines), _several(f"{pipeline}/trainer", self.ranks))
         return ", ".join((*filter(None, several), f"{pipeline}/gateway", f"{pipeline}/model"))
 
@@ -116,14 +113,14 @@ def _several(name: str, count: int) -> str:
     return "" if count == 0 else f"{name}/0" if count == 1 else f"{name}/0 to {name}/{count - 1}"
 
 
-def parts_of(attempt: Path) -> dict[str, Part]:
-    """Each pipeline of a run, in natural order: as it was configured, and what has left a log there."""
-    found: dict[str, Part] = {}
+def parts_of(attempt: Path) -> dict[str, Counts]:
+    """Return each pipeline of a run, in natural order: as it was configured, and by the logs that are there."""
+    found: dict[str, Counts] = {}
     try:
         config = msgspec.json.decode((attempt / "config.resolved.json").read_bytes())
         for pipeline in config["pipeline"]:
             engine = pipeline["engine"]
-            found[str(pipeline["name"])] = Part(len(engine["gpus"]) // int(engine["tp"]), len(pipeline["trainer"]["gpus"]))
+            found[str(pipeline["name"])] = Counts(len(engine["gpus"]) // int(engine["tp"]), len(pipeline["trainer"]["gpus"]))
     except (OSError, msgspec.MsgspecError, LookupError, TypeError, ValueError, ArithmeticError):
         pass  # a run of another version, or a damaged one: its files say what there is
     try:
@@ -132,16 +129,16 @@ def parts_of(attempt: Path) -> dict[str, Part]:
         files = []
     for source in filter(None, map(source_of, files)):
         if source.pipeline is not None:
-            known = found.get(source.pipeline, Part(0, 0))
+            known = found.get(source.pipeline, Counts(0, 0))
             count = 1 + (source.rank or 0)
             engines = count if source.kind == "engine" else 0
             ranks = count if source.kind == "trainer" else 0
-            found[source.pipeline] = Part(max(known.engines, engines), max(known.ranks, ranks))
+            found[source.pipeline] = Counts(max(known.engines, engines), max(known.ranks, ranks))
     return dict(sorted(found.items(), key=lambda item: natural(item[0])))
 
 
 def select(attempt: Path, text: str | None) -> Selection:
-    """What an operator names of this run; nothing is all of it. Raises UsageError, which says what there is."""
+    """Return what an operator's text selects of this run; None is all of it. Raises UsageError, which says what there is."""
     if text is None:
         return Selection()
     parts = parts_of(attempt)
@@ -152,7 +149,7 @@ def select(attempt: Path, text: str | None) -> Selection:
     if match is None or match["pipeline"] not in parts:
         example = f"; of {(first := next(iter(parts)))}: {parts[first].names(first)}" if parts else ""
         raise UsageError(f"There is no {text!r} in {run}. It has {', '.join((*parts, *_OWN))}{example}.")
-    pipeline, kind, rank = match["pipeline"], match["whole"] or match["kind"], int(match["rank"]) if match["rank"] else None
+    pipeline, kind, rank = match["pipeline"], match["single"] or match["kind"], int(match["rank"]) if match["rank"] else None
     if not parts[pipeline].has(kind, rank):
         raise UsageError(f"There is no {text} in {run}. {pipeline} has {parts[pipeline].names(pipeline)}.")
     return Selection(pipeline=pipeline, kind=kind, rank=rank)

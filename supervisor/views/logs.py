@@ -1,4 +1,4 @@
-"""`bin/supervise logs [-f]`: the supervisor's records and the children's own log files, each line with its source.
+"""`bin/supervise logs [-f]` shows the supervisor's records and the children's own log files, each line with its source.
 
 Records of the supervisor and of the gateways say when they were written: they are one stream, by time. Children write straight to their
 files, and their lines have no time that we could know: what a file holds already is a block of its own, under a heading, before that
@@ -28,7 +28,7 @@ _OURS: Final = Source(SUPERVISOR)
 
 @dataclass(slots=True)
 class Tail:
-    """One growing file, read in pieces. Begins afresh when the file was replaced (rotated) or has become shorter (truncated)."""
+    """A tail reads one growing file in pieces. It begins afresh when the file was replaced (rotated) or has become shorter (truncated)."""
 
     path: Path
     _descriptor: int = -1
@@ -37,7 +37,7 @@ class Tail:
     _lines: list[bytes] = field(default_factory=list)
 
     def lines(self) -> list[bytes]:
-        """What became whole since the last call; an unfinished line is shown after a while, and at once when its file ends."""
+        """Return the lines completed since the last call; an unfinished line is shown after a while, and at once when its file ends."""
         grown = self._read()
         if self._descriptor >= 0 and self._replaced():
             self._end_line()
@@ -55,7 +55,7 @@ class Tail:
             self._descriptor = -1
 
     def finish(self) -> list[bytes]:
-        """The rest, also without an end of line."""
+        """Return the rest, also without an end of line."""
         self._end_line()
         found, self._lines = self._lines, []
         return found
@@ -73,7 +73,7 @@ class Tail:
         return (now.st_dev, now.st_ino) != (ours.st_dev, ours.st_ino)
 
     def _read(self) -> bool:
-        """Reads to the end; whether there was anything."""
+        """Read to the end; return whether there was anything."""
         if self._descriptor < 0:
             try:
                 self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -95,7 +95,7 @@ class Tail:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """`time` orders lines that have one: text that sorts as it runs, in UTC; "" is unknown. `record` is None for plain text."""
+    """A line of a source. `time` orders lines that have one (text that sorts by time, in UTC; "" is unknown). `record` is None for plain text."""
 
     source: Source
     text: bytes
@@ -104,7 +104,7 @@ class _Line:
 
 
 class Merge:
-    """All the files of one attempt that are wanted, the new ones included; `history` gives what is there, `lines` what arrived since."""
+    """All files of one attempt that are wanted, new ones included. `history` returns what is there, `lines` what arrived since."""
 
     def __init__(self, directory: Path, selection: Selection, colour: bool) -> None:
         self._directory = directory
@@ -115,7 +115,7 @@ class Merge:
         self._width = 0
 
     def history(self, last: int | None) -> list[str]:
-        """What is there already, of each log at most the `last` lines: a block for each child, in natural order, then all that has times."""
+        """Return what is there already, of each log at most the `last` lines: a block for each child, in natural order, then all that has times."""
         found = [(source, lines if last is None else lines[max(0, len(lines) - last) :]) for source, lines in self._batches(False)]
         blocks = [(source, lines) for source, lines in found if lines and not source.timed]
         stream = [line for source, lines in found if source.timed for line in lines]
@@ -133,7 +133,7 @@ class Merge:
         return shown + [self._show(line) for line in stream]
 
     def lines(self, end: bool = False) -> Iterator[str]:
-        """What arrived since the last call; at the `end` unfinished lines too."""
+        """Yield what arrived since the last call; at the `end` unfinished lines too."""
         found = [line for _, lines in self._batches(end) for line in lines]
         found.sort(key=lambda line: (line.source.timed, line.time))  # a sort keeps the order within a file
         yield from (self._show(line) for line in found)
@@ -143,7 +143,7 @@ class Merge:
             tail.close()
 
     def _batches(self, end: bool) -> list[tuple[Source, list[_Line]]]:
-        """New lines that are wanted, file after file in natural order."""
+        """Return new lines that are wanted, file after file in natural order."""
         self._look()
         batches = []
         for source, tail in sorted(self._tails.values(), key=lambda item: item[0].order):
@@ -155,7 +155,7 @@ class Merge:
         return batches
 
     def _look(self) -> None:
-        """Files appear as children are started."""
+        """Find files that appeared, as they do when children are started."""
         if SUPERVISOR not in self._tails:
             self._tails[SUPERVISOR] = (_OURS, Tail(self._directory / "supervisor.jsonl"))
         with contextlib.suppress(OSError):
@@ -174,23 +174,23 @@ class Merge:
     def _show(self, line: _Line) -> str:
         name = str(line.source)
         if line.record is not None:
-            text = readable(_told(line), self._colour, dated=self._dated)
+            text = readable(_record_to_show(line), self._colour, dated=self._dated)
         else:
             text = one_line(line.text.decode("utf-8", "replace"), _LONGEST)
         return f"{paint(f'{name:{self._width}}', colour_of(name), self._colour)}  {text}"
 
 
-def _told(line: _Line) -> dict[str, Any]:
-    """A gateway's record without what its source says already; it may be about an engine."""
+def _record_to_show(line: _Line) -> dict[str, Any]:
+    """Return a gateway's record without what its source says already; it may be about an engine."""
     record = line.record or {}
     if line.source == _OURS:
         return record
-    said = ("source",) if "engine" in record else ("source", "pipeline")
-    return {key: value for key, value in record.items() if key not in said}
+    known = ("source",) if "engine" in record else ("source", "pipeline")
+    return {key: value for key, value in record.items() if key not in known}
 
 
 def _read(source: Source, lines: list[bytes]) -> Iterator[_Line]:
-    """Empty lines are left out. What a file of records holds beside them (a traceback) belongs to the record before it."""
+    """Make lines of a file's text, without the empty ones. What a file of records holds beside them (a traceback) belongs to the record before it."""
     time = ""
     for text in lines:
         if not text.strip():
@@ -209,9 +209,9 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def follow(merge: Merge, write: Callable[[str], None], wait: Callable[[], None], alive: Callable[[], bool]) -> None:
-    """Writes what arrives until the run has ended and nothing is left. `wait` sleeps a tenth of a second or more."""
+    """Write what arrives until the run has ended and everything is shown. `wait` sleeps a tenth of a second or more."""
     while True:
-        living = alive()  # asked before reading, so that the last words are read after the end
+        living = alive()  # asked before reading, so that the last lines are read after the end
         for line in merge.lines(end=not living):
             write(line)
         if not living:

@@ -1,17 +1,17 @@
-"""One line a pipeline on the console while a run is under way. Pure: the driver gives the state and the time."""
+"""This module writes one line a pipeline to the console while a run is under way."""
 
-from supervisor.observe.status import PipelineView, Snapshot
+from supervisor.observe.status import PipelineView, Status
 from supervisor.views.status import reward
 
 
 def line(view: PipelineView) -> str:
-    """`p1  step 3/5  samples 192/256  engines 2/4  reward 0.085 → 0.412  weights v2`."""
+    """Return `p1  step 3/5  samples 192/256  engines 2/4  reward 0.085 → 0.412  weights v2`."""
     parts = [view.name, f"step {view.step}/{view.steps}"]
     if view.target:
         parts.append(f"samples {view.samples_done}/{view.target}")
     parts.append(f"engines {view.engines_awake}/{len(view.engines)}")
-    if (told := reward(view.first_reward, view.reward)) is not None:
-        parts.append(f"reward {told}")
+    if (text := reward(view.first_reward, view.reward)) is not None:
+        parts.append(f"reward {text}")
     parts.append(f"weights v{view.weight_version}")
     if view.waits_for:
         parts.append(f"waits for {view.waits_for}")
@@ -19,20 +19,20 @@ def line(view: PipelineView) -> str:
 
 
 class Progress:
-    """Says a pipeline's line when its step, state or weights changed, else at most every `every_s` seconds, and only if it differs."""
+    """Progress gives a pipeline's line when its step, state or weights changed, else at most every `every_s` seconds, and only if it differs."""
 
     def __init__(self, every_s: float = 2.0) -> None:
         self._every_s = every_s
-        self._said: dict[str, tuple[float, tuple[object, ...], str]] = {}
+        self._shown: dict[str, tuple[float, tuple[object, ...], str]] = {}
 
-    def __call__(self, snapshot: Snapshot, now: float) -> list[str]:
-        """The lines that are worth printing now (`now` in seconds of any clock that only grows)."""
+    def __call__(self, status: Status, now: float) -> list[str]:
+        """Return the lines that are worth printing now (`now` in seconds of any clock that only grows)."""
         lines = []
-        for view in snapshot.pipelines:
+        for view in status.pipelines:
             text = line(view)
             mark = (view.step, view.state, view.weight_version)
-            then, old_mark, old_text = self._said.get(view.name, (float("-inf"), (), ""))
+            then, old_mark, old_text = self._shown.get(view.name, (float("-inf"), (), ""))
             if text != old_text and (mark != old_mark or now - then >= self._every_s):
-                self._said[view.name] = (now, mark, text)
+                self._shown[view.name] = (now, mark, text)
                 lines.append(text)
         return lines

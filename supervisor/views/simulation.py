@@ -1,4 +1,4 @@
-"""The tables of `simulate`."""
+"""This module prints the tables of `simulate`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from supervisor.simulate.workloads.compare import Figures
 
 
 def as_json(found: Sequence[Figures]) -> dict[str, Any]:
-    """The form of the answer for programs; its first fields are those of data/scenarios.json's references."""
+    """Return the form of the answer for programs."""
     return {
         "scenarios": [
             {
@@ -30,7 +30,7 @@ def as_json(found: Sequence[Figures]) -> dict[str, Any]:
 
 
 def show(found: Sequence[Figures]) -> None:
-    """One line a scenario and policy, and a line of means for several scenarios."""
+    """Print one line a scenario and policy, and a line of means for several scenarios."""
     policies = list(dict.fromkeys(f.policy for f in found))
     table = Table("scenario", "policy", box=None, pad_edge=False)
     for name in ("makespan s", "/ bound", "busy", "resizes", "Jain"):

@@ -1,13 +1,14 @@
-"""A snapshot as tables. Text of children is made plain and never read as markup."""
+"""This module shows a status as tables. Text of children is made plain and never read as markup."""
 
 from rich.console import Console
 from rich.text import Text
 
 from supervisor.observe.sanitize import one_line
-from supervisor.observe.status import EngineView, FailureView, GpuView, PipelineView, Snapshot
+from supervisor.observe.status import EngineView, FailureView, GpuView, PipelineView, Status
 from supervisor.observe.waiting_reasons import priority_words, role_words
 from supervisor.scheduler.spec import Priority
 from supervisor.views.table import Column, Row, render
+from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
 _STYLES = {
     "serving": "green",
@@ -23,7 +24,7 @@ _LONGEST_REMARK = 1000
 
 
 def cell(value: object, style: str = "") -> Text:
-    """One table cell; None is a dash."""
+    """Return one table cell; None is a dash."""
     return Text("-" if value is None or value == "" else one_line(str(value), 120), style=style or "")
 
 
@@ -42,7 +43,7 @@ def duration(seconds: float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """`8 s ago`, `3 min ago`, `2 h ago`, `4 days ago`."""
+    """Return `8 s ago`, `3 min ago`, `2 h ago`, `4 days ago`."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size or (seconds >= size and unit != "days"):
             return f"{seconds / size:.0f} {unit} ago"
@@ -55,27 +56,27 @@ def reward(first: float | None, last: float | None) -> str | None:
     return f"{last:.3f}" if first is None else f"{first:.3f} → {last:.3f}"
 
 
-def lines(snapshot: Snapshot, width: int | None) -> list[Text]:
-    """The whole picture: pipelines, processes, GPUs. `width` is the terminal's; None is a pipe: nothing is left out."""
-    head = Text(f"{one_line(snapshot.run, 120)}, up {duration(snapshot.uptime_s)}", style="bold")
-    if snapshot.stopping:
+def lines(status: Status, width: int | None) -> list[Text]:
+    """Return all of it: pipelines, processes, GPUs. `width` is the terminal's; None is a pipe, where nothing is left out."""
+    head = Text(f"{one_line(status.run, 120)}, up {duration(status.uptime_s)}", style="bold")
+    if status.stopping:
         head.append("  stopping", style="bold yellow")
-    return [head, Text(), *_pipelines(snapshot, width), Text(), *_groups(snapshot, width), Text(), *_gpus(snapshot, width)]
+    return [head, Text(), *_pipelines(status, width), Text(), *_groups(status, width), Text(), *_gpus(status, width)]
 
 
 def _row(cells: tuple[object, ...], remarks: tuple[str, ...], state: str, remark_style: str = "") -> Row:
-    """The second cell is the `state`."""
+    """Return a row. The second cell is the `state`."""
     texts = ["" if value is None else one_line(str(value), 120) for value in cells]
     return Row(texts, [one_line(remark, _LONGEST_REMARK) for remark in remarks], ("bold", _STYLES.get(state, "")), remark_style)
 
 
-def _pipelines(snapshot: Snapshot, width: int | None) -> list[Text]:
+def _pipelines(status: Status, width: int | None) -> list[Text]:
     columns = (
         Column("pipeline"), Column("state"), Column("step", True), Column("samples", True, 4), Column("awake", True, 5),
         Column("reward", False, 3, lambda text: text.rpartition(" ")[2]), Column("weights", True, 2), Column("restarts", True, 1),
     )  # fmt: skip
     rows = []
-    for view in snapshot.pipelines:
+    for view in status.pipelines:
         waits = view.waits_for or view.trainer.waits_for
         cells = (
             view.name,
@@ -91,17 +92,17 @@ def _pipelines(snapshot: Snapshot, width: int | None) -> list[Text]:
     return render("Pipelines", columns, rows, width)
 
 
-def _groups(snapshot: Snapshot, width: int | None) -> list[Text]:
+def _groups(status: Status, width: int | None) -> list[Text]:
     columns = (
         Column("group"), Column("state"), Column("incarnation", True, 2), Column("pids", False, 1, _first), Column("GPUs", False, 6, _first),
         Column("weights", True, 4), Column("in flight", True, 5), Column("restarts", True, 3),
     )  # fmt: skip
     rows = []
-    for view in snapshot.pipelines:
+    for view in status.pipelines:
         rows.append(_trainer_row(view))
         gateway = view.gateway
         state = gateway.state if gateway.pid is None or gateway.state != "cold" else "serving"
-        cells = (f"{view.name}/gateway", state, gateway.incarnation, gateway.pid, None, None, None, None)
+        cells = (str(GatewayId(PipelineId(view.name))), state, gateway.incarnation, gateway.pid, None, None, None, None)
         rows.append(_row(cells, (gateway.url, _failure(gateway.failure)), state))
         rows += [_engine_row(view.name, engine) for engine in view.engines]
     return render("Processes", columns, rows, width)
@@ -111,7 +112,7 @@ def _trainer_row(view: PipelineView) -> Row:
     trainer = view.trainer
     holds = f"holds its GPUs for {', '.join(map(role_words, trainer.holds))}" if trainer.holds else ""
     cells = (
-        f"{view.name}/trainer", trainer.state, trainer.incarnation, _numbers(trainer.pids), _numbers(trainer.gpus), None, None,
+        str(TrainerId(PipelineId(view.name))), trainer.state, trainer.incarnation, _numbers(trainer.pids), _numbers(trainer.gpus), None, None,
         trainer.restarts or None,
     )  # fmt: skip
     return _row(cells, (holds, trainer.note, _failure(trainer.failure)), trainer.state)
@@ -120,14 +121,14 @@ def _trainer_row(view: PipelineView) -> Row:
 def _engine_row(pipeline: str, engine: EngineView) -> Row:
     version = f"v{engine.version}" if engine.version is not None else None
     cells = (
-        f"{pipeline}/engine/{engine.rank}", engine.state, engine.incarnation, _numbers(engine.pids), _numbers(engine.gpus), version,
+        str(EngineId(PipelineId(pipeline), engine.rank)), engine.state, engine.incarnation, _numbers(engine.pids), _numbers(engine.gpus), version,
         engine.in_flight or None, engine.restarts or None,
     )  # fmt: skip
     return _row(cells, (engine.note, _failure(engine.failure)), engine.state)
 
 
 def _failure(failure: FailureView | None) -> str:
-    """What went wrong last: of what is well again it is history, and says so."""
+    """Say what went wrong last. When it is well again, that is history, and the text says so."""
     if failure is None:
         return ""
     if failure.asked:
@@ -140,15 +141,15 @@ def _numbers(numbers: tuple[int, ...]) -> str:
 
 
 def _first(text: str) -> str:
-    """`4711 +7` for a list of eight."""
+    """Shorten a list of eight to `4711 +7`."""
     first, *more = text.split()
     return f"{first} +{len(more)}" if more else first
 
 
-def _gpus(snapshot: Snapshot, width: int | None) -> list[Text]:
+def _gpus(status: Status, width: int | None) -> list[Text]:
     columns = (Column("GPU", True), Column("holder"), Column("as", False, 2), Column("memory", True), Column("name", False, 1))
     rows = []
-    for gpu in snapshot.gpus:
+    for gpu in status.gpus:
         cells = (gpu.id, gpu.holder, _priority(gpu.priority), _memory(gpu), gpu.name)
         others = [f"{group} keeps {gib(held)}" for group, held in gpu.held_bytes.items() if group != gpu.holder]
         remarks = (f"withheld: {gpu.fenced}" if gpu.fenced else "", ", ".join(others))
@@ -157,7 +158,7 @@ def _gpus(snapshot: Snapshot, width: int | None) -> list[Text]:
 
 
 def _priority(name: str | None) -> str | None:
-    """As the design calls it."""
+    """Return a priority as people call it."""
     known = Priority.__members__.get((name or "").upper())
     return name if known is None else priority_words(known)
 
@@ -167,9 +168,9 @@ def _memory(gpu: GpuView) -> str:
     return used if gpu.used_bytes is None or gpu.total_bytes is None else f"{used} of {gib(gpu.total_bytes)}"
 
 
-def show(snapshot: Snapshot, console: Console | None = None) -> None:
-    """Prints it, as wide as the terminal; on a pipe nothing is left out or wrapped."""
+def show(status: Status, console: Console | None = None) -> None:
+    """Print it, as wide as the terminal; on a pipe nothing is left out or wrapped."""
     console = console if console is not None else Console()
     width = console.width if console.is_terminal else None
-    for line in lines(snapshot, width):
+    for line in lines(status, width):
         console.print(line, soft_wrap=True, highlight=False)

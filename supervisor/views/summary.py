@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""This module prints the table at the end of a run."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ def render(summary: Summary, directory: str) -> RenderableType:
 
 
 def _reasons(summary: Summary, directory: str) -> Iterator[Text]:
-    """A line for each pipeline that failed, and for what else somebody must know."""
+    """Yield a line for each pipeline that failed, and for what else somebody must know."""
     for name, pipeline in summary.pipelines.items():
         if pipeline.outcome == "failed":
             yield _unbroken(f"{name} failed: {pipeline.why} (see {directory}/{pipeline.log})", "red")
@@ -35,7 +35,7 @@ def _reasons(summary: Summary, directory: str) -> Iterator[Text]:
 
 
 def _unbroken(text: str, style: str) -> Text:
-    """One line however long: it is copied, and searched for."""
+    """Return one line however long it is, because it is copied and searched for."""
     return Text(one_line(text, 1000), style=style, no_wrap=True, overflow="ignore")
 
 
@@ -49,7 +49,7 @@ def _verdict(summary: Summary) -> Text:
 
 
 def _meaning(summary: Summary) -> str:
-    """The sentence of the exit code, as far as this run makes it more exact."""
+    """Return the sentence of the exit code, made as exact as this run allows."""
     pipelines = summary.pipelines
     short = [f"{name} {pipeline.steps} of {pipeline.of}" for name, pipeline in pipelines.items() if pipeline.steps < pipeline.of]
     match summary.exit:

@@ -1,4 +1,4 @@
-"""Tables that fit a terminal: names are never shortened, other columns give way, and remarks go below their row where they have no room."""
+"""These tables fit a terminal: names are never shortened, other columns give way, and remarks go below their row where they have no room."""
 
 import textwrap
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ _PIPE: Final = 120
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """`give_way`: when the table is too wide the columns with the smallest number go first, 0 never. Before it goes it is shown as `short`."""
+    """A column. When the table is too wide, columns with the smallest `give_way` go first (0: never); before one goes it is shown as `short`."""
 
     title: str
     right: bool = False
@@ -28,7 +28,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`cells` are plain text without controls, "" is a dash; `styles` belong to columns by their position. `remarks` are sentences."""
+    """A row. `cells` are plain text without controls, "" is a dash; `styles` belong to columns by their position; `remarks` are sentences."""
 
     cells: Sequence[str]
     remarks: Sequence[str] = ()
@@ -37,7 +37,7 @@ class Row:
 
 
 def render(title: str, columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[Text]:
-    """Lines of at most `width` columns as long as names allow it; None is a pipe or a file: nothing is left out, and no remark is wrapped."""
+    """Return lines of at most `width` columns as long as names allow it. None is a pipe or a file: nothing is left out, no remark is wrapped."""
     cells = [[cell or "-" for cell in row.cells] for row in rows]
     shown = _fit(columns, cells, width)
     wide = {at: max(cell_len(columns[at].title), *(cell_len(row[at]) for row in cells), 0) for at in shown}
@@ -53,7 +53,7 @@ def render(title: str, columns: Sequence[Column], rows: Sequence[Row], width: in
 
 
 def _fit(columns: Sequence[Column], cells: list[list[str]], width: int | None) -> list[int]:
-    """Which columns are shown; `cells` are shortened in place."""
+    """Return which columns are shown. `cells` are shortened in place."""
     shown = list(range(len(columns)))
     if width is None:
         return shown
@@ -87,7 +87,7 @@ def _line(texts: list[str], widths: list[int], columns: Sequence[Column], shown:
 
 
 def _with_remarks(line: Text, table: int, row: Row, width: int | None) -> list[Text]:
-    """Beside the row where they fit, behind the `table`'s width; else below it, a paragraph each."""
+    """Put remarks beside the row where they fit, behind the `table`'s width; else below it, a paragraph each."""
     remarks = [remark for remark in row.remarks if remark]
     if not remarks:
         return [line]

@@ -2,9 +2,10 @@
 
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, Limits, PipelineSpec, Rules, TrainerSpec
 from supervisor.simulate.faults.world import Faults
+from tests.harness.defaults import default_limits, default_rules
 from trainers.protocol.ids import GpuId, PipelineId
 
-BRISK = Limits(start=60.0, drain=20.0, pause=30.0, wake=30.0, load=30.0, release=30.0)
+BRISK = default_limits(start=60.0, drain=20.0, pause=30.0, wake=30.0, load=30.0, release=30.0)
 
 
 def pipeline(
@@ -29,7 +30,7 @@ def pipeline(
 
 
 def box(count: int, *pipelines: PipelineSpec, limits: Limits | None = None, rules: Rules | None = None) -> BoxSpec:
-    return BoxSpec(tuple(GpuId(g) for g in range(count)), pipelines, limits or BRISK, rules or Rules())
+    return BoxSpec(tuple(GpuId(g) for g in range(count)), pipelines, limits or BRISK, rules or default_rules())
 
 
 def seed_topology() -> BoxSpec:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from engines.gateway.routes.text import Text
 from tests.harness.scripted_engine import ScriptedEngine, expected
 from trainers.protocol import gateway_messages
 from trainers.protocol.framing import FrameReader, encode
@@ -180,3 +182,13 @@ def right(rollout: int, index: int, line: dict[str, Any], limit: int = 12) -> bo
     return bool(
         line["output_ids"] == ids and line["logprobs"] == logprobs and covered == list(range(limit)) and line["text"] == text_of(ids)
     )
+
+
+def byte_level(directory: Path) -> Text:
+    """One token a byte, so that characters are cut."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return Text(directory)

@@ -8,8 +8,9 @@ from supervisor.scheduler import Scheduler
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.records import Pipeline
-from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, Rules, TrainerSpec
+from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, TrainerSpec
 from tests.harness.checked_scheduler import well
+from tests.harness.defaults import default_limits, default_rules
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.gateway_messages import Progress, RolloutProgress
 from trainers.protocol.ids import GpuId, GroupId, Incarnation, PipelineId
@@ -23,7 +24,7 @@ Rule = Callable[[do.Action], ev.Event | None]
 
 def spec(name: str, train: list[int], infer: list[int], ranks: int = 1, **roles: list[int]) -> PipelineSpec:
     gpus = {role: tuple(map(GpuId, ids)) for role, ids in {"init": train, "train": train, **roles}.items()}
-    return PipelineSpec(PipelineId(name), EngineSpec(tuple(map(GpuId, infer)), 1, 8), TrainerSpec(gpus, ranks))
+    return PipelineSpec(PipelineId(name), EngineSpec(tuple(map(GpuId, infer)), 1, 8), TrainerSpec(gpus, ranks, 7200.0))
 
 
 class Bench:
@@ -36,7 +37,8 @@ class Bench:
         self.held: list[do.Action] = []
         self.done: list[do.Action] = []
         self.heard: dict[str, list[SupervisorMessage]] = {p.id: [] for p in pipelines}
-        self.scheduler = Scheduler(BoxSpec(tuple(map(GpuId, range(count))), pipelines, rules=Rules(minimum_hold=0.0, max_starting=99)), 0.0)
+        rules = default_rules(minimum_hold=0.0, max_starting=99)
+        self.scheduler = Scheduler(BoxSpec(tuple(map(GpuId, range(count))), pipelines, default_limits(), rules), 0.0)
         self.feed(ev.Tick())
 
     def feed(self, *events: ev.Event) -> None:

@@ -9,7 +9,8 @@ from tests.harness.mutation import Mutant
 S = "supervisor/scheduler/"
 LEASES, OPERATORS, SCHEDULER, INFLIGHT, FLEET = (f"{S}{name}.py" for name in ("leases", "operators", "scheduler", "inflight", "records"))
 RESTARTS, ROLLOUTS = (f"{S}{name}.py" for name in ("restarts", "rollouts"))
-RESERVATIONS, VIEW, PLANNER = (f"{S}planning/{name}.py" for name in ("reservations", "view", "planner"))
+RESERVATIONS, PLANNER = (f"{S}planning/{name}.py" for name in ("reservations", "planner"))
+VIEW = f"{S}view.py"
 GROUPS, ENDINGS, TRAINERS, GATEWAYS, GRANTS, DEMAND = (
     f"{S}groups/{name}.py" for name in ("engines", "engine_teardown", "trainers", "gateways", "trainer_leases", "rollout_requests")
 )
@@ -78,9 +79,10 @@ MUTANTS = {
     "a trainer that waits while it should stop": Mutant("supervisor/scheduler/groups/trainers.py", "            trainer_stop.begin(ctx, pipeline)", "            ctx.tell(pipeline, trainer_stop.Stopping(1.0))", LIFE, "waits_for_nothing", "what it waits for is never answered"),
     "what a stopping trainer saves": Mutant(SCHEDULER, "        elif state is TrainerState.STOPPING:\n            trainer_stop.handle_message", "        elif False:\n            trainer_stop.handle_message", LIFE, "waits_for_nothing", "is deaf to it"),
     "a trainer's message of an old life": Mutant(SCHEDULER, "                if event.incarnation == pipeline.trainer.incarnation:\n                    self._trainer_said", "                if True:\n                    self._trainer_said", LIFE, "a_message_of_a_dead_trainer_is_nothing", "skips an incarnation check"),
-    "a gateway's report of an old life": Mutant(SCHEDULER, "                if event.incarnation == pipeline.gateway.incarnation and pipeline.gateway.up:", "                if pipeline.gateway.up:", LIFE, "a_report_of_a_dead_gateway_is_nothing", "skips an incarnation check"),
     "a gateway's exit of an old life": Mutant(SCHEDULER, "        if record.incarnation != event.incarnation:\n            return  # of a life before this one\n", "        if not isinstance(record, Gateway) and record.incarnation != event.incarnation:\n            return  # of a life before this one\n", LIFE, "a_late_exit_of_a_dead_gateway_or_trainer_ends_nobody", "skips an incarnation check"),
     "a trainer's exit of an old life": Mutant(SCHEDULER, "        if record.incarnation != event.incarnation:\n            return  # of a life before this one\n", "        if not isinstance(record, Trainer) and record.incarnation != event.incarnation:\n            return  # of a life before this one\n", LIFE, "a_late_exit_of_a_dead_gateway_or_trainer_ends_nobody", "skips an incarnation check"),
+    "a gateway's report of an old life": Mutant(SCHEDULER, "                if event.incarnation == pipeline.gateway.incarnation and not pipeline.gateway.dying:", "                if not pipeline.gateway.dying:", LIFE, "a_report_of_a_dead_gateway_is_nothing", "skips an incarnation check"),
+    "figures of a gateway that is not ready yet are dropped": Mutant(SCHEDULER, "pipeline.gateway.incarnation and not pipeline.gateway.dying:", "pipeline.gateway.incarnation and pipeline.gateway.up:", WANTED, "before_its_gateway_is_ready", "the client hangs"),
     "counts of an old life": Mutant(GATEWAYS, "        if engine is not None and engine.incarnation == load.incarnation and", "        if engine is not None and", LIFE, "counts_of_a_dead_engine_are_not_those_of_its_next_life", "skips an incarnation check"),
     "a pause without a drain": Mutant(FLEET, "        return pipeline.gateway.up and self.life.routing.used", "        return False", WORLD, "completes", "what runs on the engine is lost"),
     "published before old routes are gone": Mutant(TRAINERS, "        if not older and all(route is None or route >= publishing.version for route in ordered) and not _losing(ctx, pipeline):", "        if True:", PUBLISH, "published_is_told_when_no_older_route_is_left", "publish without unrouting"),

@@ -1,11 +1,15 @@
 """An engine for tests: SGLang's dialect, deterministic tokens, no model. Ready in some 100 ms as a process, at once inside a test.
 
+It streams as SGLang 0.5.23 does with `--incremental-streaming-output`, the flag that we launch it with: `text`, `output_ids` and the rows of
+tokens in meta_info are what is new since the last event; all else is as of now. `incremental=False` is SGLang without the flag.
+
 The next token is a hash of (seed, everything so far), so a continuation from `prompt + so far` is what the uninterrupted run makes, and
 any lost, doubled or swapped token shows. As a process: `python -m tests.harness.scripted_engine --listen-fd N '{"delay": 0.001}'`.
 """
 
 import argparse
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -44,7 +48,9 @@ def expected(prompt: Sequence[int], params: dict[str, Any]) -> tuple[list[int], 
 
 @dataclass
 class Script:
-    """What it does. Times in seconds; `die_after` counts tokens over all requests (-1: never)."""
+    """What it does. Times in seconds; `die_after` counts tokens over all requests (-1: never); a prompt with token `lethal` kills it; an event has
+    `interval` tokens.
+    """
 
     delay: float = 0.0
     die_after: int = -1
@@ -52,11 +58,109 @@ class Script:
     status: int = 200
     error: str = ""
     deaf: bool = False
-    incremental: bool = False
+    incremental: bool = True
+    interval: int = 1
+    lethal: int = -1
     slots: int = 1 << 30
     key: str = ""
     version: str = "default"
     eos: list[int] = field(default_factory=list)
+
+
+_SLICED = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
+
+
+def text_of(ids: Sequence[int]) -> str:
+    """The text of made tokens: one character each."""
+    return "".join(chr(ord("A") + token - FIRST) for token in ids)
+
+
+class _Answer:
+    """One answer as it grows."""
+
+    def __init__(self, script: Script, body: dict[str, Any]) -> None:
+        self.script, self.body = script, body
+        self.params = body.get("sampling_params") or {}
+        self.prompt: list[int] = list(body["input_ids"])
+        self.made: list[int] = []
+        self.logprobs: list[float] = []
+        self.versions: list[dict[str, Any]] = []
+        self.reason: dict[str, Any] | None = None
+        self._sent = 0
+        limit = self.params.get("max_new_tokens", 128)
+        self._limit = 40 if limit is None else limit
+
+    def step(self) -> bool:
+        """Make a token, if there is one to be made."""
+        made = len(self.made) < self._limit
+        if made:
+            token, logprob = next_token(self.params.get("sampling_seed", 0), self.prompt + self.made)
+            self.made.append(token)
+            self.logprobs.append(logprob)
+            label = self.script.version
+            if self.versions and self.versions[-1]["version"] == label:
+                self.versions[-1]["end"] = len(self.made)
+            else:
+                self.versions.append({"version": label, "start": len(self.made) - 1, "end": len(self.made)})
+            if token in self.script.eos and not self.params.get("ignore_eos"):
+                self.reason = {"type": "stop", "matched": token}
+        if self.reason is None and len(self.made) >= self._limit:
+            self.reason = {"type": "length", "length": self._limit}
+        return made
+
+    def everything(self) -> dict[str, Any]:
+        """All of it so far."""
+        meta: dict[str, Any] = {
+            "id": self.body["rid"],
+            "finish_reason": self.reason,
+            "prompt_tokens": len(self.prompt),
+            "weight_version": self.script.version,
+            "num_retractions": 0,
+            "reasoning_tokens": 0,
+            "completion_tokens": len(self.made),
+            "cached_tokens": len(self.prompt) // 2,
+            "weight_versions": self.versions,
+        }
+        if self.body.get("return_logprob"):
+            meta.update(self._logprob_fields())
+        if self.body.get("return_hidden_states"):
+            of_prompt = [[float(token)] for token in self.prompt]
+            meta["hidden_states"] = [of_prompt, *([float(token)] for token in self.made[1:])]
+        if self.reason is not None:
+            meta["e2e_latency"] = 0.25
+            if self.body.get("return_routed_experts"):
+                meta["routed_experts"] = base64.b64encode(bytes((self.prompt + self.made)[:-1])).decode()
+        return {"text": text_of(self.made), "output_ids": list(self.made), "meta_info": meta}
+
+    def event(self) -> dict[str, Any]:
+        """What a stream is sent next."""
+        event = self.everything()
+        if self.script.incremental:
+            event["text"] = text_of(self.made[self._sent :])
+            event["output_ids"] = self.made[self._sent :]
+            for name in event["meta_info"].keys() & set(_SLICED):
+                event["meta_info"][name] = event["meta_info"][name][self._sent :]
+        self._sent = len(self.made)
+        return event
+
+    def _logprob_fields(self) -> dict[str, Any]:
+        start, text = self.body.get("logprob_start_len", -1), bool(self.body.get("return_text_in_logprobs"))
+        pairs = [(logprob, token, text_of([token]) if text else None) for logprob, token in zip(self.logprobs, self.made, strict=True)]
+        prompt = [] if start < 0 else [(None if at == 0 else -0.125 * at, token, None) for at, token in enumerate(self.prompt)][start:]
+        fields: dict[str, Any] = {
+            "input_token_logprobs": prompt,
+            "output_token_logprobs": pairs,
+            "output_token_logprobs_length": len(pairs),
+        }
+        if top := self.body.get("top_logprobs_num"):
+            fields["input_top_logprobs"] = [None if at == 0 else [pair] * top for at, pair in enumerate(prompt)]
+            fields["output_top_logprobs"] = [[(pair[0] - rank, pair[1] + rank, pair[2]) for rank in range(top)] for pair in pairs]
+        if (wanted := self.body.get("token_ids_logprob")) is not None:
+            fields["input_token_ids_logprobs"] = [
+                None if at == 0 else [(-1.0, token, None) for token in wanted] for at, _ in enumerate(prompt)
+            ]
+            fields["output_token_ids_logprobs"] = [[(pair[0] - token, token, None) for token in wanted] for pair in pairs]
+        return fields
 
 
 class ScriptedEngine:
@@ -142,59 +246,35 @@ class ScriptedEngine:
         self.running[rid] = aborted
         self.most = max(self.most, len(self.running))
         try:
-            return await self._stream(request, body, aborted)
+            return await self._respond(request, body, aborted)
         finally:
             del self.running[rid]
 
-    async def _stream(self, request: web.Request, body: dict[str, Any], aborted: asyncio.Event) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        params, sequence = body["sampling_params"], list(body["input_ids"])
-        prompt, pairs, versions = len(sequence), [], []
-        reason: dict[str, Any] | None = None
-        sent = 0
-        limit = params["max_new_tokens"] if params["max_new_tokens"] is not None else 40
-        while reason is None:
+    async def _respond(self, request: web.Request, body: dict[str, Any], aborted: asyncio.Event) -> web.StreamResponse:
+        """Stream the answer, or give it in one piece where `stream` is not set."""
+        answer = _Answer(self.script, body)
+        response: web.StreamResponse | None = None
+        if body.get("stream"):
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+        if self.script.lethal in body["input_ids"]:
+            await self.die()
+            raise ConnectionResetError("dead")
+        while answer.reason is None:
             if self.script.delay or self.script.hang:
                 await self._pause(aborted)
             else:
                 await asyncio.sleep(0)
             if aborted.is_set():
-                reason = {"type": "abort", "message": "Aborted"}
-            elif len(pairs) < limit:
-                token, logprob = next_token(params.get("sampling_seed", 0), sequence)
-                sequence.append(token)
-                pairs.append((logprob, token, None))
-                label = self.script.version
-                if versions and versions[-1]["version"] == label:
-                    versions[-1]["end"] = len(pairs)
-                else:
-                    versions.append({"version": label, "start": len(pairs) - 1, "end": len(pairs)})
+                answer.reason = {"type": "abort", "message": "Aborted"}
+            elif answer.step():
                 self.tokens += 1
-                if token in self.script.eos and not params.get("ignore_eos"):
-                    reason = {"type": "stop", "matched": token}
-                elif len(pairs) >= limit:
-                    reason = {"type": "length", "length": limit}
-            else:
-                reason = {"type": "length", "length": limit}
             if 0 <= self.script.die_after <= self.tokens:
                 await self.die()
-            first = sent if self.script.incremental else 0
-            meta = {
-                "id": body["rid"],
-                "finish_reason": reason,
-                "prompt_tokens": prompt,
-                "completion_tokens": len(pairs),
-                "cached_tokens": 0,
-                "weight_version": self.script.version,
-                "weight_versions": versions,
-                "output_token_logprobs": pairs[first:],
-            }
-            if params_top := body.get("top_logprobs_num"):
-                meta["output_top_logprobs"] = [[pair] * params_top for pair in pairs[first:]]
-            event = {"text": "", "output_ids": sequence[prompt + first :], "meta_info": meta}
-            sent = len(pairs)
-            await response.write(b"data: " + msgspec.json.encode(event) + b"\n\n")
+            if response is not None and (answer.reason is not None or len(answer.made) % self.script.interval == 0):
+                await response.write(b"data: " + msgspec.json.encode(answer.event()) + b"\n\n")
+        if response is None:
+            return web.json_response(body=msgspec.json.encode(answer.everything()))
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from supervisor.host.ports import holder
 from supervisor.observe.control_socket import NotRunning, Request, StatusReply, StatusRequest, ask
-from supervisor.observe.status import PipelineView, Snapshot
+from supervisor.observe.status import PipelineView, Status
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GUARDIAN = CHECKOUT / "supervisor" / "host" / "processes" / "guardian.py"
 TINY = CHECKOUT / "tests" / "harness" / "tiny.toml"
+SEES_OURS = f'env = {{ PYTHONPATH = "{CHECKOUT}" }}'
+"""A line of a trainer's table, for an entry that wraps the built-in trainer: a user's code does not find our packages by itself."""
 POLL_S = 0.01
 
 
@@ -46,7 +48,7 @@ class Run:
                 raise AssertionError(f"the run ended with {self.process.returncode} before {what}; output:\n{self.tail()}")
             time.sleep(POLL_S)
 
-    def status(self) -> Snapshot | None:
+    def status(self) -> Status | None:
         request: Request = StatusRequest()
         try:
             reply = ask(self.directory / "control.sock", request)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bench.campaigns import episodes
-from bench.campaigns.harness.player import FAULTS, SHAPES, WIDE, Hurt
-from tests.harness.stage import Stage, beside, stage_of
+from bench.campaigns.harness.fault_episodes import FAULTS, SHAPES, WIDE, FaultEpisodes
+from tests.harness.concurrent_cases import Stage, beside, stage_of
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("shape", [*SHAPES, *WIDE])
 @beside
 def test_every_fault_in_every_shape(folder: Path, shape: str) -> None:
-    tally = Hurt(folder, shape, seed=1_000_000, deck=list(FAULTS)).play(len(FAULTS))
+    tally = FaultEpisodes(folder, shape, seed=1_000_000, deck=list(FAULTS)).play(len(FAULTS))
     assert {name.partition(" while ")[0] for name in tally.matrix} == set(FAULTS)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.supervised_run import Run, configuration, processes_of
+from tests.harness.supervised_run import SEES_OURS, Run, configuration, processes_of
 
 GARBAGE = """
 import os, socket, time
@@ -53,7 +53,7 @@ def others_are_unharmed(run: Run) -> None:
 @pytest.mark.parametrize("what", FRAMES)
 def test_a_trainer_that_says_nonsense(start: Callable[[Path], Run], tmp_path: Path, what: str) -> None:
     (tmp_path / "garbage.py").write_text(GARBAGE.format(bytes=FRAMES[what]))
-    run = start(configuration(tmp_path / "tiny.toml", entry="garbage:main", steps=1))
+    run = start(configuration(tmp_path / "tiny.toml", entry="garbage:main", steps=1, trainer=SEES_OURS))
     assert run.end() == 0, run.tail()
     assert run.summary["p1"]["restarts"] == 1
     assert run.summary["p1"]["steps"] == 1

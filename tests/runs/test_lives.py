@@ -10,14 +10,18 @@ import anyio
 import pytest
 
 from supervisor.config.child_environment import Chosen
-from supervisor.host.channel import FailureKind, PeerFailed
+from supervisor.config.schema.tables import Config, EngineTable, HealthTable, PipelineTable, TrainerTable
+from supervisor.host.channel import ChannelFailure, FailureKind
+from supervisor.host.gpus.meter import Gpu
 from supervisor.host.processes import bootstrap
 from supervisor.host.processes.group import Command, Processes
-from supervisor.runtime import gateways, ranks
-from supervisor.runtime.group_lifecycle import Life
+from supervisor.runtime import gateways, ranks, run_facts
+from supervisor.runtime.driver import Loop
+from supervisor.runtime.group_lifecycle import GroupLifecycle, Groups
+from supervisor.runtime.run_facts import ChildEnvironment, Pipelines, RunFacts, RunPaths
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
-from trainers.protocol.ids import EngineId, GatewayId, GroupId, Incarnation, PipelineId
+from trainers.protocol.ids import EngineId, GpuId, Incarnation, PipelineId
 
 pytestmark = pytest.mark.anyio
 P1 = PipelineId("p1")
@@ -38,7 +42,7 @@ class Log:
     def __getattr__(self, level: str) -> Any:
         return lambda event, **fields: self.told.append((level, event, fields))
 
-    def of(self, _group: GroupId, _incarnation: Incarnation) -> "Log":
+    def bind(self, **_: object) -> "Log":
         return self
 
 
@@ -55,18 +59,16 @@ async def test_the_last_lines_of_a_life_are_its_own(tmp_path: Path) -> None:
         pass
 
     async with Processes().running() as processes, anyio.create_task_group() as tasks:
-        site: Any = SimpleNamespace(
-            processes=processes, living={}, spawn_task=tasks.start_soon, feed=feed, group_log=log.of,
-            tag=lambda group, life: f"r:{group}:{life}", journal=SimpleNamespace(spawned=nothing),
-        )  # fmt: skip
-        life = Life(site, lambda _: None)
+        journal: Any = SimpleNamespace(spawned=nothing)
+        not_used: Any = None
+        lifecycle = GroupLifecycle(Groups(processes, journal), Loop(feed, tasks.start_soon, log), not_used, HealthTable())
         for number, program in enumerate(("print('one'); print('ValueError: first')", "print('two')"), 1):
             env = {"PATH": os.environ["PATH"], "TRAINSHED_TAG": f"r:{ENGINE}:{number}"}
             argv = (sys.executable, "-I", "-S", "-c", f"{program}; raise SystemExit(3)")
             command = Command(argv=argv, env=env, cwd=tmp_path, log=tmp_path / "p1.engine.0.log")
             came = anyio.Event()
             with anyio.fail_after(20):
-                await life.begin(ENGINE, Incarnation(number), [command], nothing)
+                await lifecycle.begin(ENGINE, Incarnation(number), [command], nothing)
                 await came.wait()
         tasks.cancel_scope.cancel()
     lines = [fields["last_lines"] for _, event, fields in log.told if event == "member ended"]
@@ -85,10 +87,10 @@ async def test_a_gateway_whose_channel_ends_is_told_by_its_exit_if_there_is_one(
         await anyio.sleep(0.01 if dies else 30)
 
     async with anyio.create_task_group() as tasks:
-        living = SimpleNamespace(stopping=False, group=SimpleNamespace(ended=ended))
-        site: Any = SimpleNamespace(living={GatewayId(P1): living}, feed=fed.append, spawn_task=tasks.start_soon)
-        of: Any = None
-        gateways.Gateways(site, of, of)._failed(P1, Incarnation(1), PeerFailed(FailureKind.CLOSED))
+        lifecycle: Any = SimpleNamespace(live=lambda _: SimpleNamespace(stopping=False, group=SimpleNamespace(ended=ended)))
+        not_used: Any = None
+        loop = Loop(fed.append, tasks.start_soon, not_used)
+        gateways.Gateways(not_used, lifecycle, loop, not_used)._failed(P1, Incarnation(1), ChannelFailure(FailureKind.CLOSED))
         assert not fed, "not at once: a death closes descriptors a moment before it is seen"
     assert len(fed) == told
     assert [event.reason for event in fed if isinstance(event, ev.PeerFailed)] == ["the peer closed its end"][:told]
@@ -98,15 +100,15 @@ def test_what_a_trainer_does_not_get_is_told_once(monkeypatch: pytest.MonkeyPatc
     """Of every trainer at every start it would be noise."""
     dropped = {"p1": ("A", "B"), "p2": ("A", "B"), "p3": ("B",)}
     log = Log()
-    trainer = SimpleNamespace(gpus=[0], pass_env=(), env={}, cwd=str(tmp_path), entry=None, command=["x"])
-    site: Any = SimpleNamespace(
-        pipeline=lambda id: SimpleNamespace(trainer=trainer, name=id), gpus=lambda _: [], environ={}, group_log=log.of,
-        directory=SimpleNamespace(path=tmp_path, log_of=lambda *_: tmp_path / "log"), tag=lambda *_: "t", urls=dict.fromkeys(dropped, ""),
-    )  # fmt: skip
-    of: Any = None
-    group = ranks.Ranks(site, of)
+    trainer = TrainerTable(gpus=[0], cwd=str(tmp_path), command=["x"])
+    tables = [PipelineTable(name, EngineTable("model", [0]), trainer) for name in dropped]
+    pipelines = Pipelines(Config(tables), (Gpu(GpuId(0), "", None, None, "virtual:0"),), {PipelineId(name): "" for name in dropped})
+    directory: Any = SimpleNamespace(path=tmp_path, log_of=lambda *_: tmp_path / "log", run_id="r")
+    not_used: Any = None
+    facts = RunFacts(pipelines, RunPaths(directory, tmp_path), ChildEnvironment({}, tmp_path))
+    group = ranks.Ranks(facts, not_used, Loop(not_used, not_used, log), not_used)
     for name, life in (("p1", 1), ("p2", 1), ("p1", 2), ("p3", 1)):
-        monkeypatch.setattr(ranks, "choose", lambda *_, name=name: Chosen({}, dropped[name]))
+        monkeypatch.setattr(run_facts, "choose", lambda *_, name=name: Chosen({}, dropped[name]))
         start = do.StartTrainer(id=1, pipeline=PipelineId(name), incarnation=Incarnation(life), steps_done=0, restore=False)
         group._command(start, 0, 9, 20000)
     assert [(level, fields["names"]) for level, _, fields in log.told] == [

@@ -40,7 +40,7 @@ def published(started: list[Run], tmp_path: Path, gateway: str) -> list[dict[str
     """The disturbed samples, which must be what the same samples are in peace: the weights that were published are the same."""
     result = tmp_path / "result.json"
     file = tmp_path / "run.toml"
-    script = CHECKOUT / "tests" / "harness" / "publisher.py"
+    script = CHECKOUT / "tests" / "harness" / "publishing_trainer.py"
     file.write_text(FILE.format(python=sys.executable, script=script, result=result, gateway=gateway))
     run = Run(tmp_path, file)
     started.append(run)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.observe.status import PipelineView
-from tests.harness.supervised_run import Run, configuration
+from tests.harness.supervised_run import SEES_OURS, Run, configuration
 
 SAMPLES = 256
 
@@ -53,6 +53,7 @@ def finished_well(run: Run, reference: Reference, *hurt: str) -> None:
     assert run.left_behind() == []
 
 
+@pytest.mark.everyday
 def test_undisturbed(reference: Reference) -> None:
     finished_well(reference.run, reference)
     for pipeline in reference.run.summary.values():
@@ -205,19 +206,19 @@ def test_a_trainer_that_takes_memory_on_anothers_gpu_costs_only_its_own_pipeline
 
 def _keeps(folder: Path, gpu: int, then: str = "pass") -> Path:
     (folder / "keeps.py").write_text(KEEPS.replace("GPU", str(gpu)).replace("THEN", then))
-    return configuration(folder / "keeps.toml", entry="keeps:main", health="release_deadline_s = 2.0")
+    return configuration(folder / "keeps.toml", entry="keeps:main", health="release_deadline_s = 2.0", trainer=SEES_OURS)
 
 
 KEEPS = '''
 """The built-in trainer, but in its first life rank 0 takes a piece of a GPU that nobody lent it, and keeps it."""
 import os
 import time
-import trainshed.device
+import trainshed.virtual_gpu
 from trainers.grpo import main as real_main
 
 def main():
     if os.environ["TRAINSHED_TAG"].endswith(":1") and os.environ["RANK"] == "0":
-        kept = trainshed.device.Pool(trainshed.device.parse_device("virtual:GPU"), 4 << 20)
+        kept = trainshed.virtual_gpu.Pool(trainshed.virtual_gpu.parse_device("virtual:GPU"), 4 << 20)
         kept.touch()
         THEN
     real_main()

@@ -10,7 +10,7 @@ from supervisor.config.fit import Machine, picture
 from supervisor.config.load import Loaded, load
 from supervisor.config.machine.model_files import model_size
 from supervisor.config.schema.findings import GpuFact
-from supervisor.config.schema.tables import Host
+from supervisor.config.schema.tables import HostTable
 from trainers.protocol.ids import GpuId
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -48,7 +48,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> Loaded:
     file.write_text(text.replace("/opt/sglang/bin/python", str(interpreter)).replace("/models/", f"{tmp_path}/models/"))
     gpus, room = BOXES[request.param]
 
-    def inventory(host: Host) -> list[GpuFact]:
+    def inventory(host: HostTable) -> list[GpuFact]:
         return [GpuFact(GpuId(index), "NVIDIA H100", room * GIB) for index in range(gpus)]
 
     return load(file, inventory)

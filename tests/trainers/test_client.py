@@ -16,6 +16,7 @@ import trainshed
 
 from tests.harness.fake_supervisor import FakeGateway, FakeSupervisor, echo, environment, line
 from trainers.protocol import trainer_messages as m
+from trainers.protocol.child_env import CLIENT
 from trainers.protocol.framing import FrameReader
 from trainers.protocol.framing import encode as frame
 
@@ -72,7 +73,7 @@ def test_the_client_reads_every_message_in_any_pieces(message: Any) -> None:
     seen = []
     for byte in data * 2:
         buffer.append(byte)
-        seen += list(trainshed.cut(buffer))
+        seen += list(trainshed.decode(buffer))
     assert seen == [json.loads(data[4:])] * 2
     assert not buffer
 
@@ -80,7 +81,7 @@ def test_the_client_reads_every_message_in_any_pieces(message: Any) -> None:
 @pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02[]", b"\x00\x00\x00\x02{}", b"\x00\x00\x00\x01\xff"])
 def test_what_is_no_frame_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  UnicodeDecodeError and JSONDecodeError are ValueErrors
-        list(trainshed.cut(bytearray(data)))
+        list(trainshed.decode(bytearray(data)))
 
 
 def test_what_the_limit_or_json_cannot_carry_is_refused() -> None:
@@ -94,7 +95,16 @@ def test_it_is_one_file_of_the_standard_library_for_python_3_9() -> None:
     tree = ast.parse(Path(trainshed.__file__).read_text("utf-8"), feature_version=(3, 9))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"trainshed"}  # trainshed.device, where it is there
+    assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"trainshed"}  # trainshed.resident, where it is there
+
+
+def test_a_rank_gets_one_package_and_imports_only_the_client() -> None:
+    assert [entry.name for entry in CLIENT.iterdir() if entry.name != "__pycache__"] == ["trainshed"]
+    code = "import sys, trainshed; print(sorted(name for name in sys.modules if name.split('.')[0] in ('trainshed', 'torch', 'trainers')))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env={"PYTHONPATH": str(CLIENT)}, capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout == "['trainshed']\n"
 
 
 def test_it_works_alone(tmp_path: Path) -> None:
@@ -329,7 +339,7 @@ def test_generate_is_in_index_order_with_seeds(tmp_path: Path, gateway: FakeGate
 
 
 def test_large_batches_are_asked_in_parts(tmp_path: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainshed, "_TOKENS_ASKED", 5)
+    monkeypatch.setattr(trainshed, "_TOKENS_PER_REQUEST", 5)
     with FakeSupervisor(tmp_path, url=gateway.url) as supervisor, supervisor.connect().rollout(target=5) as rollout:
         samples = rollout.generate([[i] * 2 for i in range(4)] + [[9] * 9])
         assert [sample.output_ids for sample in samples] == [[i] * 2 for i in range(4)] + [[9] * 9]
@@ -393,6 +403,25 @@ def test_all_ranks_get_all_answers(tmp_path: Path, gateway: FakeGateway) -> None
         assert results[0] == results[1]
         assert len(results[0]) == 4
         assert [tag for tag in supervisor.tags(1) if "rollout" in tag] == []
+
+
+def test_ranks_that_ask_apart_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Two ranks number their samples alike: what each asks for by itself is one sample for both, or a mismatch."""
+
+    def answer(rollout: int, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"sample": request["sample"], "error": {"code": "sample_mismatch", "message": "other prompt"}} for request in requests]
+
+    with FakeGateway() as gateway, FakeSupervisor(tmp_path, world_size=2, url=gateway.url) as supervisor:
+        first = supervisor.connect()
+        for _ in range(2):
+            with first.rollout(target=4) as rollout:
+                rollout.generate([[1], [2]])
+        said = capfd.readouterr().err
+        assert said.count("wants 4 samples, and rank 0 asked for 2: every rank gets every answer") == 1
+        gateway.lines = answer  # type: ignore[method-assign]
+        with first.rollout(target=1) as rollout, pytest.raises(trainshed.SamplesFailed, match="every rank must ask for the same prompts"):
+            rollout.generate([[1]])
+        assert capfd.readouterr().err == ""
 
 
 def test_a_lost_connection_and_a_replaced_gateway_lose_nothing(tmp_path: Path, gateway: FakeGateway) -> None:
@@ -470,6 +499,21 @@ def test_a_gateway_that_never_comes_back_is_given_up_after_the_close(tmp_path: P
             rollout.start([[1]])
         with pytest.raises(trainshed.RolloutRefused, match="missing"):
             rollout.samples()
+
+
+def test_a_figure_that_cannot_be_reported_is_left_out_and_said_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with FakeSupervisor(tmp_path) as supervisor:
+        pipeline = supervisor.connect()
+        for step in range(2):
+            pipeline.report(step, loss=None, note="fine", reward=0.5, **{"x" * 129: 1.0, "": 2.0})
+        pipeline.report(2, **{f"m{i}": i for i in range(66)})
+        assert wait_until(lambda: len(supervisor.reports) == 3)
+        assert [report.metrics for report in supervisor.reports[:2]] == [{"reward": 0.5}] * 2
+        assert list(supervisor.reports[2].metrics) == [f"m{i}" for i in range(64)]
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 6
+    assert said[0].startswith("trainshed: report leaves out 'loss': no number (TypeError: ")
+    assert said[5] == "trainshed: report leaves out 'm65': a report holds at most 64 figures with names of at most 128 characters"
 
 
 def test_checkpoint_and_report(tmp_path: Path) -> None:

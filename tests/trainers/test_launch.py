@@ -5,19 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from trainshed import launch
 
-from trainers import launch
-
-CHECKOUT = Path(__file__).resolve().parents[2]
+from trainers.protocol.child_env import CLIENT
+from trainers.user_code import torchrun_variables
 
 
 def test_environment_is_torchruns() -> None:
-    assert launch.environment(1, 2, 4711) == {
+    assert torchrun_variables(1, 2, 4711) == {
         "RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "4711",
     }  # fmt: skip
     with pytest.raises(ValueError, match="rank 2 of 2"):
-        launch.environment(2, 2, 1)
+        torchrun_variables(2, 2, 1)
 
 
 @pytest.mark.parametrize("entry", ["", "os", ":", "os:", ":f", "os:no_such", "no.such:f", "os.no_such:f", "../x:f", "os:path", "os:a.b"])
@@ -55,19 +55,19 @@ def test_a_model_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
 
 
 def call(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
-    environment: dict[str, Any] = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CHECKOUT), **env}
-    command = [sys.executable, "-P", "-m", "trainers.launch", *arguments]
+    environment: dict[str, Any] = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CLIENT), **env}
+    command = [sys.executable, "-P", "-m", "trainshed.launch", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
 
 
 def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import sys\ndef main(): print('torch' in sys.modules)\ndef bad(): raise SystemExit(7)\n")
-    path = f"{CHECKOUT}:{tmp_path}"
+    path = f"{CLIENT}:{tmp_path}"
     done = call("script:main", PYTHONPATH=path)
     assert (done.returncode, done.stdout) == (0, "False\n")
     assert call("script:bad", PYTHONPATH=path).returncode == 7
     done = call("nonsense")
     assert done.returncode == 2
-    assert done.stderr == "trainers.launch: 'nonsense' is not of the form module:function\n"
+    assert done.stderr == "trainshed.launch: 'nonsense' is not of the form module:function\n"
     assert "usage" in call().stderr
     assert call("--make", "os:listdir", str(tmp_path / "x"), "[]").returncode == 2

@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from trainers.protocol.child_env import CHECKOUT, OUR_PATH
 from trainers.rewards import Failure, Verifiers
 
-ODD = "tests.harness.verifiers:odd"
-CHECKOUT = Path(__file__).resolve().parents[2]
+ODD = "verifiers:odd"
+HARNESS = CHECKOUT / "tests" / "harness"
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verifier that is not ours is found where its user's code is."""
+    monkeypatch.syspath_prepend(str(HARNESS))
 
 
 def kinds(results: list[float | Failure]) -> list[float | str]:
@@ -40,14 +47,14 @@ def test_hung_dead_and_wrong_verifiers_cost_only_their_sample() -> None:
     assert time.monotonic() - started < 15
 
 
-@pytest.mark.parametrize("entry", ["tests.harness.verifiers:nothing", "no_such_module:f", "nonsense"])
+@pytest.mark.parametrize("entry", ["verifiers:nothing", "no_such_module:f", "nonsense"])
 def test_a_verifier_that_is_not_there(entry: str) -> None:
     with Verifiers(entry, workers=1) as pool:
         assert kinds(pool.score([("a",), ("b",)])) == ["start", "start"]
 
 
 def test_a_killed_worker_is_replaced() -> None:
-    with Verifiers("tests.harness.verifiers:length", workers=1) as pool:
+    with Verifiers("verifiers:length", workers=1) as pool:
         assert pool.score([("abc",)]) == [3.0]
         (pid,) = pool.pids
         os.kill(pid, signal.SIGKILL)
@@ -65,7 +72,7 @@ def test_workers_die_with_a_killed_parent(what: str) -> None:
         f"threading.Thread(target=pool.score, args=([({what!r},)],), daemon=True).start()\n"
         "time.sleep(0.3)\nprint(*pool.pids, flush=True)\ntime.sleep(100)\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    env = {**os.environ, "PYTHONPATH": f"{OUR_PATH}:{HARNESS}"}
     parent = subprocess.Popen([sys.executable, "-P", "-c", script], env=env, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pids = [int(pid) for pid in parent.stdout.readline().split()]

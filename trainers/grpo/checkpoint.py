@@ -1,4 +1,4 @@
-"""What a restart resumes from: model, optimizer and step in one folder that appears whole or not at all."""
+"""This module saves and loads what a restart resumes from: model, optimizer and step, in a folder that appears complete or not at all."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ FILE: Final = "state.pt"
 
 
 class CheckpointError(Exception):
-    """A checkpoint cannot be read; an older one may."""
+    """A checkpoint cannot be read; an older one may be readable."""
 
 
 def save(directory: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Path:

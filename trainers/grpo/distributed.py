@@ -1,4 +1,4 @@
-"""The ranks of one trainer as one: sums and broadcasts over gloo (CPU) or NCCL (GPU); a single rank needs neither."""
+"""This module makes the ranks of one trainer a group: sums and broadcasts over gloo (CPU) or NCCL (GPU). A single rank needs neither."""
 
 import os
 from collections.abc import Iterator
@@ -10,25 +10,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = timedelta(hours=2)
-"""How long a rank waits for the others in a collective; a rank that dies ends the whole group much earlier."""
+TIMEOUT = timedelta(hours=2)
+"""A rank waits so long for the others in a collective. When a rank dies, the supervisor ends all of them much earlier."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This rank among `world_size`. Collectives only inside a lease: between leases each rank waits for the supervisor alone."""
+    """The group, seen from this rank. Collectives are for inside a lease: between leases each rank waits for the supervisor alone."""
 
     rank: int
     world_size: int
     device: str
 
     def sum(self, values: Tensor) -> None:
-        """In place; the same bits on every rank."""
+        """Adds up the ranks' values in place; every rank gets the same bits."""
         if self.world_size > 1:
             dist.all_reduce(values)
 
-    def share(self, values: Tensor) -> None:
-        """Rank 0's values on every rank, in place."""
+    def broadcast(self, values: Tensor) -> None:
+        """Gives every rank the values of rank 0, in place."""
         if self.world_size > 1:
             dist.broadcast(values, 0)
 
@@ -46,7 +46,7 @@ class Ranks:
 
 
 @contextmanager
-def ranks(rank: int, world_size: int, device: str) -> Iterator[Ranks]:
+def join(rank: int, world_size: int, device: str) -> Iterator[Ranks]:
     """Joins the group that torchrun's variables describe. Raises KeyError when they are missing."""
     if world_size == 1:
         yield Ranks(rank, world_size, device)
@@ -55,7 +55,7 @@ def ranks(rank: int, world_size: int, device: str) -> Iterator[Ranks]:
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     # FSDP2 goes here: a device mesh over these ranks, and `sum_gradients` falls away.
     backend = "nccl" if device.startswith("cuda") else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=PATIENCE)
+    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
     try:
         yield Ranks(rank, world_size, device)
     finally:

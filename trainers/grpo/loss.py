@@ -1,11 +1,11 @@
-"""The arithmetic of GRPO: group-relative advantages, clipped ratio, optional KL. Tensors in, tensors out."""
+"""This module is the arithmetic of GRPO: group-relative advantages, a clipped ratio, an optional KL term. Tensors in, tensors out."""
 
 import torch
 from torch import Tensor
 
 
 def advantages(rewards: Tensor, epsilon: float = 1e-4) -> Tensor:
-    """How much better each sample of a group is than its group: (reward - mean) / (std + epsilon).
+    """Returns how much better each sample is than its group, [prompts, group]: (reward - mean) / (std + epsilon).
 
     `rewards`: [prompts, group]; NaN marks a sample without a reward, which counts in no mean and gets NaN. A group with fewer than
     two rewards has nothing to compare: 0.
@@ -20,7 +20,7 @@ def advantages(rewards: Tensor, epsilon: float = 1e-4) -> Tensor:
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities of each token given those before it. `logits` [n, length, vocabulary], `tokens` [n, length] -> [n, length - 1]."""
+    """Returns the log-probability of each token given those before it: `logits` [n, length, vocabulary], `tokens` [n, length] -> [n, length - 1]."""
     scores = torch.log_softmax(logits[:, :-1].float() / temperature, dim=-1)
     return scores.gather(-1, tokens[:, 1:, None]).squeeze(-1)
 
@@ -36,10 +36,10 @@ def policy_loss(
     kl: float = 0.0,
     reference: Tensor | None = None,
 ) -> Tensor:
-    """Sum over the masked tokens of -min(ratio A, clipped ratio A) + kl * KL, divided by `tokens`.
+    """Returns the sum over the masked tokens of -min(ratio A, clipped ratio A) + kl * KL, divided by `tokens`. Raises ValueError.
 
-    `logprobs` (of the policy now), `behaviour` (of the engine that sampled), `reference`: [n, length]; `advantage`: [n]; `mask`:
-    [n, length], 1 where a token counts. `tokens` is the count over all ranks, so that ranks' losses and gradients add up. KL is the
+    `logprobs` (of the policy now), `behaviour` (of the engine that sampled) and `reference` are [n, length], `advantage` is [n]; `mask`
+    is [n, length], 1 where a token counts. `tokens` is the count over all ranks, so that ranks' losses and gradients add up. KL is the
     unbiased estimate exp(r) - r - 1 with r = reference - logprobs.
     """
     ratio = torch.exp(torch.where(mask > 0, logprobs - behaviour, 0.0))

@@ -1,15 +1,23 @@
-"""What `[pipeline.trainer] options` may say to the built-in trainer. The defaults rise on the tiny tasks in five rollouts."""
+"""The options of the built-in trainer (`[pipeline.trainer] options`). With the defaults the reward rises on the tiny tasks within five rollouts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from trainers.grpo.tasks import LENGTH, TASKS
 
 
+class BadOption(ValueError):
+    """An option has a value that cannot be carried out. `problem` says why; where the value must be one of a few, `choices` has them."""
+
+    def __init__(self, key: str, value: object, problem: str, choices: Sequence[str] = ()) -> None:
+        self.key, self.value, self.problem, self.choices = key, value, problem, tuple(choices)
+        super().__init__(f"{key} = {value!r} {problem}" + (f" {', '.join(choices)}" if choices else ""))
+
+
 @dataclass(frozen=True)
 class Settings:
-    """`prompts` x `group` samples a rollout; `epochs` passes over them in minibatches of `minibatch` samples (over all ranks)."""
+    """A rollout has `prompts` x `group` samples; the trainer makes `epochs` passes in minibatches of `minibatch` samples (over all ranks)."""
 
     task: str = "parity"
     prompts: int = 16
@@ -33,17 +41,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise ValueError(f"options.task = {self.task!r} is none of {', '.join(TASKS)}")
+            raise BadOption("options.task", self.task, "is none of", choices=tuple(TASKS))
         for name in ("prompts", "group", "epochs", "minibatch", "max_new_tokens", "checkpoint_every", "verifiers"):
             if getattr(self, name) < 1:
-                raise ValueError(f"options.{name} = {getattr(self, name)} must be at least 1")
+                raise BadOption(f"options.{name}", getattr(self, name), "must be at least 1")
         for name in ("lr", "temperature", "grad_clip", "verifier_limit_s"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"options.{name} = {getattr(self, name)} must be above 0")
+                raise BadOption(f"options.{name}", getattr(self, name), "must be above 0")
 
     @staticmethod
     def read(options: Mapping[str, Any]) -> "Settings":
-        """Raises ValueError, naming the key, for one that does not exist or has the wrong type."""
+        """Returns the settings that the options make. Raises ValueError, naming the key, for one that does not exist; BadOption for a value that cannot be."""
         types = {field.name: type(field.default) for field in fields(Settings)}
         values: dict[str, Any] = {}
         for key, given in options.items():
@@ -52,6 +60,6 @@ class Settings:
                 raise ValueError(f"options.{key} does not exist; there are: {', '.join(types)}")
             value = float(given) if wanted is float and type(given) is int else given
             if type(value) is not wanted:
-                raise ValueError(f"options.{key} = {value!r} must be of type {wanted.__name__}")
+                raise BadOption(f"options.{key}", value, f"must be of type {wanted.__name__}")
             values[key] = value
         return Settings(**values)

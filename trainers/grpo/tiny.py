@@ -1,4 +1,4 @@
-"""A model made on the spot: a Qwen2 of 78,400 parameters with a tokenizer of 64 characters.
+"""This module makes a model on the spot: a Qwen2 of 78,400 parameters with a tokenizer of 64 characters.
 
 `make = "trainers.grpo.tiny:make"` in a TOML file. Every dimension is a power of two: with others, kernels choose other last bits
 for other batch shapes, and a shared run would not be bit-identical to one alone.
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from trainers.grpo.settings import BadOption
 from trainers.grpo.tasks import TASKS
 
 SPECIAL: Final = ("<pad>", "<eos>", "<unk>")
@@ -63,16 +64,16 @@ def make(
 
 
 def refuse(options: Mapping[str, Any]) -> None:
-    """Raises ValueError for the first of these options of `make` that it cannot carry out; imports nothing heavy."""
+    """Raises BadOption for the first of these options of `make` that it cannot carry out; imports nothing heavy."""
     for name, value in options.items():
         if name == "task" and value not in TASKS:
-            raise ValueError(f"task {value!r} is none of {', '.join(TASKS)}")
+            raise BadOption(name, value, "is none of", choices=tuple(TASKS))
         if name in SIZES and (value < 1 or value & (value - 1)):
-            raise ValueError(f"{name} = {value} is no power of two")
+            raise BadOption(name, value, "is no power of two")
 
 
 def write_tokenizer(directory: Path, context: int) -> None:
-    """One token a character; what is not in the vocabulary is `<unk>`."""
+    """Writes a tokenizer with one token for each character; a character that is not in the vocabulary is `<unk>`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
     plain = Tokenizer(models.BPE(vocab=VOCABULARY, merges=[], unk_token="<unk>"))

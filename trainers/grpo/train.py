@@ -1,4 +1,4 @@
-"""The loop: rollout, rewards, lease, epochs of clipped updates, publish, checkpoint. Every rank runs it.
+"""This module is the training loop: rollout, rewards, lease, epochs of clipped updates, publish, checkpoint. Every rank runs it.
 
 Everything random is drawn from (seed, step), every sum has a fixed order, and each rank takes a fixed part of each minibatch:
 the same run gives the same bits, interrupted or not, alone or beside others.
@@ -26,7 +26,7 @@ from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 from transformers.utils import logging
 
 from trainers.grpo import checkpoint, tasks
-from trainers.grpo.distributed import Ranks, ranks
+from trainers.grpo.distributed import Ranks, join
 from trainers.grpo.loss import advantages, policy_loss, token_logprobs
 from trainers.grpo.settings import Settings
 from trainers.rewards import Failure, Verifiers
@@ -34,7 +34,7 @@ from trainers.rewards import Failure, Verifiers
 
 @dataclass(frozen=True)
 class Batch:
-    """All samples of one rollout, right-padded: `tokens` [n, length]; `mask` and `behaviour` [n, length - 1]; `advantage` [n]."""
+    """The samples of one rollout, right-padded: `tokens` [n, length]; `mask` and `behaviour` [n, length - 1]; `advantage` [n]."""
 
     tokens: Tensor
     mask: Tensor
@@ -44,13 +44,13 @@ class Batch:
 
 
 def run(pipeline: Pipeline) -> None:
-    """One rank from its init lease to its last step. Raises ValueError for wrong options, and what the client raises."""
+    """Runs one rank from its init lease to its last step. Raises ValueError for wrong options, and what the client raises."""
     settings = Settings.read(pipeline.options)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # a log is no terminal
     if pipeline.device == "cpu":
         torch.set_num_threads(1)  # two threads give other bits, and are slower on shared cores
     with ExitStack() as stack:
-        group = stack.enter_context(ranks(pipeline.rank, pipeline.world_size, pipeline.device))
+        group = stack.enter_context(join(pipeline.rank, pipeline.world_size, pipeline.device))
         trainer = Trainer(pipeline, settings, group)
         judge = stack.enter_context(Judge(settings)) if pipeline.rank == 0 else None
         for step in range(pipeline.steps_done, pipeline.steps):
@@ -65,7 +65,7 @@ def run(pipeline: Pipeline) -> None:
 
 
 class Judge:
-    """Rewards of samples, by verifiers in their own processes."""
+    """The verifiers of the task, in processes of their own."""
 
     def __init__(self, settings: Settings) -> None:
         self._task = settings.task
@@ -78,7 +78,7 @@ class Judge:
         self._verifiers.close()
 
     def rewards(self, prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
-        """[n], float64; NaN for a sample that could not be judged. Raises RuntimeError when none could."""
+        """Returns the rewards, [n] float64, NaN for a sample that could not be judged. Raises RuntimeError when none could."""
         results = self._verifiers.score([(self._task, prompt, text) for prompt, text in zip(prompts, texts, strict=True)])
         failures = [result for result in results if isinstance(result, Failure)]
         if len(failures) == len(results):
@@ -87,7 +87,7 @@ class Judge:
 
 
 class Trainer:
-    """Model, optimizer and one step of them."""
+    """One rank's model and optimizer, and how they take a step."""
 
     def __init__(self, pipeline: Pipeline, settings: Settings, group: Ranks) -> None:
         self._pipeline = pipeline
@@ -112,7 +112,7 @@ class Trainer:
             forget_steps(self._metrics, pipeline.steps_done)
 
     def step(self, step: int, judge: Judge | None) -> None:
-        """One rollout and the update on it. `judge` is rank 0's."""
+        """Takes one step: a rollout and the update on it. Rank 0 alone has a `judge`."""
         pipeline, settings = self._pipeline, self._settings
         prompts = [p for p in tasks.prompts(settings.task, pipeline.seed, step, settings.prompts) for _ in range(settings.group)]
         sampling = {"temperature": settings.temperature, "max_new_tokens": settings.max_new_tokens, "ignore_eos": settings.ignore_eos}
@@ -125,7 +125,7 @@ class Trainer:
         with pipeline.lease("train"):
             device = pipeline.device
             rewards = rewards.to(device)
-            self._group.share(rewards)
+            self._group.broadcast(rewards)
             batch = collate(samples, advantages(rewards.view(settings.prompts, settings.group)).flatten(), device)
             loss = self._update(batch, step)
             version = pipeline.publish(lambda: as_in_files(self._model))
@@ -145,7 +145,7 @@ class Trainer:
             pipeline.checkpoint(step, path)
 
     def _update(self, batch: Batch, step: int) -> float:
-        """Epochs of minibatches; returns the mean of the minibatches' losses (over all ranks)."""
+        """Makes the epochs of minibatches and returns the mean of the minibatches' losses (over all ranks)."""
         settings = self._settings
         if self._reference is not None:
             with torch.no_grad():
@@ -159,6 +159,7 @@ class Trainer:
         return math.fsum(losses) / len(losses)
 
     def _minibatch(self, batch: Batch, chosen: Tensor) -> float:
+        """Updates the weights on the chosen rows and returns the loss (over all ranks)."""
         settings, group = self._settings, self._group
         tokens = max(1.0, float(batch.mask[chosen].sum()))
         mine = chosen[group.rank :: group.world_size]
@@ -184,7 +185,7 @@ class Trainer:
 
 
 def collate(samples: Sequence[Sample], advantage: Tensor, device: str) -> Batch:
-    """Prompt and answer of each sample in one row. Samples without a reward (advantage NaN) stay, masked out."""
+    """Puts prompt and answer of each sample into one row. Samples without a reward (advantage NaN) stay, masked out."""
     length = max(len(sample.prompt_ids) + len(sample.output_ids) for sample in samples)
     tokens = torch.zeros(len(samples), length, dtype=torch.long)
     mask = torch.zeros(len(samples), length - 1)
@@ -200,20 +201,20 @@ def collate(samples: Sequence[Sample], advantage: Tensor, device: str) -> Batch:
 
 
 def permutation(seed: int, step: int, epoch: int, count: int) -> Tensor:
-    """The order of the samples in one epoch, the same on every rank and in every life."""
+    """Returns the order of the samples in one epoch, the same on every rank and in every life."""
     digest = hashlib.blake2b(b"order:%d:%d:%d" % (seed, step, epoch), digest_size=8).digest()
     return torch.randperm(count, generator=torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1))
 
 
 def as_in_files(model: Any) -> dict[str, Tensor]:
-    """The weights under the names of the model's files: transformers holds all experts of a layer as one tensor, engines want them apart."""
+    """Returns the weights under the names of the model's files: transformers holds all experts of a layer as one tensor, engines want them apart."""
     state = model.state_dict()
     named = dict(revert_weight_conversion(model, dict(state)))
     return {name: named.pop(name) for name in state if name in named} | named  # in order: of tied tensors the first is the one that is kept
 
 
 def weights_hash(model: Any) -> str:
-    """sha256 over names and bytes of all weights."""
+    """Returns sha256 over names and bytes of all weights, in hexadecimal."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -222,7 +223,7 @@ def weights_hash(model: Any) -> str:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """One JSON line; floats as repr, so that runs can be compared bit by bit."""
+    """Appends one JSON line; floats as repr, so that runs can be compared bit by bit."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 

@@ -1,10 +1,25 @@
 """Where a child finds our code: our own programs get the checkout and the client, a user's code gets the client alone."""
 
-import os
 from pathlib import Path
 from typing import Final
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 CLIENT: Final = CHECKOUT / "trainers" / "client"
 """The folder that holds one package, `trainshed`."""
-OUR_PATH: Final = os.pathsep.join([str(CHECKOUT), str(CLIENT)])
+OUR_PATH: Final = f"{CHECKOUT}:{CLIENT}"
+
+# -- variables that the supervisor sets for its children, and they read. None of ours passes through a user's `pass_env` or `env`.
+
+PREFIX: Final = "TRAINSHED_"
+API_KEY: Final = "TRAINSHED_API_KEY"
+"""The key that an embedded engine asks of its callers, of this incarnation only."""
+FD: Final = "TRAINSHED_FD"
+"""The number of the descriptor that leads to the supervisor; for gateways and ranks. (The client, one file, has it as a literal.)"""
+GPUS: Final = "TRAINSHED_GPUS"
+"""Device strings of the GPUs that the process may use, with commas: `virtual:0`, or `cuda:0,cuda:1` as the process counts them."""
+RUN: Final = "TRAINSHED_RUN"
+"""The attempt's directory."""
+TAG: Final = "TRAINSHED_TAG"
+"""`<run id>:<group>:<incarnation>`: marks every process of an incarnation, so that a lost one is recognised by its environment."""
+URL: Final = "TRAINSHED_URL"
+"""The pipeline's gateway, for a trainer that only sends requests."""

@@ -1,6 +1,12 @@
-"""Frames on an inherited socket pair: u32 big-endian length, then that many bytes of JSON (one tagged message).
+"""This module frames messages on an inherited socket pair.
 
-PURE. `trainshed` speaks the same frames in standard library only, because it must work alone.
+A frame is a length (4 bytes, unsigned, big-endian) and then so many bytes of UTF-8 JSON, 1 MiB at most: one object whose `type` says
+which message it is. The shortest is
+
+    00 00 00 10  {"type":"ready"}
+
+Frames follow each other without anything between. The two directions of a socket pair carry different unions of messages
+(`trainer_messages`, `gateway_messages`). `trainshed` speaks the same frames in standard library only, because it must work alone.
 """
 
 import struct
@@ -11,18 +17,18 @@ import msgspec
 
 HEADER: Final = struct.Struct(">I")
 MAX_FRAME: Final = 1 << 20
-"""Bytes of one frame's body; checked before anything is allocated for it."""
+"""A frame's body has at most so many bytes; that is checked before anything is allocated for it."""
 
 
 T = TypeVar("T")
 
 
 class FrameError(Exception):
-    """The peer sent something that is not a frame of ours; the peer has failed, nobody else has."""
+    """The peer has sent something that is not a frame of ours; the peer has failed, nobody else has."""
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """One frame. Raises FrameError when the message is larger than MAX_FRAME."""
+    """Return `message` as one frame. Raises FrameError when the message is larger than MAX_FRAME."""
     body = msgspec.json.encode(message)
     if len(body) > MAX_FRAME:
         raise FrameError(f"a {type(message).__name__} of {len(body)} bytes is over the limit of {MAX_FRAME}")
@@ -30,10 +36,7 @@ def encode(message: msgspec.Struct) -> bytes:
 
 
 class FrameReader(Generic[T]):
-    """Cuts a byte stream into messages of one tagged union.
-
-    `feed(data)` yields what became whole. Raises FrameError on an oversize or malformed frame; the stream is then unusable.
-    """
+    """A reader cuts a byte stream into messages of one tagged union."""
 
     def __init__(self, union: Any) -> None:
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(union)
@@ -45,6 +48,7 @@ class FrameReader(Generic[T]):
         return bool(self._buffer)
 
     def feed(self, data: bytes) -> Iterator[T]:
+        """Yield the messages that `data` completes. Raises FrameError on an oversize or malformed frame; the stream is then unusable."""
         self._buffer += data
         while len(self._buffer) >= HEADER.size:
             (length,) = HEADER.unpack_from(self._buffer)

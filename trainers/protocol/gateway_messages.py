@@ -1,4 +1,13 @@
-"""What the supervisor and a pipeline's gateway say to each other, one frame a message (`trainers.protocol.framing`). PURE.
+"""This module defines the messages between the supervisor and a pipeline's gateway, one a frame (`trainers.protocol.framing`).
+
+On the wire a message is one JSON object; `type` is the tag of its class, the other keys are its fields, unknown keys are an error:
+
+    supervisor -> gateway   {"type":"route","order":7,"engine":0,"incarnation":2,"url":"http://127.0.0.1:20010","key":"…","slots":64,"version":3}
+    gateway -> supervisor   {"type":"done","order":7,"error":""}
+    gateway -> supervisor   {"type":"progress","rollouts":[{"rollout":3,"waiting":8,"in_flight":0,"done":0,…}],"engines":[…]}
+
+An order has some 100 to 300 bytes. A `Progress` has some 100 for each open rollout and 85 for each engine, so that a frame (1 MiB) holds
+thousands of both; it comes at most 20 times a second.
 
 An order that must be known to have happened carries `order`, a number that only grows; the gateway answers it with exactly one
 `Done` of that number once it holds (for `Drain`: once nothing of ours runs on that engine any more).
@@ -12,10 +21,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
 class _Order(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
-    """Supervisor to gateway."""
+    """The supervisor orders something of the gateway."""
 
 
-class Route(_Order, frozen=True, tag="route"):
+class Route(_Order, frozen=True, kw_only=True, tag="route"):
     """Requests may go to this engine. A route of the same engine replaces the old one (other incarnation or version)."""
 
     order: int
@@ -30,7 +39,7 @@ class Route(_Order, frozen=True, tag="route"):
 class Unroute(_Order, frozen=True, tag="unroute"):
     """No new request goes to this engine; what runs there runs on (its weights are about to change in place).
 
-    `version`: the published one. Nothing older gets a request from now on, and what may not go on under it (`versions`) is begun
+    `version`: the published one. Nothing older gets a request from now on, and what may not go on under it (`publish_policy`) is begun
     anew: done when that has left the engines.
     """
 
@@ -88,7 +97,7 @@ Order = Route | Unroute | Drain | Lost | OpenRollout | CloseRollout | Forget | H
 
 
 class _Report(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
-    """Gateway to supervisor."""
+    """The gateway reports something to the supervisor."""
 
 
 class Ready(_Report, frozen=True, tag="ready"):
@@ -103,7 +112,7 @@ class Done(_Report, frozen=True, tag="done"):
 
 
 class RolloutProgress(msgspec.Struct, frozen=True):
-    """Samples of one rollout. `done` counts samples delivered or ready to be; `version` changes nothing here.
+    """Counts of the samples of one rollout. `done` counts samples delivered or ready to be; `version` changes nothing here.
 
     `expected` and `longest` are tokens (any unit: only their ratio counts) that all unfinished samples together, and the longest of
     them, are expected to need yet; 0 when nothing is known.
@@ -119,7 +128,7 @@ class RolloutProgress(msgspec.Struct, frozen=True):
 
 
 class EngineLoad(msgspec.Struct, frozen=True):
-    """In-flight requests on one engine, and since the route was set: requests completed, requests failed in a row, tokens made."""
+    """Counts of one engine: requests in flight, and since the route was set: requests completed, requests failed in a row, tokens made."""
 
     engine: int
     incarnation: int
@@ -130,7 +139,7 @@ class EngineLoad(msgspec.Struct, frozen=True):
 
 
 class Progress(_Report, frozen=True, tag="progress"):
-    """Everything open, whole each time (a missing rollout is closed); sent on change, at most 20 a second.
+    """Everything that is open, complete each time (a missing rollout is closed); sent on change, at most 20 a second.
 
     An implicit rollout (a request came while none was open) has a negative number and is closed by the gateway itself after 5 s with
     nothing waiting or running.

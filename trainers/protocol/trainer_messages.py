@@ -1,4 +1,12 @@
-"""What a trainer rank and the supervisor say to each other, one frame a message. PURE.
+"""This module defines the messages between a trainer's ranks and the supervisor, one a frame (`trainers.protocol.framing`).
+
+On the wire a message is one JSON object; `type` is the tag of its class, the other keys are its fields. From a trainer unknown keys are an
+error, so that a misspelt one is not passed over; to a trainer they are allowed, so that an older client reads a newer supervisor.
+
+    rank 0 -> supervisor    {"type":"open_rollout","rollout":3,"target":256}
+    supervisor -> ranks     {"type":"rollout_opened","rollout":3}
+
+Messages are small (100 bytes; `Report` up to 64 figures, `Checkpoint` a path of 4,096 characters, `Welcome` the trainer's options).
 
 Every rank of a trainer has its own socket pair (its descriptor number is in `TRAINSHED_FD`). Rank 0's calls decide. An answer
 goes to *every* rank; the other ranks wait for it on their own descriptor. Calls are matched by `call`, a counter per kind of
@@ -15,64 +23,64 @@ Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
-class _Said(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
-    """Trainer to supervisor."""
+class _FromTrainer(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
+    """A rank tells the supervisor something."""
 
 
-class Hello(_Said, frozen=True, tag="hello"):
+class Hello(_FromTrainer, frozen=True, tag="hello"):
     """First frame of every rank: it runs and reads its descriptor. Answered by `Welcome`."""
 
     rank: Count
 
 
-class OpenRollout(_Said, frozen=True, tag="open_rollout"):
+class OpenRollout(_FromTrainer, frozen=True, tag="open_rollout"):
     """Rank 0 wants `target` samples. Answered by `RolloutOpened` when one engine is routable, or `Refused`."""
 
     rollout: Count
     target: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 
 
-class CloseRollout(_Said, frozen=True, tag="close_rollout"):
+class CloseRollout(_FromTrainer, frozen=True, tag="close_rollout"):
     """Rank 0 has what it wants; what still runs is aborted. Answered by `RolloutClosed`."""
 
     rollout: Count
 
 
-class RequestLease(_Said, frozen=True, tag="request_lease"):
+class RequestLease(_FromTrainer, frozen=True, tag="request_lease"):
     """Rank 0 wants the GPUs of all these roles at once. Answered by `LeaseGranted` or `Refused`."""
 
     call: Count
     roles: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=8)]
 
 
-class ExchangeLease(_Said, frozen=True, tag="exchange_lease"):
+class ExchangeLease(_FromTrainer, frozen=True, tag="exchange_lease"):
     """Rank 0 gives up the grant it holds for one of these roles, in one event. Answered like `RequestLease`."""
 
     call: Count
     roles: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=8)]
 
 
-class Offloaded(_Said, frozen=True, tag="offloaded"):
+class Offloaded(_FromTrainer, frozen=True, tag="offloaded"):
     """*Every* rank says it after it has left the GPUs of lease `call`. Answered by `LeaseEnded` when all have and the GPUs measure empty."""
 
     call: Count
 
 
-class Publish(_Said, frozen=True, tag="publish"):
+class Publish(_FromTrainer, frozen=True, tag="publish"):
     """Rank 0 has written a snapshot to the folder `name` under `Welcome.weights`. Answered by `Published`, or `Refused` (the snapshot is then gone)."""
 
     call: Count
     name: Name
 
 
-class Checkpoint(_Said, frozen=True, tag="checkpoint"):
+class Checkpoint(_FromTrainer, frozen=True, tag="checkpoint"):
     """Rank 0 has saved the state after step `step` at `path`; a restart resumes at `step + 1`. Answered by `CheckpointRecorded`."""
 
     step: Count
     path: Text
 
 
-class Report(_Said, frozen=True, tag="report"):
+class Report(_FromTrainer, frozen=True, tag="report"):
     """Figures of one step (`reward`, `loss` …); not answered."""
 
     step: Count
@@ -82,12 +90,15 @@ class Report(_Said, frozen=True, tag="report"):
 TrainerMessage = Hello | OpenRollout | CloseRollout | RequestLease | ExchangeLease | Offloaded | Publish | Checkpoint | Report
 
 
-class _Told(msgspec.Struct, frozen=True, tag_field="type"):
-    """Supervisor to trainer."""
+class _ToTrainer(msgspec.Struct, frozen=True, tag_field="type"):
+    """The supervisor tells a rank something."""
 
 
-class Welcome(_Told, frozen=True, tag="welcome"):
-    """All that a rank needs to know. Paths are absolute; `gpus` are this rank's device strings (`virtual:0`, or `cuda:0` inside CUDA_VISIBLE_DEVICES)."""
+class Welcome(_ToTrainer, frozen=True, tag="welcome"):
+    """The answer to `Hello`: all that a rank needs to know.
+
+    Paths are absolute; `gpus` are this rank's device strings (`virtual:0`, or `cuda:0` inside CUDA_VISIBLE_DEVICES).
+    """
 
     pipeline: str
     rank: int
@@ -106,37 +117,45 @@ class Welcome(_Told, frozen=True, tag="welcome"):
     version: int = 0  # newest weight version of the pipeline so far; above 0 a `restore` publishes even without a checkpoint
 
 
-class RolloutOpened(_Told, frozen=True, tag="rollout_opened"):
+class RolloutOpened(_ToTrainer, frozen=True, tag="rollout_opened"):
+    """An engine is routable: requests of the rollout are served."""
+
     rollout: int
 
 
-class RolloutClosed(_Told, frozen=True, tag="rollout_closed"):
+class RolloutClosed(_ToTrainer, frozen=True, tag="rollout_closed"):
+    """Nothing of the rollout runs any more."""
+
     rollout: int
 
 
-class LeaseGranted(_Told, frozen=True, tag="lease_granted"):
+class LeaseGranted(_ToTrainer, frozen=True, tag="lease_granted"):
     """The GPUs of `roles` are this trainer's and measured empty."""
 
     call: int
     roles: tuple[str, ...]
 
 
-class LeaseEnded(_Told, frozen=True, tag="lease_ended"):
+class LeaseEnded(_ToTrainer, frozen=True, tag="lease_ended"):
+    """Every rank has left the GPUs of the lease, and they measure empty."""
+
     call: int
 
 
-class Published(_Told, frozen=True, tag="published"):
+class Published(_ToTrainer, frozen=True, tag="published"):
     """From now on no request goes to an engine with an older version."""
 
     call: int
     version: int
 
 
-class CheckpointRecorded(_Told, frozen=True, tag="checkpoint_recorded"):
+class CheckpointRecorded(_ToTrainer, frozen=True, tag="checkpoint_recorded"):
+    """A restart from now on resumes after this step."""
+
     step: int
 
 
-class Refused(_Told, frozen=True, tag="refused"):
+class Refused(_ToTrainer, frozen=True, tag="refused"):
     """The call `about` (the tag of the message: `open_rollout`, `request_lease` …) numbered `number` will not happen.
 
     `code` is stable and for programs: `nested_lease`, `unknown_role`, `gpu_fenced`, `own_gpus` (a rollout on engines whose every
@@ -149,7 +168,7 @@ class Refused(_Told, frozen=True, tag="refused"):
     reason: str
 
 
-class Stopping(_Told, frozen=True, tag="stopping"):
+class Stopping(_ToTrainer, frozen=True, tag="stopping"):
     """The supervisor is stopping: save what must be saved; a TERM follows after the grace."""
 
     grace_s: float

@@ -1,10 +1,10 @@
-"""Where one request may be cut and continued on another engine, and what is sent then. PURE.
+"""This module says whether a request may be cut and continued on another engine, and what is sent then.
 
 Token in, token out: the continuation's prompt is prompt + tokens so far. Three things need care at the seam.
 An abort overtakes the end of a request, so the tokens so far may already end with an end-of-sequence token, a stop string or the last
-token allowed (`ended`). A stop string may lie across the seam, where neither engine sees it whole (`straddling`). And some options keep
-state inside the engine or return what cannot be put together (penalties, grammars, experts, hidden states, top log-probs): those
-requests are *whole*, and are redone from the prompt (`is_whole`).
+token allowed (`finish_reason`). A stop string may lie across the seam, where neither engine sees it whole (`straddling`). And some options keep
+state inside the engine or return what cannot be put together (penalties, grammars, experts, hidden states): those
+requests are *atomic*, and are redone from the prompt (`is_atomic`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,21 +25,28 @@ _NEUTRAL: Final[Mapping[str, Any]] = {
     "stop_regex": None,
     "custom_params": None,
 }
-"""Sampling parameters that carry state over tokens, and the value with which they do not."""
+"""The sampling parameters that carry state over tokens, and the value with which they do not."""
 
 PLAIN_OPTIONS: Final = frozenset({"extra_key", "priority", "lora_path"})
-"""Fields of a body that do not change what is returned; any other makes the request whole."""
+"""Fields of a body that do not change what is returned."""
+ROW_OPTIONS: Final = frozenset({"logprob_start_len", "top_logprobs_num", "token_ids_logprob", "return_text_in_logprobs"})
+"""Fields of a body that ask for rows of tokens or of the prompt. Any field that is neither plain nor of these makes the request atomic."""
 
 
-def is_whole(params: Mapping[str, Any], options: Iterable[str], *, stops: bool, can_decode: bool) -> bool:
+def is_atomic(params: Mapping[str, Any], options: Iterable[str], *, stops: bool, can_decode: bool) -> bool:
     """Whether the request must come from one engine in one piece."""
     if any(params.get(name, neutral) not in (neutral, None) for name, neutral in _NEUTRAL.items()):
         return True
-    return (stops and not can_decode) or not PLAIN_OPTIONS.issuperset(options)
+    return (stops and not can_decode) or not (PLAIN_OPTIONS | ROW_OPTIONS).issuperset(options)
 
 
-def continuation(request: Request, ids: Sequence[int], seed: int | None) -> dict[str, Any]:
-    """The body of `POST /generate` for what is left after the output tokens `ids`; `seed` is for a request that brings none."""
+def asks_for_rows(request: Request) -> bool:
+    """Return whether the request asks for more of each token, or of the prompt, than ids and log-probs."""
+    return not PLAIN_OPTIONS.issuperset(request.options)
+
+
+def body_of_rest(request: Request, ids: Sequence[int], seed: int | None) -> dict[str, Any]:
+    """Return the body of `POST /generate` for the rest after the output tokens `ids`; `seed` is for a request that brings none."""
     params = dict(request.params)
     params["max_new_tokens"] = None if request.limit is None else request.limit - len(ids)
     if seed is not None:
@@ -52,12 +59,12 @@ def continuation(request: Request, ids: Sequence[int], seed: int | None) -> dict
         "sampling_params": params,
         "stream": True,
         "return_logprob": True,
-        "logprob_start_len": request.options.get("logprob_start_len", -1),
+        "logprob_start_len": -1 if ids else request.options.get("logprob_start_len", -1),  # the prompt's own are known already
     }
 
 
-def ended(request: Request, ids: Sequence[int], eos: frozenset[int], decode: Decode | None) -> dict[str, Any] | None:
-    """The finish reason, if an interrupted request has in truth come to its end with these tokens."""
+def finish_reason(request: Request, ids: Sequence[int], eos: frozenset[int], decode: Decode | None) -> dict[str, Any] | None:
+    """Return the finish reason, if an interrupted request has in truth come to its end with these tokens."""
     if ids and not request.params.get("ignore_eos") and len(ids) > int(request.params.get("min_new_tokens") or 0):
         last = ids[-1]
         if last in request.stop_ids or last in eos:
@@ -70,7 +77,7 @@ def ended(request: Request, ids: Sequence[int], eos: frozenset[int], decode: Dec
 
 
 def straddling(request: Request, ids: Sequence[int], seam: int, since: int, decode: Decode) -> tuple[int, str] | None:
-    """The first stop string that began before `seam` and is complete with a token at or after `since`: (tokens kept, the string)."""
+    """Return the first stop string that began before `seam` and is complete with a token at or after `since`: (tokens kept, the string)."""
     reach = _reach(request.stops)
     for end in range(max(seam, since) + 1, min(len(ids), seam + reach) + 1):
         if matched := _stop_in(decode(ids[max(0, end - reach) : end]), request.stops):
@@ -79,7 +86,7 @@ def straddling(request: Request, ids: Sequence[int], seam: int, since: int, deco
 
 
 def _reach(stops: Iterable[str]) -> int:
-    """Tokens that may hold the longest stop string: one byte each at worst, and one before that may hold its beginning."""
+    """Return how many tokens may hold the longest stop string: one byte each at worst, and one before that may hold its beginning."""
     return max((len(stop.encode()) for stop in stops), default=0) + 1
 
 

@@ -1,34 +1,35 @@
-"""Samples in, assignments out: which request goes to which engine, and what becomes of it when the engine goes. PURE.
+"""This module decides which sample goes to which engine, and what becomes of it when the engine is drained, fails or dies.
 
 `handle(event, now) -> list[events.Effect]`: nothing else decides anything in the gateway. What holds after every call:
 an engine never has more than `slots` attempts of ours; an attempt starts only on a routed engine with the newest version;
-each asker gets exactly one outcome; tokens that have reached us are never generated again (but for `whole` requests, see `seams`,
-and for what `versions` wants begun anew).
+each asker gets exactly one outcome; tokens that have reached us are never generated again (but for atomic requests, see `continuation`,
+and for what `publish_policy` wants begun anew).
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from engines.gateway.core import continuation, events, hearing
-from engines.gateway.core.attempts import PATIENCE, Attempts
-from engines.gateway.core.engines import Engine, Fleet
+from engines.gateway.core import attempts, continuation, events
+from engines.gateway.core.attempts import PATIENCE, Attempts, StopMatch
+from engines.gateway.core.engines import Engine, Engines
 from engines.gateway.core.ordering.affinity import Affinity
-from engines.gateway.core.ordering.forecast import Outlook
+from engines.gateway.core.ordering.forecast import Forecast
 from engines.gateway.core.ordering.waiting import MAX_WAITING, Waiting
-from engines.gateway.core.publish_policy import VersionRule
+from engines.gateway.core.publish_policy import PublishPolicy
 from engines.gateway.core.records import Attempt, Phase, Rollout, Sample
 from engines.gateway.core.rollouts import Rollouts
-from engines.gateway.core.samples import Failure, Outcome, SampleKey, State
+from engines.gateway.core.samples import Failure, Outcome, SampleKey, State, cut
 from trainers.protocol import gateway_messages
 
 _CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
 
 
 class Dispatch:
-    """`seed`: the pipeline's. `eos`: token ids at which the model ends. `decode`: tokens to text, for stop strings at a seam (None: no tokenizer).
+    """The dispatch core of one pipeline. `seed`: the pipeline's. `eos`: token ids at which the model ends. `decode`: tokens to text, for stop
+    strings at a seam (None: no tokenizer).
 
-    `rule`: what becomes of samples in flight when weights are published. `prefix_slack`: see `Affinity`. `abort_patience`: see `attempts.PATIENCE`.
+    `policy`: what becomes of samples in flight when weights are published. `prefix_slack`: see `Affinity`. `abort_patience`: see `attempts.PATIENCE`.
     """
 
     def __init__(
@@ -38,18 +39,18 @@ class Dispatch:
         eos: frozenset[int] = frozenset(),
         decode: continuation.Decode | None = None,
         max_waiting: int = MAX_WAITING,
-        rule: VersionRule | None = None,
+        policy: PublishPolicy | None = None,
         prefix_slack: float | None = None,
         abort_patience: float = PATIENCE,
     ) -> None:
-        self.fleet = Fleet()
+        self.engines = Engines()
         self.rollouts = Rollouts()
         self._seed, self._eos, self._decode = seed, eos, decode
-        self._rule = rule or VersionRule()
+        self._policy = policy or PublishPolicy()
         self._attempts = Attempts(abort_patience)
         self._askers: dict[int, Sample] = {}
-        self._outlook = Outlook()
-        self._waiting = Waiting(self._outlook, Affinity(prefix_slack), max_waiting)
+        self._forecast = Forecast()
+        self._waiting = Waiting(self._forecast, Affinity(prefix_slack), max_waiting)
         self._hopeless = ""
         self._counter = 0
         self._effects: list[events.Effect] = []
@@ -58,20 +59,22 @@ class Dispatch:
     @property
     def deadline(self) -> float | None:
         """When it next wants a `Tick`, on the clock of `now`; None: only when something happens."""
-        rested = self.fleet.next_rested() if self._waiting else None
-        dues = [due for due in (self._attempts.deadline, self.rollouts.deadline(), rested) if due is not None]
+        retry = self.engines.next_retry() if self._waiting else None
+        dues = [due for due in (self._attempts.deadline, self.rollouts.deadline(), retry) if due is not None]
         return min(dues, default=None)
 
     def progress(self) -> gateway_messages.Progress:
-        return gateway_messages.Progress(self.rollouts.progress(lambda rollout: self._outlook.work(rollout, self._now)), self.fleet.loads())
+        """Return the picture that the supervisor is sent: every open rollout and every engine that is routed or busy."""
+        rollouts = self.rollouts.progress(lambda rollout: self._forecast.work(rollout, self._now))
+        return gateway_messages.Progress(rollouts, self.engines.loads())
 
     def handle(self, event: events.Event, now: float) -> list[events.Effect]:
-        """Take one event at `now` (seconds of a clock that never goes back); returns what is to be done, in order."""
+        """Take one event at `now` (seconds of a clock that never goes back). Returns what is to be done, in order."""
         self._now, self._effects = now, []
         match event:
             case events.Tokens():
-                self._tokens(event)
-                return self._effects
+                if not self._receive(event):
+                    return self._effects
             case events.Ended():
                 self._ended(event)
             case events.Ask():
@@ -82,44 +85,44 @@ class Dispatch:
                 pass
             case _:
                 self._order(event)
-        self._overdue()
+        self._expire()
         self._dispatch()
         return self._effects
 
     # ---- orders of the supervisor
 
     def _order(self, order: gateway_messages.Order) -> None:
-        attempts: list[Attempt] = []
-        newest = self.fleet.newest
+        aborted: list[Attempt] = []
+        newest = self.engines.newest
         match order:
             case gateway_messages.Route():
-                if (replaced := self.fleet.route(order)) is not None:
-                    self._lose(replaced)
+                if (replaced := self.engines.route(order)) is not None:
+                    self._fail_over(replaced)
             case gateway_messages.Unroute():
-                self.fleet.unroute(order.engine, order.incarnation)
-                self.fleet.published(order.version)
+                self.engines.unroute(order.engine, order.incarnation)
+                self.engines.published(order.version)
             case gateway_messages.Drain():
-                if (engine := self.fleet.unroute(order.engine, order.incarnation)) is not None:
-                    attempts = self._attempts.on(engine)
+                if (engine := self.engines.unroute(order.engine, order.incarnation)) is not None:
+                    aborted = self._attempts.on(engine)
             case gateway_messages.Lost():
-                if (engine := self.fleet.unroute(order.engine, order.incarnation)) is not None:
-                    self._lose(engine)
+                if (engine := self.engines.unroute(order.engine, order.incarnation)) is not None:
+                    self._fail_over(engine)
             case gateway_messages.OpenRollout():
                 self._open(order)
             case gateway_messages.CloseRollout():
-                attempts = self._close(order.rollout)
+                aborted = self._close(order.rollout)
             case gateway_messages.Forget():
                 self._forget()
             case gateway_messages.Hopeless():
                 self._set_hopeless(order.reason)
-        if self.fleet.newest > newest:
-            attempts += [one for one in self._attempts if one.sample and self._rule.must_stop(one.sample, self.fleet.newest)]
-        for attempt in attempts:
+        if self.engines.newest > newest:
+            aborted += [one for one in self._attempts if one.sample and self._policy.must_stop(one.sample, self.engines.newest)]
+        for attempt in aborted:
             self._abort(attempt)
-        self._effects += self._attempts.promise(order.order, attempts)
+        self._effects += self._attempts.promise(order.order, aborted)
 
     def _open(self, order: gateway_messages.OpenRollout) -> None:
-        self._outlook.lengths.settle()
+        self._forecast.lengths.settle()
         rollout = self.rollouts.open(order.rollout, order.target, self._now)
         for sample in rollout.samples.values():
             if sample.state is State.WAITING:
@@ -133,21 +136,21 @@ class Dispatch:
             self._end_expected(rollout, Failure(404, "rollout_closed", f"rollout {number} is closed"))
             return []
         self.rollouts.close(rollout)
-        attempts = []
+        running = []
         for sample in list(rollout.samples.values()):
             sample.closing = True
             if sample.state is State.WAITING:
                 self._complete(sample, _CLOSED)
             elif sample.attempt is not None:
-                attempts.append(sample.attempt)
-        return attempts
+                running.append(sample.attempt)
+        return running
 
     def _forget(self) -> None:
-        gone = Failure(404, "rollout_closed", "the trainer has ended, and its rollouts with it")
+        failure = Failure(404, "rollout_closed", "the trainer has ended, and its rollouts with it")
         for rollout in self.rollouts.forget():
             for sample in list(rollout.samples.values()):
                 if sample.state is not State.DONE:
-                    self._discard(sample, gone)
+                    self._discard(sample, failure)
 
     def _set_hopeless(self, reason: str) -> None:
         self._hopeless = reason
@@ -167,30 +170,33 @@ class Dispatch:
         key = SampleKey(rollout.number, ask.token) if ask.token is not None else SampleKey(rollout.number, "", self._next())
         sample = rollout.samples.get(key)
         if sample is None:
-            if (refusal := self._no_room(rollout)) is not None:
+            if (refusal := self._refusal(rollout)) is not None:
                 self._effects.append(events.Deliver(ask.asker, refusal))
                 return
             prompt = hash(ask.request.prompt.tobytes())
-            sample = rollout.samples[key] = Sample(key, ask.request, rollout, self._next(), key.seed(self._seed), prompt)
-            rollout.move(None, State.WAITING, self._now)
+            sample = rollout.samples[key] = Sample(
+                key=key, request=ask.request, rollout=rollout, serial=self._next(), seed=key.seed(self._seed), prompt=prompt
+            )
+            rollout.count(None, State.WAITING, self._now)
             self._waiting.count += 1
-            self._outlook.joined(sample)
+            self._forecast.joined(sample)
             if rollout.phase is Phase.OPEN:
                 self._waiting.push(sample)
         elif sample.request.fingerprint != ask.request.fingerprint:
             text = f"sample {ask.token!r} of rollout {rollout.number} was first asked with another prompt or other parameters"
             self._effects.append(events.Deliver(ask.asker, Failure(409, "sample_mismatch", text)))
             return
-        if ask.streams and sample.ids and not sample.request.whole:
+        if ask.streams and sample.ids and not sample.request.atomic:
             sample.streamed = True
-            self._effects.append(events.Grew(ask.asker, sample.ids.tolist(), sample.logprobs.tolist()))
+            self._effects.append(events.Grew(ask.asker, sample.ids.tolist(), sample.logprobs.tolist(), cut(sample.rows, 0, None)))
         if sample.outcome is not None:
             self._effects.append(events.Deliver(ask.asker, sample.outcome))
         else:
             sample.askers[ask.asker] = ask.streams
             self._askers[ask.asker] = sample
 
-    def _no_room(self, rollout: Rollout) -> Failure | None:
+    def _refusal(self, rollout: Rollout) -> Failure | None:
+        """Return why no new sample of the rollout is taken; None if one is."""
         if rollout.phase is Phase.CLOSED:
             return Failure(404, "rollout_closed", f"rollout {rollout.number} is closed")
         if self._hopeless:
@@ -207,22 +213,24 @@ class Dispatch:
 
     # ---- what engines say
 
-    def _tokens(self, event: events.Tokens) -> None:
+    def _receive(self, event: events.Tokens) -> bool:
+        """Take the tokens. Returns whether something else may start because of them."""
         attempt = self._attempts.get(event.attempt)
         if attempt is None or (sample := attempt.sample) is None:
-            return
-        grown, cut = hearing.take(attempt, sample, event, self._decode)
+            return False
+        grown, match = attempts.receive(attempt, sample, event, self._decode)
         self._effects.extend(grown)
-        if cut is not None:
-            self._stop_at(attempt, sample, *cut)
+        if match is not None:
+            self._stop_at(attempt, sample, match)
+        return attempts.prove(attempt, sample) and self._waiting.held_up
 
-    def _stop_at(self, attempt: Attempt, sample: Sample, count: int, matched: str) -> None:
-        """The sample is complete although its engine does not see it."""
-        sample.spans += attempt.spans(len(sample.ids))
-        sample.keep(count)
-        attempt.sample = sample.attempt = None
+    def _stop_at(self, attempt: Attempt, sample: Sample, match: StopMatch) -> None:
+        """Complete the sample, although its engine does not see that it is complete."""
+        attempt.release()
+        sample.keep(match.kept)
+        attempt.disown()
         self._abort(attempt)
-        self._complete(sample, {"type": "stop", "matched": matched})
+        self._complete(sample, {"type": "stop", "matched": match.stop})
 
     def _ended(self, event: events.Ended) -> None:
         attempt = self._attempts.get(event.attempt)
@@ -230,71 +238,71 @@ class Dispatch:
             return  # cut before this came: an answer of the dead
         self._effects += self._attempts.release(attempt)
         sample, end = attempt.sample, event.end
-        hearing.judge(attempt, end, self._now)
+        attempts.note_end(attempt, end, self._now)
         if sample is None:
             return
-        if isinstance(end, events.Finished) and not hearing.aborted(end):
-            self._complete(sample, end.reason, end.meta)
-        elif (failure := hearing.refusal(attempt, sample, end, self._now)) is not None:
+        if isinstance(end, events.Finished) and not attempts.is_abort(end):
+            self._complete(sample, end.reason, end.meta if attempt.start == 0 else {})
+        elif (failure := attempts.failure_of(attempt, sample, end, self._now)) is not None:
             self._settle(sample, failure)
         else:
-            self._again(sample)
+            self._requeue(sample)
 
-    def _again(self, sample: Sample) -> None:
-        """Its engine is gone; the rest is to be made elsewhere, if there is a rest."""
-        if sample.request.whole:
+    def _requeue(self, sample: Sample) -> None:
+        """Queue the rest of a sample whose attempt has ended early, if there is a rest."""
+        if sample.request.atomic:
             if sample.closing:
                 self._complete(sample, _CLOSED)
                 return
             sample.restart()
-        elif reason := continuation.ended(sample.request, sample.ids, self._eos, self._decode):
+        elif reason := continuation.finish_reason(sample.request, sample.ids, self._eos, self._decode):
             self._complete(sample, reason)
             return
         if sample.closing:
             self._complete(sample, _CLOSED)
             return
-        self._renew(sample)
+        self._restart_if_stale(sample)
         self._move(sample, State.WAITING)
         if self._hopeless:
             self._discard(sample, Failure(503, "no_engine", self._hopeless))
         else:
             self._waiting.push(sample)
 
-    def _renew(self, sample: Sample) -> None:
+    def _restart_if_stale(self, sample: Sample) -> None:
         """Forget its tokens, if they may not go on under the newest weights."""
-        if self._rule.must_restart(sample, self.fleet.newest):
+        if self._policy.must_restart(sample, self.engines.newest):
             sample.restart()
 
     def _move(self, sample: Sample, state: State) -> None:
         if sample.state is not state:
             self._waiting.count += (state is State.WAITING) - (sample.state is State.WAITING)
-            sample.rollout.move(sample.state, state, self._now)
+            sample.rollout.count(sample.state, state, self._now)
             sample.state = state
 
     def _complete(self, sample: Sample, reason: Mapping[str, Any], meta: Mapping[str, Any] = MappingProxyType({})) -> None:
         self._settle(sample, sample.answer(reason, meta))
 
     def _settle(self, sample: Sample, outcome: Outcome) -> None:
-        """The sample is done: everybody who asked gets the outcome, and whoever asks later, if it has a name."""
+        """End the sample: everybody who asked gets the outcome, and whoever asks later, if it has a name."""
         self._move(sample, State.DONE)
         sample.outcome = outcome
-        for mate in self._outlook.ended(sample, outcome):
+        for mate in self._forecast.ended(sample, outcome):
             self._waiting.moved(mate)
         self._deliver(sample, outcome)
         if sample.key.anonymous:
             sample.rollout.samples.pop(sample.key, None)
 
     def _discard(self, sample: Sample, failure: Failure | None) -> None:
-        """The sample never was: nobody wants it (no failure), or nobody can make it."""
+        """Drop the sample, because nobody wants it (no failure) or nobody can make it: a later asker starts it anew."""
         self._waiting.count -= sample.state is State.WAITING
-        sample.rollout.move(sample.state, None, self._now)
+        sample.rollout.count(sample.state, None, self._now)
         sample.state = State.DONE
-        self._outlook.ended(sample, None)
+        self._forecast.ended(sample, None)
         sample.rollout.samples.pop(sample.key, None)
         if failure is not None:
             self._deliver(sample, failure)
         if (attempt := sample.attempt) is not None:
-            attempt.sample = sample.attempt = None
+            attempt.disown()
             self._abort(attempt)
 
     def _deliver(self, sample: Sample, outcome: Outcome) -> None:
@@ -306,34 +314,39 @@ class Dispatch:
     # ---- attempts
 
     def _dispatch(self) -> None:
-        self.fleet.wake(self._now)
-        while (pair := self._waiting.next(self.fleet, self._now)) is not None:
+        self.engines.end_back_offs(self._now)
+        while (pair := self._waiting.next(self.engines, self._now)) is not None:
             sample, engine = pair
-            self._renew(sample)
+            self._restart_if_stale(sample)
             self._move(sample, State.IN_FLIGHT)
             self._effects.append(self._attempts.begin(self._next(), sample, engine))
 
-    def _lose(self, engine: Engine) -> None:
-        """Everything on it goes on elsewhere, at once."""
+    def _fail_over(self, engine: Engine) -> None:
+        """Cut everything that runs on a dead engine; its rest is queued at once."""
         engine.routed = False
         for attempt in self._attempts.on(engine):
-            self._cut(attempt)
+            self._cut(attempt, died=True)
 
     def _abort(self, attempt: Attempt) -> None:
         self._effects += self._attempts.abort(attempt, self._now)
 
-    def _cut(self, attempt: Attempt) -> None:
+    def _cut(self, attempt: Attempt, *, died: bool = False) -> None:
         self._effects.append(events.Cut(attempt.number))
         self._effects += self._attempts.release(attempt)
-        if attempt.sample is not None:
-            self._again(attempt.sample)
+        if (sample := attempt.sample) is None:
+            return
+        if died and (failure := attempts.death_of(attempt, sample)) is not None:
+            self._settle(sample, failure)
+        else:
+            self._requeue(sample)
 
     # ---- time
 
-    def _overdue(self) -> None:
+    def _expire(self) -> None:
+        """End what has been waited for long enough: aborts without an answer, rollouts that did not open, implicit ones that are quiet."""
         for attempt in self._attempts.impatient(self._now):
             attempt.engine.failures += 1
-            attempt.engine.rest(self._now)
+            attempt.engine.back_off(self._now)
             self._cut(attempt)
         for rollout in self.rollouts.overdue(self._now):
             if rollout.phase is Phase.EXPECTED:

@@ -1,14 +1,20 @@
-"""What the shell tells the dispatch core (orders of the supervisor are events too), and what the core wants done. PURE."""
+"""This module defines the events that the shell gives to the dispatch core, and the effects that the core wants carried out.
+
+Orders of the supervisor (`trainers.protocol.gateway_messages`) are events too.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Final
 
-from engines.gateway.core.samples import Mark, Outcome, Request
+from engines.gateway.core.samples import Mark, Outcome, Request, Rows
 from trainers.protocol.gateway_messages import Done, Order
 
+CLIENT_ERRORS: Final = (400, 413, 422)
+"""With these statuses an engine says that the request is wrong, and would be so on any engine. Any other but 200 is the engine's own trouble."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """Somebody wants a sample. `rollout` None: the oldest open one; `token` None: anonymous. `streams`: it wants tokens as they come."""
 
@@ -21,24 +27,33 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """The asker is gone (its connection broke, or it has what it wants)."""
+    """The asker wants nothing any more: its connection broke, or it has what it wants."""
 
     asker: int
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """New tokens of an attempt. `marks`: the labels of *all* its tokens so far, or empty where the engine gives none."""
+    """An engine has made new tokens. `marks`: the labels of *all* tokens of the attempt so far, or empty where the engine gives none.
+
+    `rows`: what else the request asked for of each of these tokens. `prompt_meta`: what the engine says of the prompt, with its first tokens.
+    """
 
     attempt: int
     ids: Sequence[int]
     logprobs: Sequence[float]
+    _: KW_ONLY
     marks: tuple[Mark, ...] = ()
+    rows: Rows = field(default_factory=dict)
+    prompt_meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The engine has ended the request itself; `reason` is SGLang's finish_reason (also of type `abort`)."""
+    """The engine has ended the request itself; `reason` is SGLang's finish_reason (also of type `abort`).
+
+    `meta`: what is left of meta_info: neither the rows of tokens nor the reason.
+    """
 
     reason: Mapping[str, Any]
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -56,12 +71,13 @@ class Refused:
 class Broken:
     """The engine is lost or does not make sense. `accepted`: it had taken the request, so the request itself may be the cause.
 
-    `busy`: it has only said that it takes no more now, which is no failure.
+    `busy`: it has only said that it takes no more now, which is no failure. `died`: the connection broke, as when the engine dies.
     """
 
     cause: str
     accepted: bool
     busy: bool = False
+    died: bool = False
 
 
 End = Finished | Refused | Broken
@@ -69,6 +85,8 @@ End = Finished | Refused | Broken
 
 @dataclass(frozen=True, slots=True)
 class Ended:
+    """The attempt runs no more."""
+
     attempt: int
     end: End
 
@@ -81,9 +99,12 @@ class Tick:
 # ---- effects: what the core wants done
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Send this to the engine, under a request id of its own; answered by `Tokens` and one `Ended`."""
+    """Send `body` to the engine at `url`, under a request id of its own; answered by `Tokens` and one `Ended`.
+
+    `rows`: the request asks for more of each token, or of the prompt, than ids and log-probs.
+    """
 
     attempt: int
     engine: int
@@ -91,6 +112,7 @@ class Start:
     url: str
     key: str
     body: dict[str, Any]
+    rows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +131,17 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Grew:
-    """Further tokens for an asker that streams."""
+    """Give further tokens to an asker that streams."""
 
     asker: int
     ids: Sequence[int]
     logprobs: Sequence[float]
+    rows: Rows = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """The one and only outcome for this asker."""
+    """Give the asker its one and only outcome."""
 
     asker: int
     outcome: Outcome

@@ -1,4 +1,4 @@
-"""What becomes of a sample in flight when weights are published: `on_publish` and `max_version_lag`. PURE."""
+"""This module says what becomes of a sample in flight when weights are published: `on_publish` and `max_version_lag` of the TOML."""
 
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
@@ -10,10 +10,10 @@ ON_PUBLISH: Final[tuple[OnPublish, ...]] = get_args(OnPublish)
 
 
 @dataclass(frozen=True, slots=True)
-class VersionRule:
+class PublishPolicy:
     """`continue`: what runs goes on under the new weights. `restart`: it is begun anew under them. `finish`: it ends under the old
     ones, and what is interrupted before is begun anew. In every case nothing goes on that was begun more than `max_lag` versions ago;
-    but an answer of which a client has been told tokens goes on: they cannot be taken back.
+    but an answer of which a client has been sent tokens goes on: they cannot be taken back.
     """
 
     on_publish: OnPublish = "continue"

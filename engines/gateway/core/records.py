@@ -1,24 +1,50 @@
-"""The dispatch core's own records: a rollout, a sample on its way, one attempt at it. PURE; only `dispatch` changes them."""
+"""The records of the dispatch core are a rollout, a sample of it, and one attempt at the sample on one engine.
+
+Each record is changed by its own methods, so that what belongs together changes together. What stays a plain field is written by one
+module: `samples`, `askers`, `closing`, `outcome`, `state` and `target`/`phase` by `dispatch` and `rollouts`; `place` and `estimate` by
+`ordering.order`; `aborting` and `marks` of an attempt by `attempts`; `work` by `ordering.forecast`.
+"""
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from engines.gateway.core.engines import Engine
-from engines.gateway.core.samples import LOGPROBS, TOKENS, Answer, Mark, Outcome, Request, SampleKey, Span, State
+from engines.gateway.core.samples import LOGPROBS, TOKENS, Answer, Mark, Outcome, Request, Rows, SampleKey, Span, State
 from trainers.protocol.gateway_messages import RolloutProgress
 
+MAX_LIVES: Final = 2
+"""So many lives of engines may die with a sample before it has made one new token; then it is the request's fault. Fewer than a restart budget."""
 MAX_LOSSES: Final = 8
 LOSING_S: Final = 60.0
-"""So many attempts in a row that an engine accepted and failed with, for so long, without one new token: then it is the request's fault."""
+"""So many attempts in a row that an engine accepted and failed with, for so long, without one new token: then, too, it is the request's fault."""
 
 
-Place = tuple[bool, int, float, int]
-"""Where a sample stands in the queue (see `queue.queue_order`)."""
+class Place(NamedTuple):
+    """The sort key of a waiting sample: the smallest is dispatched first. `sample_index` is 2**53 for a sample that has none."""
+
+    implicit: bool
+    rollout_serial: int
+    minus_expected: float
+    sample_index: int
+
+
+class Estimate(NamedTuple):
+    """How many tokens a sample is expected to need yet. `own`: something is known of this very sample or its prompt."""
+
+    tokens: float
+    own: bool
+
+
+class Work(NamedTuple):
+    """Tokens that the unfinished samples of a rollout are expected to need yet: all together, and the longest. (0, 0): too little is known."""
+
+    expected: float = 0.0
+    longest: float = 0.0
 
 
 class Phase(Enum):
@@ -27,11 +53,11 @@ class Phase(Enum):
     CLOSED = "closed"  # only stored answers
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Rollout:
-    """`since`: when it was first named (expected), or last had something waiting or running (open).
+    """A rollout of the pipeline. `since`: when it was first named (expected), or last had something waiting or running (open).
 
-    `work`: tokens expected to be generated yet, of all its samples and of the longest, as it was at `work_at`.
+    `opened_after` counts the rollouts that have opened after it. `work` is what is expected of it, as it was at `work_at`.
     """
 
     number: int
@@ -42,23 +68,33 @@ class Rollout:
     opened_after: int = 0
     samples: "dict[SampleKey, Sample]" = field(default_factory=dict)
     counts: dict[State, int] = field(default_factory=lambda: dict.fromkeys(State, 0))
-    work: tuple[float, float] | None = None
+    work: Work | None = None
     work_at: float = 0.0
 
     @property
     def implicit(self) -> bool:
+        """Whether the gateway itself has opened it, for requests that came while none was open."""
         return self.number < 0
 
     @property
     def idle(self) -> bool:
+        """Whether nothing of it waits or runs."""
         return not self.counts[State.WAITING] and not self.counts[State.IN_FLIGHT]
 
-    def progress(self, work: tuple[float, float]) -> RolloutProgress:
-        counts = self.counts
-        return RolloutProgress(self.number, counts[State.WAITING], counts[State.IN_FLIGHT], counts[State.DONE], self.implicit, *work)
+    def progress(self, work: Work) -> RolloutProgress:
+        """Return what the supervisor is shown of it."""
+        return RolloutProgress(
+            rollout=self.number,
+            waiting=self.counts[State.WAITING],
+            in_flight=self.counts[State.IN_FLIGHT],
+            done=self.counts[State.DONE],
+            implicit=self.implicit,
+            expected=work.expected,
+            longest=work.longest,
+        )
 
-    def move(self, before: State | None, after: State | None, now: float) -> None:
-        """Count a sample's change of state; None: it was, or is, none of ours."""
+    def count(self, before: State | None, after: State | None, now: float) -> None:
+        """Count a sample's change of state; None: the sample was not, or is not any more, one of this rollout."""
         if before is not None:
             self.counts[before] -= 1
         if after is not None:
@@ -67,9 +103,14 @@ class Rollout:
             self.since = now
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Attempt:
-    """One try of one sample on one engine. `start`: how many output tokens it began with. `sample` None: nobody wants it any more."""
+    """One try of one sample on one engine.
+
+    `version`: the weights that the engine was routed with. `start`: how many output tokens the attempt began with. `sample` None: nobody
+    wants its tokens any more. `aborting`: the engine has been asked to end it. `marks`: the engine's labels of the tokens so far.
+    `proven`: it has made a token that no attempt before has made, so that the request does not kill engines.
+    """
 
     number: int
     engine: Engine
@@ -77,16 +118,30 @@ class Attempt:
     start: int
     sample: "Sample | None"
     aborting: bool = False
+    proven: bool = False
     marks: tuple[Mark, ...] = ()
 
+    def disown(self) -> None:
+        """Part it from its sample: what it still brings is wanted by nobody."""
+        if self.sample is not None:
+            self.sample.attempt = None
+            self.sample = None
+
+    def release(self) -> None:
+        """End it: the tokens that it has made get their spans. `sample` stays set, for what follows from the end."""
+        if self.sample is not None:
+            self.sample.spans += self.spans(len(self.sample.ids))
+            self.sample.attempt = None
+
     def spans(self, end: int) -> list[Span]:
-        """Who made the output tokens [start, end). Where the engine labels none of them, the version it was routed with did."""
+        """Return who made the output tokens [start, end). Where the engine labels none of them, the version it was routed with did."""
         marks = self.marks or (Mark("", 0, end - self.start),)
         made = []
         for mark in marks:
             first, last = self.start + mark.start, min(end, self.start + mark.end)
             if first < last:
-                made.append(Span(self.engine.rank, self.engine.incarnation, self._version(mark.label), first, last))
+                engine, version = self.engine, self._version(mark.label)
+                made.append(Span(engine=engine.rank, incarnation=engine.incarnation, version=version, start=first, end=last))
         return made
 
     def _version(self, label: str) -> int:
@@ -94,13 +149,15 @@ class Attempt:
         return int(label) if label.isascii() and label.isdecimal() and len(label) <= 15 else self.version
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Sample:
     """One sample of a rollout on its way. `askers`: who waits for it, and whether they want its tokens as they come.
 
-    `prompt`: the hash of its prompt. `place`: where it stands in the queue, None while it does not. `known`: something was known of it
-    when that was worked out last. `born`: the version under which its first token was asked for. `streamed`: somebody has been told tokens
-    of it, which cannot be taken back.
+    `serial`: the order in which samples were asked for. `prompt`: the hash of its prompt. `place`: where it stands in the queue, None while
+    it does not; `estimate`: what was expected of it when it got that place. `born`: the version under which its first token was asked for.
+    `rows` and `prompt_meta`: as of an `Answer`.
+    `streamed`: somebody has been sent tokens of it, which cannot be taken back. `closing`: its rollout is closed, so what there is counts.
+    `furthest`: the most tokens that it has had. `lost_lives`: ranks and incarnations that have died with it since it had more tokens than before.
     """
 
     key: SampleKey
@@ -109,47 +166,83 @@ class Sample:
     serial: int
     seed: int | None = None
     prompt: int = 0
-    place: "Place | None" = None
-    known: bool = False
+    place: Place | None = None
+    estimate: Estimate | None = None
     born: int = 0
     streamed: bool = False
     state: State = State.WAITING
     askers: dict[int, bool] = field(default_factory=dict)
     ids: "array[int]" = field(default_factory=lambda: array(TOKENS))
     logprobs: "array[float]" = field(default_factory=lambda: array(LOGPROBS))
+    rows: dict[str, list[Any]] = field(default_factory=dict)
+    prompt_meta: Mapping[str, Any] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     attempt: Attempt | None = None
     closing: bool = False
     losses: int = 0
     losing_since: float = 0.0
+    furthest: int = 0
+    lost_lives: tuple[tuple[int, int], ...] = ()
     outcome: Outcome | None = None
 
-    def hurt(self, now: float) -> bool:
-        """Count an engine that failed with it; whether it has been too many, for too long."""
+    @property
+    def suspect(self) -> bool:
+        """Whether an engine has died with it before it made a token: the next attempt is a trial."""
+        return bool(self.lost_lives)
+
+    def attempted(self, attempt: Attempt) -> None:
+        """Record that this attempt at the rest of it begins; with the first token to come it is born under the attempt's weights."""
+        if not self.ids:
+            self.born = attempt.version
+        self.attempt = attempt
+
+    def grow(self, ids: Sequence[int], logprobs: Sequence[float], rows: Rows) -> None:
+        """Add tokens, and the rows that come with them. An engine that makes some does not fail with the request."""
+        for name in {*self.rows, *rows}:
+            known = self.rows.setdefault(name, [None] * len(self.ids))
+            known.extend(rows.get(name) or [None] * len(ids))
+        self.ids.extend(ids)
+        self.logprobs.extend(logprobs)
+        self.losses = 0
+        if len(self.ids) > self.furthest:
+            self.furthest, self.lost_lives = len(self.ids), ()
+
+    def count_loss(self, now: float) -> bool:
+        """Count an engine that failed with it. Returns whether it has been too many, for too long."""
         self.losses += 1
         self.losing_since = now if self.losses == 1 else self.losing_since
         return self.losses >= MAX_LOSSES and now - self.losing_since >= LOSING_S
 
+    def count_death(self, engine: Engine) -> bool:
+        """Record that this life of the engine has died with it. Returns whether it has been too many."""
+        life = (engine.rank, engine.incarnation)
+        if life not in self.lost_lives:
+            self.lost_lives = (*self.lost_lives, life)
+        return len(self.lost_lives) >= MAX_LIVES
+
     def restart(self) -> None:
-        """Forget every token."""
+        """Forget every token, and what was said of the prompt."""
         del self.ids[:], self.logprobs[:], self.spans[:]
+        self.rows, self.prompt_meta = {}, {}
 
     def keep(self, count: int) -> None:
         """Forget every token after the first `count`."""
         del self.ids[count:], self.logprobs[count:]
+        for values in self.rows.values():
+            del values[count:]
         self.spans = [msgspec.structs.replace(span, end=min(span.end, count)) for span in self.spans if span.start < count]
 
     def answer(self, reason: Mapping[str, Any], meta: Mapping[str, Any]) -> Answer:
-        """What its askers get; `meta` is the engine's meta_info of the last attempt."""
-        cached = meta.get("cached_tokens")
+        """Return what its askers get; `meta` is meta_info of the attempt that made all of it, if one did."""
         if reason.get("type") == "length":
             reason = {**reason, "length": len(self.ids)}  # its last engine has counted its own part only
         return Answer(
-            self.ids,
-            self.logprobs,
-            reason,
-            tuple(self.spans),
-            len(self.request.prompt),
-            cached if isinstance(cached, int) else 0,
-            meta if self.request.whole else None,
+            ids=self.ids,
+            logprobs=self.logprobs,
+            finish_reason=reason,
+            spans=tuple(self.spans),
+            prompt_tokens=len(self.request.prompt),
+            rows=self.rows,
+            prompt_meta=self.prompt_meta,
+            meta=meta,
         )

@@ -1,21 +1,21 @@
-"""The rollouts of one pipeline in the gateway: which are open, whose answers are kept, which one a request belongs to. PURE."""
+"""This module keeps the rollouts of one pipeline: which are open, whose answers are kept, and which one a request belongs to."""
 
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from engines.gateway.core.records import Phase, Rollout
+from engines.gateway.core.records import Phase, Rollout, Work
 from trainers.protocol.gateway_messages import RolloutProgress
 
 QUIET: Final = 5.0
-"""Seconds with nothing waiting or running after which an implicit rollout closes."""
+"""An implicit rollout closes after so many seconds with nothing waiting or running."""
 GRACE: Final = 8.0
-"""Seconds for which a request may name a rollout that is not open yet (the gateway has just restarted, or the order is on its way)."""
+"""For so many seconds a request may name a rollout that is not open yet (the gateway has just restarted, or the order is on its way)."""
 KEPT_OPENS: Final = 2
 """Answers of a closed rollout are kept until this many others have opened after it."""
 
 
 class Rollouts:
-    """All rollouts that are known. Those that fall out of it (forgotten, replaced, kept long enough) are returned to the caller."""
+    """All rollouts that are known, by number."""
 
     def __init__(self) -> None:
         self._rollouts: dict[int, Rollout] = {}
@@ -27,6 +27,7 @@ class Rollouts:
         return iter(self._rollouts.values())
 
     def get(self, number: int) -> Rollout | None:
+        """Return the rollout of this number, in whatever phase it is."""
         return self._rollouts.get(number)
 
     def open(self, number: int, target: int, now: float) -> Rollout:
@@ -42,51 +43,55 @@ class Rollouts:
         return rollout
 
     def open_implicit(self, now: float) -> Rollout:
+        """Open a rollout for a request that came while none was open; its number is negative."""
         self._implicit -= 1
         rollout = self._new(self._implicit, Phase.OPEN, now)
         self._expire_answers(rollout)
         return rollout
 
     def expect(self, number: int, now: float) -> Rollout | None:
-        """A place to wait for a rollout that may be about to open; None if it has been and gone."""
+        """Return a place to wait for a rollout that may be about to open; None if it has been closed."""
         if number <= self._last_closed:
             return None
         return self._new(number, Phase.EXPECTED, now)
 
     def place(self, number: int | None, now: float) -> Rollout | None:
-        """Where a request belongs that names rollout `number`, or none; None if that has been and gone."""
+        """Return where a request belongs that names rollout `number`, or none; None if that rollout has been closed."""
         if number is not None:
             return self.get(number) or self.expect(number, now)
         return self.oldest_open() or self.open_implicit(now)
 
     def oldest_open(self) -> Rollout | None:
-        """Where a request without a rollout belongs: a trainer's own rollout before an implicit one."""
+        """Return where a request without a rollout belongs: a trainer's own rollout before an implicit one."""
         candidates = (rollout for rollout in self if rollout.phase is Phase.OPEN)
         return min(candidates, key=lambda rollout: (rollout.implicit, rollout.serial), default=None)
 
     def close(self, rollout: Rollout) -> None:
+        """End it; its answers stay."""
         rollout.phase = Phase.CLOSED
         self._last_closed = max(self._last_closed, rollout.number)
 
     def drop(self, rollout: Rollout) -> None:
+        """Remove it and its answers."""
         self._rollouts.pop(rollout.number, None)
 
     def forget(self) -> list[Rollout]:
-        """Everything goes; numbers may come again."""
-        gone = list(self)
+        """Remove every rollout, so that numbers may come again. Returns them."""
+        forgotten = list(self)
         self._rollouts.clear()
         self._last_closed = -1
-        return gone
+        return forgotten
 
     def overdue(self, now: float) -> list[Rollout]:
-        """Implicit rollouts that have been quiet and expected ones that did not open."""
+        """Return implicit rollouts that have been quiet and expected ones that did not open."""
         return [rollout for rollout in self if (due := self._due(rollout)) is not None and due <= now]
 
     def deadline(self) -> float | None:
+        """Return when the next one is overdue."""
         return min((due for rollout in self if (due := self._due(rollout)) is not None), default=None)
 
-    def progress(self, work: Callable[[Rollout], tuple[float, float]]) -> tuple[RolloutProgress, ...]:
-        """Of the open ones; `work` says what is expected of one."""
+    def progress(self, work: Callable[[Rollout], Work]) -> tuple[RolloutProgress, ...]:
+        """Return what the supervisor is shown of the open ones; `work` says what is expected of one."""
         return tuple(rollout.progress(work(rollout)) for rollout in self if rollout.phase is Phase.OPEN)
 
     @staticmethod
@@ -99,7 +104,7 @@ class Rollouts:
 
     def _new(self, number: int, phase: Phase, now: float) -> Rollout:
         self._serial += 1
-        rollout = self._rollouts[number] = Rollout(number, self._serial, phase, now)
+        rollout = self._rollouts[number] = Rollout(number=number, serial=self._serial, phase=phase, since=now)
         return rollout
 
     def _expire_answers(self, opened: Rollout) -> None:

@@ -1,0 +1,22 @@
+"""The routes are the gateway's HTTP side towards clients: bodies in, answers and streams out.
+
+They know HTTP, JSON, text and tokens; they do not know engines, and decide nothing about dispatch: a route makes `Request`s, asks them
+through `asking.Asking`, and writes what arrives. They may import `core`'s data types and the `shell`, never `upstream`.
+
+    server           the application: routes, typed errors, limits; listening
+    acceptor         new connections, all that have come in one go
+    asking           asking the core: rollout, sample name and hints by header; all answers, or pieces as they come
+    generate         SGLang's POST /generate, and our clients' POST /rollouts/{n}/samples
+    request_bodies   their bodies into requests
+    openai_routes    POST /v1/completions, POST /v1/chat/completions, GET /v1/models
+    openai_bodies    their bodies into requests
+    openai_answers   their answers: choices, log-probs, usage, pieces
+    text             the model's tokenizer and chat template
+    responses        JSON bodies, events, keep-alives
+    errors           RequestError: status, stable code, sentence
+
+A request, step by step: read the body; decode it (a `RequestError(400)` says what is wrong and where); tokenize; ask every copy under its
+own name; then either wait for all answers and send one body, or wait for the first arrival, send the headers, and write each arrival as
+an event (a keep-alive after 10 s without one). A failure before the headers is an HTTP status; after them it is an event of the stream.
+A client that hangs up cancels its handler, and what nobody else wants is aborted on the engine.
+"""

@@ -1,7 +1,7 @@
-"""New connections, as many as have come.
+"""This module accepts new connections, as many as have come.
 
-libuv takes one in a turn of its loop, and a turn of a busy gateway lasts a tenth of a second: the last of 256 clients that come together
-would first be heard when others have had ten answers each.
+libuv accepts one in each iteration of its loop, and an iteration of a busy gateway lasts a tenth of a second: the last of 256 clients
+that come together would first be served when others have had ten answers each.
 """
 
 import asyncio
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Final
 
 AT_ONCE: Final = 1024
-"""In one turn: as many as the kernel keeps."""
+"""So many are accepted in one iteration of the loop: as many as the kernel keeps."""
 FULL_S: Final = 1.0
-"""Where there are no descriptors left, those who wait are looked at again after this."""
+"""Where there are no descriptors, the listener is looked at again after so many seconds."""
 _FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Acceptor:
-    """Gives each connection to `listener` (bound, listening, not blocking) a protocol of `factory`, from `start` to `stop`."""
+    """An acceptor gives each connection to `listener` (bound, listening, not blocking) a protocol of `factory`, from `start` to `stop`."""
 
     def __init__(self, listener: socket.socket, factory: Callable[[], asyncio.BaseProtocol], problem: Callable[[str], object]) -> None:
         self._listener, self._factory, self._problem = listener, factory, problem
@@ -27,11 +27,12 @@ class Acceptor:
         self._later: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
+        """Accept from now on."""
         self._later = None
         self._loop.add_reader(self._listener, self._accept)
 
     def stop(self) -> None:
-        """Nobody is accepted any more; the listener stays open."""
+        """Accept nobody any more; the listener stays open."""
         self._loop.remove_reader(self._listener)
         if self._later is not None:
             self._later.cancel()

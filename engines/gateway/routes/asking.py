@@ -1,20 +1,28 @@
-"""How routes ask and answer: who a request is for, waiting for all of it, and streams that stay alive while nothing comes."""
+"""This module is how routes ask the core: whom a request is for by its headers, and waiting for its answers or their pieces."""
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Container, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, ParamSpec, Self, TypeVar
 
 from aiohttp import web
 
 from engines.gateway.core.events import Deliver, Grew
 from engines.gateway.core.samples import MAX_TOKEN, Answer, Failure, Request
 from engines.gateway.routes.errors import RequestError
-from engines.gateway.shell import Exchange, Inbox
+from engines.gateway.shell import Inbox, Shell
 
 KEEP_ALIVE_S: Final = 10.0
-"""A stream says something at least this often, so that its reader can tell waiting from a lost connection."""
+"""A stream is sent something at least this often, so that its reader can tell waiting from a lost connection."""
+SMALL_BODY: Final = 1 << 15
+"""A body of so many bytes is decoded and encoded within a few milliseconds."""
+_THREADS: Final = ThreadPoolExecutor(2, "bodies")
+P = ParamSpec("P")
+T = TypeVar("T")
 ROLLOUT: Final = "X-Trainshed-Rollout"
 SAMPLE: Final = "X-Trainshed-Sample"
 EXPECTED: Final = "X-Trainshed-Expected-Tokens"
@@ -24,7 +32,7 @@ _TOKEN: Final = re.compile(r"[!-~]{1,200}", re.ASCII)
 
 
 def identity(headers: "web.BaseRequest") -> tuple[int | None, str | None]:
-    """Rollout and sample of a request by its headers. Raises RequestError(400) for what is neither."""
+    """Return rollout and sample of a request by its headers. Raises RequestError(400) for what is neither."""
     rollout, sample = headers.headers.get(ROLLOUT), headers.headers.get(SAMPLE)
     if sample is not None and not _TOKEN.fullmatch(sample):
         raise RequestError(400, "bad_request", f"{SAMPLE} must be 1 to 200 printable characters without blanks")
@@ -32,11 +40,11 @@ def identity(headers: "web.BaseRequest") -> tuple[int | None, str | None]:
 
 
 def hinted(headers: "web.BaseRequest", requests: Sequence[Request]) -> list[Request]:
-    """The same requests with what the headers say of their length and session, where the body has not said it."""
-    said, session = headers.headers.get(EXPECTED), headers.headers.get(SESSION, "")
+    """Return the requests with what the headers say of length and session, where the body says nothing. Raises RequestError(400)."""
+    length, session = headers.headers.get(EXPECTED), headers.headers.get(SESSION, "")
     if session and not _TOKEN.fullmatch(session):
         raise RequestError(400, "bad_request", f"{SESSION} must be 1 to 200 printable characters without blanks")
-    expected = None if said is None else min(number(said, EXPECTED), MAX_TOKEN)
+    expected = None if length is None else min(number(length, EXPECTED), MAX_TOKEN)
     if expected is None and not session:
         return list(requests)
     return [
@@ -46,38 +54,46 @@ def hinted(headers: "web.BaseRequest", requests: Sequence[Request]) -> list[Requ
 
 
 def number(text: str, name: str) -> int:
+    """Return the number that `text` is. Raises RequestError(400), which calls it `name`."""
     if not _NUMBER.fullmatch(text):
         raise RequestError(400, "bad_request", f"{name} must be a number of at most 15 digits, not {text[:40]!r}")
     return int(text)
 
 
-def names(token: str | None, count: int) -> list[str | None]:
-    """The samples' own names where one request makes `count` of them."""
+def sample_names(token: str | None, count: int) -> list[str | None]:
+    """Return the names of the samples where one request makes `count` of them."""
     return [token] if count == 1 else [None if token is None else f"{token}.{index}" for index in range(count)]
 
 
+async def off_the_loop(raw: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return `work(…)` on the body `raw`: done at once for a small one, else in a thread, so that others are served meanwhile."""
+    if len(raw) <= SMALL_BODY:
+        return work(*args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(work, *args, **kwargs))
+
+
 class Asking:
-    """`async with`: these requests are asked; what is still open when the block is left (a client that is gone, too) is given up."""
+    """`async with`: these requests are asked; what is still open at the end of the block is given up, also when the client has hung up."""
 
     def __init__(
-        self, exchange: Exchange, requests: Sequence[Request], rollout: int | None, tokens: Sequence[str | None], *, streams: bool = False
+        self, shell: Shell, requests: Sequence[Request], rollout: int | None, tokens: Sequence[str | None], *, streams: bool = False
     ) -> None:
-        self._exchange, self._inbox = exchange, Inbox()
+        self._shell, self._inbox = shell, Inbox()
         asked = zip(requests, tokens, strict=True)
         self._index = {
-            exchange.ask(self._inbox, request, rollout=rollout, token=token, streams=streams): index
+            shell.ask(self._inbox, request, rollout=rollout, token=token, streams=streams): index
             for index, (request, token) in enumerate(asked)
         }
-        self._left = len(self._index)
+        self._open = len(self._index)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._exchange.leave(self._inbox.open)
+        self._shell.leave(self._inbox.open)
 
     async def all(self) -> list[Answer]:
-        """Every answer, in order. Raises RequestError for the first failure."""
+        """Wait for every answer; returns them in order. Raises RequestError for the first failure."""
         answers: dict[int, Answer] = {}
         async for item in self.arrivals():
             if item is not None and isinstance(outcome := item[1], Deliver):
@@ -87,7 +103,7 @@ class Asking:
         return [answers[index] for index in range(len(self._index))]
 
     async def begin(self, fatal: Container[str] | None = None) -> list[tuple[int, Grew | Deliver]]:
-        """What comes first, or nothing after `KEEP_ALIVE_S`.
+        """Wait for what comes first, at most for `KEEP_ALIVE_S`; returns it.
 
         Raises RequestError if that is one failure for every request (of a code in `fatal`, if that is given).
         """
@@ -100,18 +116,11 @@ class Asking:
         return items
 
     async def arrivals(self) -> AsyncIterator[tuple[int, Grew | Deliver] | None]:
-        """What comes, with the index of its request, until all is there; None: nothing for `KEEP_ALIVE_S`."""
-        while self._left:
+        """Yield what comes, with the index of its request, until all is there; None: nothing for `KEEP_ALIVE_S`."""
+        while self._open:
             effect = await self._inbox.get(KEEP_ALIVE_S)
             yield None if effect is None else self._item(effect)
 
     def _item(self, effect: Grew | Deliver) -> tuple[int, Grew | Deliver]:
-        self._left -= isinstance(effect, Deliver)
+        self._open -= isinstance(effect, Deliver)
         return self._index[effect.asker], effect
-
-
-async def open_stream(request: web.Request, content_type: str) -> web.StreamResponse:
-    """An answer whose body comes piece by piece."""
-    response = web.StreamResponse(headers={"Content-Type": content_type, "Cache-Control": "no-cache"})
-    await response.prepare(request)
-    return response

@@ -1,4 +1,4 @@
-"""What a client did wrong, or cannot have: a status, a stable code, a sentence."""
+"""This module defines the error of a request: a status, a stable code, a sentence for whoever reads it."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from engines.gateway.core.samples import Failure
 
 
 class RequestError(Exception):
-    """Ends one request with `status`; `code` is stable and for programs."""
+    """The request cannot be answered; it ends with `status`. `code` is stable and for programs."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -14,9 +14,10 @@ class RequestError(Exception):
 
     @classmethod
     def of(cls, failure: Failure) -> "RequestError":
+        """Return the error of a sample that has failed."""
         return cls(failure.status, failure.code, failure.message)
 
     def body(self) -> dict[str, Any]:
-        """The answer's body. `type` and `param` are there for OpenAI's clients."""
+        """Return the answer's body. `type` and `param` are there for OpenAI's clients."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         return {"error": {"code": self.code, "message": self.message, "type": kind, "param": None}}

@@ -1,4 +1,4 @@
-"""SGLang's own `POST /generate`, and our clients' `POST /rollouts/{rollout}/samples`."""
+"""This module serves SGLang's own `POST /generate`, and `POST /rollouts/{rollout}/samples` for our clients."""
 
 from typing import Any, Final
 from uuid import uuid4
@@ -7,58 +7,71 @@ import msgspec
 from aiohttp import web
 
 from engines.gateway.core.events import Deliver, Grew
-from engines.gateway.core.samples import Answer, Failure, Request
+from engines.gateway.core.samples import Answer, Failure, Request, Rows
 from engines.gateway.routes import request_bodies
-from engines.gateway.routes.asking import Asking, hinted, identity, names, number, open_stream
+from engines.gateway.routes.asking import Asking, hinted, identity, number, off_the_loop, sample_names
 from engines.gateway.routes.errors import RequestError
+from engines.gateway.routes.responses import DONE, LINE_ALIVE, SSE_ALIVE, json_response, open_stream, sse, sse_failed
 from engines.gateway.routes.text import Text, TextStream
-from engines.gateway.shell import Exchange
+from engines.gateway.shell import Shell
 
-DONE: Final = b"data: [DONE]\n\n"
 _NOT_THE_SAMPLES: Final = frozenset({"rollout_closed", "rollout_unknown", "no_engine", "full"})
-"""Failures that say nothing of the samples themselves: asking again later may help, so they are the whole answer's."""
-SSE_ALIVE: Final = b": keep-alive\n\n"
+"""Failures that say nothing of the samples themselves: asking again later may help, so the request as a whole gets them."""
+_LOGPROBS: Final = ("input_token_", "input_top_", "output_token_", "output_top_")
+"""Fields of meta_info that begin so are for requests that want log-probs; every request gets them upstream."""
 
 
-class Native:
-    """The two routes, over one exchange."""
+class GenerateRoutes:
+    """The two routes, over one shell."""
 
-    def __init__(self, exchange: Exchange, text: Text) -> None:
-        self._exchange, self._text = exchange, text
+    def __init__(self, shell: Shell, text: Text) -> None:
+        self._shell, self._text = shell, text
 
     async def samples(self, request: web.Request) -> web.StreamResponse:
-        """One line of JSON a sample, as it finishes; a blank line is a keep-alive."""
+        """Answer with one line of JSON a sample, as it finishes; a blank line is a keep-alive."""
         rollout = number(request.match_info["rollout"], "the rollout")
-        asked = request_bodies.our_samples(await request.read(), self._text)
+        raw = await request.read()
+        asked = await off_the_loop(raw, request_bodies.our_samples, raw, self._text)
         tokens = [str(sample) for sample, _ in asked]
-        async with Asking(self._exchange, hinted(request, [one for _, one in asked]), rollout, tokens) as asking:
+        async with Asking(self._shell, hinted(request, [one for _, one in asked]), rollout, tokens) as asking:
             first = await asking.begin(_NOT_THE_SAMPLES)
-            response = await open_stream(request, "application/x-ndjson")
+            open_samples = {sample: None for sample, _ in asked}
+
+            def line(item: tuple[int, Grew | Deliver]) -> bytes:
+                made = self._line(asked, item)
+                del open_samples[asked[item[0]][0]]
+                return made
+
+            def failed(error: RequestError) -> bytes:
+                return b"".join(_failed_line(sample, error.code, error.message) for sample in open_samples)
+
+            response = await open_stream(request, "application/x-ndjson", failed)
             for item in first:
-                await response.write(self._line(asked, item))
+                await response.write(line(item))
             async for arrival in asking.arrivals():
-                await response.write(b"\n" if arrival is None else self._line(asked, arrival))
+                await response.write(LINE_ALIVE if arrival is None else line(arrival))
             await response.write_eof()
         return response
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
-        """One answer or a list of them; streamed, each event holds all tokens of its sample so far, as SGLang's do."""
+        """Answer with one object or a list of them; streamed, each event holds all tokens of its sample so far, as SGLang's do by default."""
         rollout, token = identity(request)
-        known, requests, batch = request_bodies.generate(await request.read(), self._text)
+        raw = await request.read()
+        known, requests, batch = await off_the_loop(raw, request_bodies.generate, raw, self._text)
         requests = hinted(request, requests)
         rids = self._rids(known.rid, len(requests))
-        tokens = names(token, len(requests))
+        tokens = sample_names(token, len(requests))
         if known.stream:
-            return await self._streamed(request, known, requests, rids, Asking(self._exchange, requests, rollout, tokens, streams=True))
-        async with Asking(self._exchange, requests, rollout, tokens) as asking:
+            return await self._streamed(request, known, requests, rids, Asking(self._shell, requests, rollout, tokens, streams=True))
+        async with Asking(self._shell, requests, rollout, tokens) as asking:
             answers = await asking.all()
-        made = [self._whole(known, one, answer, rid) for one, answer, rid in zip(requests, answers, rids, strict=True)]
+        made = [self._answer(known, one, answer, rid) for one, answer, rid in zip(requests, answers, rids, strict=True)]
         return json_response(made if batch else made[0])
 
     async def _streamed(
         self, request: web.Request, known: request_bodies.Generate, requests: list[Request], rids: list[str], asking: Asking
     ) -> web.StreamResponse:
-        growing = [_Growing(one, TextStream(self._text, one.params, one.stops)) for one in requests]
+        growing = [_PartialAnswer(one, TextStream(self._text, one.params, one.stops)) for one in requests]
 
         def event(item: tuple[int, Grew | Deliver]) -> bytes:
             index, effect = item
@@ -67,11 +80,11 @@ class Native:
                 return sse({**growing[index].grow(effect, known, rids[index]), **extra})
             if isinstance(effect.outcome, Failure):
                 return sse({**RequestError.of(effect.outcome).body(), **extra})
-            return sse({**self._whole(known, requests[index], effect.outcome, rids[index]), **extra})
+            return sse({**self._answer(known, requests[index], effect.outcome, rids[index]), **extra})
 
         async with asking:
             first = await asking.begin()
-            response = await open_stream(request, "text/event-stream")
+            response = await open_stream(request, "text/event-stream", sse_failed)
             for item in first:
                 await response.write(event(item))
             async for arrival in asking.arrivals():
@@ -85,18 +98,17 @@ class Native:
         sample, request = asked[index]
         assert isinstance(effect, Deliver), "samples are not asked as streams"
         outcome = effect.outcome
-        line: dict[str, Any] = {"sample": sample}
         if isinstance(outcome, Failure):
-            line["error"] = {"code": outcome.code, "message": outcome.message}
-        else:
-            line["output_ids"] = outcome.ids.tolist()
-            line["logprobs"] = outcome.logprobs.tolist()
-            line["finish_reason"] = outcome.finish_reason
-            line["spans"] = outcome.spans
-            line["text"] = self._text.answer(outcome.ids, outcome.finish_reason, request.params)
+            return _failed_line(sample, outcome.code, outcome.message)
+        line: dict[str, Any] = {"sample": sample}
+        line["output_ids"] = outcome.ids.tolist()
+        line["logprobs"] = outcome.logprobs.tolist()
+        line["finish_reason"] = outcome.finish_reason
+        line["spans"] = outcome.spans
+        line["text"] = self._text.answer(outcome.ids, outcome.finish_reason, request.params)
         return msgspec.json.encode(line) + b"\n"
 
-    def _whole(self, known: request_bodies.Generate, request: Request, answer: Answer, rid: str) -> dict[str, Any]:
+    def _answer(self, known: request_bodies.Generate, request: Request, answer: Answer, rid: str) -> dict[str, Any]:
         text = self._text.answer(answer.ids, answer.finish_reason, request.params)
         return {"text": text, "output_ids": answer.ids.tolist(), "meta_info": meta_info(answer, rid, logprobs=bool(known.return_logprob))}
 
@@ -110,17 +122,20 @@ class Native:
         return [f"{rids[0] if rids else uuid4().hex}_{index}" for index in range(count)]
 
 
-class _Growing:
+class _PartialAnswer:
     """One sample of a stream: everything so far, each time."""
 
     def __init__(self, request: Request, text: TextStream) -> None:
         self._request, self._text = request, text
         self._ids: list[int] = []
         self._logprobs: list[float] = []
+        self._rows: dict[str, list[Any]] = {}
 
     def grow(self, effect: Grew, known: request_bodies.Generate, rid: str) -> dict[str, Any]:
         self._ids += effect.ids
         self._logprobs += effect.logprobs
+        for name, rows in effect.rows.items():
+            self._rows.setdefault(name, []).extend(rows)
         self._text.push(effect.ids)
         meta: dict[str, Any] = {
             "id": rid,
@@ -129,12 +144,16 @@ class _Growing:
             "completion_tokens": len(self._ids),
         }
         if known.return_logprob:
-            meta["output_token_logprobs"] = pairs(self._ids, self._logprobs)
+            meta.update(logprob_fields(self._ids, self._logprobs, self._rows))
         return {"text": self._text.sent, "output_ids": self._ids, "meta_info": meta}
 
 
+def _failed_line(sample: int, code: str, message: str) -> bytes:
+    return msgspec.json.encode({"sample": sample, "error": {"code": code, "message": message}}) + b"\n"
+
+
 def meta_info(answer: Answer, rid: str, *, logprobs: bool) -> dict[str, Any]:
-    """SGLang's meta_info, with `spans` beside `weight_versions`: which life of which engine made which tokens."""
+    """Return SGLang's meta_info, with `spans` beside `weight_versions`: which life of which engine made which tokens."""
     versions: list[dict[str, Any]] = []
     for span in answer.spans:
         label = str(span.version)
@@ -143,7 +162,9 @@ def meta_info(answer: Answer, rid: str, *, logprobs: bool) -> dict[str, Any]:
         else:
             versions.append({"version": label, "start": span.start, "end": span.end})
     meta = {
-        **(answer.meta or {}),
+        "input_token_logprobs": [],
+        **answer.meta,
+        **answer.prompt_meta,
         "id": rid,
         "finish_reason": answer.finish_reason,
         "prompt_tokens": answer.prompt_tokens,
@@ -154,20 +175,12 @@ def meta_info(answer: Answer, rid: str, *, logprobs: bool) -> dict[str, Any]:
         "spans": answer.spans,
     }
     if not logprobs:
-        meta.pop("output_token_logprobs", None)
-    elif "output_token_logprobs" not in meta:
-        meta["output_token_logprobs"] = pairs(answer.ids.tolist(), answer.logprobs.tolist())
+        return {name: value for name, value in meta.items() if not name.startswith(_LOGPROBS)}
+    meta.update(logprob_fields(answer.ids.tolist(), answer.logprobs.tolist(), answer.rows))
     return meta
 
 
-def pairs(ids: list[int], logprobs: list[float]) -> list[tuple[float, int, None]]:
-    """SGLang's `output_token_logprobs`."""
-    return [(logprob, token, None) for token, logprob in zip(ids, logprobs, strict=True)]
-
-
-def sse(event: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(event) + b"\n\n"
-
-
-def json_response(body: Any, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+def logprob_fields(ids: list[int], logprobs: list[float], rows: Rows) -> dict[str, Any]:
+    """Return the fields of meta_info that have a row for each token: `output_token_logprobs` is (log-prob, token id, text or None)."""
+    pairs = [(logprob, token, None) for token, logprob in zip(ids, logprobs, strict=True)]
+    return {"output_token_logprobs": pairs, **rows, "output_token_logprobs_length": len(ids)}

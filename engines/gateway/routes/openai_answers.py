@@ -1,18 +1,21 @@
-"""Answers in OpenAI's shapes: choices, log-probs, usage, the pieces of a stream."""
+"""This module writes answers in OpenAI's shapes: choices, log-probs, usage, the pieces of a stream."""
 
 import time
 from collections.abc import Sequence
 from typing import Any, Final
 from uuid import uuid4
 
-from engines.gateway.core.samples import Answer, Request
+from engines.gateway.core.samples import Answer, Request, Rows, cut
 from engines.gateway.routes.text import Text, TextStream
 
 _REASONS: Final = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
 class Shape:
-    """One answer of `/v1/completions`, or (`chat`) of `/v1/chat/completions`. `top`: log-probs wanted, and of how many others (None: no)."""
+    """The shape of one answer of `/v1/completions`, or (`chat`) of `/v1/chat/completions`.
+
+    `top`: log-probs are wanted, and of how many other tokens; None: none are.
+    """
 
     def __init__(self, text: Text, model: str, *, chat: bool, top: int | None) -> None:
         self._text, self._chat, self._top = text, chat, top
@@ -20,30 +23,34 @@ class Shape:
         self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid4().hex}", "created": int(time.time()), "model": model}
         self._object = kind
 
-    def whole(self, requests: Sequence[Request], answers: Sequence[Answer]) -> dict[str, Any]:
+    def complete(self, requests: Sequence[Request], answers: Sequence[Answer]) -> dict[str, Any]:
+        """Return the answer of a request that is not streamed."""
         choices = [self._choice(index, pair) for index, pair in enumerate(zip(requests, answers, strict=True))]
         return {**self._head, "object": self._object, "choices": choices, "usage": usage(answers)}
 
-    def piece(self, index: int, text: str, *, ids: Sequence[int], logprobs: Sequence[float], answer: Answer | None) -> dict[str, Any]:
-        """One event of a stream; with `answer`, the last of its choice."""
+    def piece(
+        self, index: int, text: str, *, ids: Sequence[int], logprobs: Sequence[float], rows: Rows, answer: Answer | None
+    ) -> dict[str, Any]:
+        """Return one event of a stream; with `answer`, the last of its choice."""
         choice: dict[str, Any] = {"index": index, "finish_reason": None if answer is None else reason(answer)}
         if self._chat:
             choice["delta"] = {"content": text}
         else:
             choice["text"] = text
-        choice["logprobs"] = self._logprobs(ids, logprobs, None)
+        choice["logprobs"] = None if not ids else self._logprobs(ids, logprobs, rows)
         if answer is not None:
             choice["spans"] = answer.spans
         return {**self._head, "object": self._streamed, "choices": [choice]}
 
     def first(self, index: int) -> dict[str, Any] | None:
-        """A chat's stream begins with who speaks."""
+        """Return the event with which a chat's stream begins: the role. None where there is none."""
         if not self._chat:
             return None
         choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
         return {**self._head, "object": self._streamed, "choices": [choice]}
 
     def last(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """Return the event with the usage of all choices."""
         return {**self._head, "object": self._streamed, "choices": [], "usage": usage(answers)}
 
     @property
@@ -53,17 +60,17 @@ class Shape:
     def _choice(self, index: int, pair: tuple[Request, Answer]) -> dict[str, Any]:
         request, answer = pair
         text = self._text.answer(answer.ids, answer.finish_reason, request.params)
-        logprobs = self._logprobs(answer.ids.tolist(), answer.logprobs.tolist(), answer)
+        logprobs = self._logprobs(answer.ids.tolist(), answer.logprobs.tolist(), answer.rows)
         choice: dict[str, Any] = {"index": index, "finish_reason": reason(answer), "logprobs": logprobs}
         choice.update({"message": {"role": "assistant", "content": text}} if self._chat else {"text": text})
         choice["spans"] = answer.spans
         return choice
 
-    def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float], answer: Answer | None) -> dict[str, Any] | None:
-        if self._top is None or (not ids and answer is None):
+    def _logprobs(self, ids: Sequence[int], logprobs: Sequence[float], rows: Rows) -> dict[str, Any] | None:
+        if self._top is None:
             return None
         tokens = [self._text.token(token) for token in ids]
-        tops = self._tops(len(ids), answer)
+        tops = self._tops(len(ids), rows.get("output_top_logprobs") or ())
         if self._chat:
             content = [
                 {
@@ -85,38 +92,41 @@ class Shape:
             "text_offset": offsets[:-1],
         }
 
-    def _tops(self, count: int, answer: Answer | None) -> list[list[tuple[float, str]]]:
-        """The engine's `output_top_logprobs`, where it was asked for them: per token (log-prob, token) from the best."""
-        given = (answer.meta or {}).get("output_top_logprobs") if answer is not None else None
+    def _tops(self, count: int, given: Sequence[Any]) -> list[list[tuple[float, str]]]:
+        """Return the engine's `output_top_logprobs`, where it was asked for them: per token (log-prob, token) from the best."""
         tops: list[list[tuple[float, str]]] = []
-        for entry in given if isinstance(given, list) else []:
+        for entry in given:
             row = [item for item in entry if isinstance(item, list) and len(item) >= 2] if isinstance(entry, list) else []
             tops.append([(float(item[0]), self._text.token(int(item[1]))) for item in row])
         return (tops + [[]] * count)[:count]
 
 
-class Piecewise:
-    """The pieces of one choice of a stream."""
+class ChoiceStream:
+    """One choice of a stream, piece by piece."""
 
     def __init__(self, shape: Shape, text: Text, request: Request, index: int) -> None:
         self._shape, self._text, self._request, self._index = shape, text, request, index
         self._stream = TextStream(text, request.params, request.stops)
         self._seen = 0
 
-    def grow(self, ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, Any]:
+    def grow(self, ids: Sequence[int], logprobs: Sequence[float], rows: Rows) -> dict[str, Any]:
+        """Return the event for further tokens."""
         self._seen += len(ids)
-        return self._shape.piece(self._index, self._stream.push(ids), ids=ids, logprobs=logprobs, answer=None)
+        return self._shape.piece(self._index, self._stream.push(ids), ids=ids, logprobs=logprobs, rows=rows, answer=None)
 
     def end(self, answer: Answer) -> dict[str, Any]:
+        """Return the last event, with what the earlier ones did not have."""
         text = self._stream.finish(self._text.answer(answer.ids, answer.finish_reason, self._request.params))
         ids, logprobs = answer.ids[self._seen :].tolist(), answer.logprobs[self._seen :].tolist()
-        return self._shape.piece(self._index, text, ids=ids, logprobs=logprobs, answer=answer)
+        return self._shape.piece(self._index, text, ids=ids, logprobs=logprobs, rows=cut(answer.rows, self._seen, None), answer=answer)
 
 
 def reason(answer: Answer) -> str:
+    """Return OpenAI's finish_reason."""
     return _REASONS.get(str(answer.finish_reason.get("type")), "stop")
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, int]:
+    """Return OpenAI's count of tokens over all choices."""
     prompt, made = sum(answer.prompt_tokens for answer in answers), sum(len(answer.ids) for answer in answers)
     return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}

@@ -1,4 +1,4 @@
-"""OpenAI's `/v1/completions` and `/v1/chat/completions` bodies, turned into SGLang's terms."""
+"""This module turns the bodies of OpenAI's `/v1/completions` and `/v1/chat/completions` into requests in SGLang's terms."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
@@ -31,21 +31,25 @@ _COPIED: Final = (
     "regex",
     "ebnf",
 )
-"""Fields that are called the same in SGLang's sampling_params."""
+"""These fields have the same name in SGLang's sampling_params."""
 _UNSUPPORTED: Final = ("tools", "functions", "tool_choice", "suffix", "echo", "audio", "modalities", "prediction")
 
 
 class StreamOptions(msgspec.Struct):
+    """OpenAI's `stream_options`."""
+
     include_usage: bool = False
 
 
 class ResponseFormat(msgspec.Struct):
+    """OpenAI's `response_format`."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: dict[str, Any] | None = None
 
 
 class _Common(msgspec.Struct, kw_only=True):
-    """What both routes take, with SGLang's own additions. Fields that nobody here knows are passed over, as OpenAI does."""
+    """The fields that both routes take, with SGLang's own additions. Fields that nobody here knows are passed over, as OpenAI does."""
 
     model: str | None = None
     max_tokens: _Count | None = None
@@ -81,22 +85,30 @@ class _Common(msgspec.Struct, kw_only=True):
 
 
 class Completion(_Common, kw_only=True):
+    """The body of `/v1/completions`."""
+
     prompt: str | list[TokenId | str | list[TokenId]]
     logprobs: _Top | None = None
 
 
 class Part(msgspec.Struct):
+    """One part of a message's content."""
+
     type: str
     text: str | None = None
 
 
 class Message(msgspec.Struct):
+    """One turn of a conversation."""
+
     role: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     content: str | list[Part] | None = None
     name: str | None = None
 
 
 class Chat(_Common, kw_only=True):
+    """The body of `/v1/chat/completions`."""
+
     messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
     max_completion_tokens: _Count | None = None
     logprobs: bool | None = None
@@ -105,14 +117,14 @@ class Chat(_Common, kw_only=True):
 
 
 def completion_requests(body: Completion, text: Text) -> list[Request]:
-    """Prompt by prompt, copy by copy: OpenAI's order of choices."""
+    """Return the requests prompt by prompt, copy by copy: OpenAI's order of choices. Raises RequestError(400)."""
     params = _params(body, _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens)
     options = _options(body.logprobs or 0)
     return [request for prompt in _prompts(body.prompt, text) for request in copies(prompt, params, text, options=options)]
 
 
 def chat_requests(body: Chat, text: Text) -> list[Request]:
-    """Without a limit the answer may go as far as the context reaches, as with SGLang."""
+    """Return the requests, copy by copy. Without a limit the answer may go as far as the context reaches, as with SGLang."""
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     messages = [
         {"role": message.role, "content": _content(message), **({"name": message.name} if message.name else {})}

@@ -1,4 +1,4 @@
-"""OpenAI's routes over the same exchange: text becomes tokens here, so that a drained request goes on elsewhere token by token."""
+"""This module serves OpenAI's routes. Text becomes tokens here, so that a drained request goes on elsewhere token by token."""
 
 from typing import Any, Final
 
@@ -7,37 +7,42 @@ from aiohttp import web
 from engines.gateway.core.events import Deliver, Grew
 from engines.gateway.core.samples import Answer, Failure, Request
 from engines.gateway.routes import openai_bodies
-from engines.gateway.routes.asking import Asking, hinted, identity, names, open_stream
+from engines.gateway.routes.asking import Asking, hinted, identity, off_the_loop, sample_names
 from engines.gateway.routes.errors import RequestError
-from engines.gateway.routes.generate import DONE, SSE_ALIVE, json_response, sse
-from engines.gateway.routes.openai_answers import Piecewise, Shape
+from engines.gateway.routes.openai_answers import ChoiceStream, Shape
 from engines.gateway.routes.request_bodies import decode
+from engines.gateway.routes.responses import DONE, SSE_ALIVE, json_response, open_stream, sse, sse_failed
 from engines.gateway.routes.text import Text
-from engines.gateway.shell import Exchange
+from engines.gateway.shell import Shell
 
 _CREATED: Final = 0
 
 
-class OpenAI:
-    """`model`: the name under which the pipeline's model is listed; any name is accepted."""
+class OpenAIRoutes:
+    """The three routes, over one shell. `model`: the name under which the pipeline's model is listed; any name is accepted."""
 
-    def __init__(self, exchange: Exchange, text: Text, model: str) -> None:
-        self._exchange, self._text, self._model = exchange, text, model
+    def __init__(self, shell: Shell, text: Text, model: str) -> None:
+        self._shell, self._text, self._model = shell, text, model
 
     async def models(self, request: web.Request) -> web.Response:
+        """Answer `GET /v1/models`."""
         return json_response(
             {"object": "list", "data": [{"id": self._model, "object": "model", "created": _CREATED, "owned_by": "trainshed"}]}
         )
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        body = decode(await request.read(), openai_bodies.Completion)
-        requests = openai_bodies.completion_requests(body, self._text)
+        """Answer `POST /v1/completions`."""
+        raw = await request.read()
+        body = await off_the_loop(raw, decode, raw, openai_bodies.Completion)
+        requests = await off_the_loop(raw, openai_bodies.completion_requests, body, self._text)
         shape = Shape(self._text, body.model or self._model, chat=False, top=body.logprobs)
         return await self._answer(request, requests, shape, stream=bool(body.stream), usage=_wants_usage(body.stream_options))
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        body = decode(await request.read(), openai_bodies.Chat)
-        requests = openai_bodies.chat_requests(body, self._text)
+        """Answer `POST /v1/chat/completions`."""
+        raw = await request.read()
+        body = await off_the_loop(raw, decode, raw, openai_bodies.Chat)
+        requests = await off_the_loop(raw, openai_bodies.chat_requests, body, self._text)
         shape = Shape(self._text, body.model or self._model, chat=True, top=(body.top_logprobs or 0) if body.logprobs else None)
         return await self._answer(request, requests, shape, stream=bool(body.stream), usage=_wants_usage(body.stream_options))
 
@@ -48,28 +53,28 @@ class OpenAI:
             raise RequestError(400, "no_tokenizer", "this model has no tokenizer.json: ask /generate with token ids (input_ids)")
         rollout, token = identity(request)
         requests = hinted(request, requests)
-        async with Asking(self._exchange, requests, rollout, names(token, len(requests)), streams=stream) as asking:
+        async with Asking(self._shell, requests, rollout, sample_names(token, len(requests)), streams=stream) as asking:
             if not stream:
-                return json_response(shape.whole(requests, await asking.all()))
+                return json_response(shape.complete(requests, await asking.all()))
             return await self._streamed(request, asking, requests, shape, usage=usage)
 
     async def _streamed(
         self, request: web.Request, asking: Asking, requests: list[Request], shape: Shape, *, usage: bool
     ) -> web.StreamResponse:
-        choices = [Piecewise(shape, self._text, one, index) for index, one in enumerate(requests)]
+        choices = [ChoiceStream(shape, self._text, one, index) for index, one in enumerate(requests)]
         answers: list[Answer] = []
 
         def event(item: tuple[int, Grew | Deliver]) -> dict[str, Any]:
             index, effect = item
             if isinstance(effect, Grew):
-                return choices[index].grow(effect.ids, effect.logprobs)
+                return choices[index].grow(effect.ids, effect.logprobs, effect.rows)
             if isinstance(effect.outcome, Failure):
                 return RequestError.of(effect.outcome).body()
             answers.append(effect.outcome)
             return choices[index].end(effect.outcome)
 
         first = await asking.begin()
-        response = await open_stream(request, "text/event-stream")
+        response = await open_stream(request, "text/event-stream", sse_failed)
         for index in range(len(requests)):
             if (role := shape.first(index)) is not None:
                 await response.write(sse(role))

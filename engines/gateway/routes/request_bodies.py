@@ -1,4 +1,4 @@
-"""What a client sends, decoded into requests: SGLang's `/generate` and our own samples. Anything else is a `RequestError`, never a crash."""
+"""This module decodes what a client sends into requests: SGLang's `/generate` and our own samples. All else is a `RequestError`, never a crash."""
 
 from array import array
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
-from engines.gateway.core.continuation import is_whole
+from engines.gateway.core.continuation import is_atomic
 from engines.gateway.core.samples import MAX_TOKEN, TOKENS, Request
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.text import Text
@@ -29,7 +29,7 @@ _OPTIONS: Final = (
     "routed_experts_start_len",
 )
 _NOTHING: Final[tuple[object, ...]] = (None, False, 0, [])
-"""Values of an option with which it asks for nothing; `logprob_start_len` has -1 (0: from the beginning of the prompt)."""
+"""With these values an option asks for nothing; `logprob_start_len` has -1 (0: from the beginning of the prompt)."""
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
 _Limit = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
@@ -51,7 +51,7 @@ class OurSamples(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Generate(msgspec.Struct):
-    """The fields of SGLang's `/generate` that are ours to understand; `_OPTIONS` go to the engine, others must be empty."""
+    """The fields of SGLang's `/generate` that the gateway itself understands; `_OPTIONS` go to the engine, others must be empty."""
 
     text: str | list[str] | None = None
     input_ids: list[TokenId | list[TokenId]] | None = None
@@ -63,7 +63,7 @@ class Generate(msgspec.Struct):
 
 
 class _Params(msgspec.Struct):
-    """Sampling parameters that the gateway itself reads; the engine judges the others."""
+    """The sampling parameters that the gateway itself reads; the engine judges the others."""
 
     n: Annotated[int, msgspec.Meta(ge=1, le=MAX_COPIES)] | None = None
     max_new_tokens: _Limit | None = DEFAULT_LIMIT
@@ -74,10 +74,20 @@ class _Params(msgspec.Struct):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKEN)] | None = None
+
+
+class _Options(msgspec.Struct):
+    """The options of `/generate` that the gateway itself reads."""
+
+    logprob_start_len: Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKEN)] = -1
+    top_logprobs_num: _Limit = 0
+    token_ids_logprob: list[TokenId] | None = None
 
 
 def decode(body: bytes, into: type[T]) -> T:
-    """Raises RequestError(400) that says what is wrong and where."""
+    """Decode a body of JSON. Raises RequestError(400) that says what is wrong and where."""
     try:
         return msgspec.json.decode(body, type=into)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -85,7 +95,7 @@ def decode(body: bytes, into: type[T]) -> T:
 
 
 def generate(body: bytes, text: Text) -> tuple[Generate, list[Request], bool]:
-    """The body, the requests it makes in order (prompt by prompt, copy by copy), and whether its answer is a list."""
+    """Return the body, the requests it makes in order (prompt by prompt, copy by copy), and whether its answer is a list."""
     known = decode(body, Generate)
     options = _options(decode(body, dict[str, Any]))
     prompts, batch = _prompts(known, text)
@@ -110,12 +120,14 @@ def copies(
     expected: int | None = None,
     session: str = "",
 ) -> list[Request]:
-    """The requests for `n` samples of one prompt. A seed that is given counts up from copy to copy, else all would be the same."""
-    known = _typed(params)
+    """Return the requests for `n` samples of one prompt. A seed that is given counts up from copy to copy, else all would be the same."""
+    known, options = _typed(params, _Params, "sampling_params: "), options or {}
+    _check_tokens(prompt, known, _typed(options, _Options), text.vocabulary)
     stops = tuple(stop for stop in ([known.stop] if isinstance(known.stop, str) else known.stop or ()) if stop)
-    options = options or {}
-    rest = {name: value for name, value in params.items() if name not in ("n", "max_new_tokens") and value is not None}
-    whole = is_whole(rest, options, stops=bool(stops), can_decode=text.known)
+    rest = {name: value for name, value in params.items() if name not in ("n", "max_new_tokens", "stop") and value is not None}
+    if stops:
+        rest["stop"] = list(stops)
+    atomic = is_atomic(rest, options, stops=bool(stops), can_decode=text.known)
     made = []
     for copy in range(known.n or 1):
         own = dict(rest)
@@ -128,20 +140,20 @@ def copies(
                 tokens,
                 own,
                 known.max_new_tokens,
-                options,
-                expected,
-                stops,
-                frozenset(known.stop_token_ids or ()),
-                whole,
-                hash((tokens.tobytes(), essence)),
-                session,
+                options=options,
+                expected_tokens=expected,
+                stops=stops,
+                stop_ids=frozenset(known.stop_token_ids or ()),
+                atomic=atomic,
+                fingerprint=hash((tokens.tobytes(), essence)),
+                session=session,
             )
         )
     return made
 
 
 def our_samples(body: bytes, text: Text) -> list[tuple[int, Request]]:
-    """Sample numbers and their requests."""
+    """Return sample numbers and their requests."""
     made = []
     for sample in decode(body, OurSamples).samples:
         session = sample.session or ""
@@ -154,11 +166,32 @@ def our_samples(body: bytes, text: Text) -> list[tuple[int, Request]]:
     return made
 
 
-def _typed(params: Mapping[str, Any]) -> _Params:
+def _typed(fields: Mapping[str, Any], into: type[T], where: str = "") -> T:
     try:
-        return msgspec.convert(params, _Params)
+        return msgspec.convert(fields, into)
     except msgspec.ValidationError as error:
-        raise RequestError(400, "bad_request", f"sampling_params: {error}") from error
+        raise RequestError(400, "bad_request", f"{where}{error}") from error
+
+
+def _check_tokens(prompt: Sequence[int], params: _Params, options: _Options, vocabulary: int | None) -> None:
+    """Refuse what SGLang (0.5.23) does not look at, and dies of. Raises RequestError(400)."""
+    if options.logprob_start_len > len(prompt):
+        raise RequestError(400, "bad_request", f"logprob_start_len is {options.logprob_start_len}, and the prompt has {len(prompt)} tokens")
+    if vocabulary is None:
+        return
+    if options.top_logprobs_num > vocabulary:
+        raise RequestError(400, "bad_request", f"top_logprobs_num is {options.top_logprobs_num}, and the model has {vocabulary} tokens")
+    biased = [int(token) for token in params.logit_bias or () if token.isascii() and token.isdecimal()]
+    for name, tokens in (
+        ("the prompt", prompt),
+        ("stop_token_ids", params.stop_token_ids or ()),
+        ("token_ids_logprob", options.token_ids_logprob or ()),
+        ("logit_bias", biased),
+    ):
+        if tokens and (worst := max(tokens)) >= vocabulary:
+            raise RequestError(
+                400, "bad_request", f"{name} has token {worst}, which is out of the vocabulary: the model has {vocabulary} tokens"
+            )
 
 
 def _options(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,7 +221,7 @@ def _prompts(known: Generate, text: Text) -> tuple[list[list[int]], bool]:
 
 
 def token_prompts(given: Sequence[int | list[int]]) -> tuple[list[list[int]], bool]:
-    """One prompt of token ids or a list of them, as a list, and which it was. Raises RequestError where it is both."""
+    """Return one prompt of token ids or a list of them as a list, and whether it was a list. Raises RequestError where it is both."""
     one = [token for token in given if isinstance(token, int)]
     several = [prompt for prompt in given if isinstance(prompt, list)]
     if one and several:

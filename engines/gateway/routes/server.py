@@ -1,4 +1,4 @@
-"""The gateway's HTTP face: routes, typed errors, limits. It serves on a listening socket that it was given."""
+"""This module is the gateway's HTTP server: routes, typed errors, limits, on a listening socket that it was given."""
 
 import asyncio
 import socket
@@ -10,25 +10,26 @@ from aiohttp.typedefs import Handler, Middleware
 
 from engines.gateway.routes.acceptor import Acceptor
 from engines.gateway.routes.errors import RequestError
-from engines.gateway.routes.generate import Native, json_response
-from engines.gateway.routes.openai_routes import OpenAI
+from engines.gateway.routes.generate import GenerateRoutes
+from engines.gateway.routes.openai_routes import OpenAIRoutes
+from engines.gateway.routes.responses import json_response, respond
 from engines.gateway.routes.text import Text
-from engines.gateway.shell import Exchange
+from engines.gateway.shell import Shell
 
 MAX_BODY: Final = 64 << 20
 _SHUTDOWN_S: Final = 0.2
 _BACKLOG: Final = 1024
 
 
-def application(exchange: Exchange, text: Text, *, pipeline: str, model: str, log: Callable[..., Any]) -> web.Application:
-    """The whole of it, over one exchange. `model` is the model path, which SGLang's `/model_info` tells."""
-    native, openai = Native(exchange, text), OpenAI(exchange, text, pipeline)
+def application(shell: Shell, text: Text, *, pipeline: str, model: str, log: Callable[..., Any]) -> web.Application:
+    """Return all routes over one shell. `model` is the model path, which `/model_info` gives as SGLang's does."""
+    native, openai = GenerateRoutes(shell, text), OpenAIRoutes(shell, text, pipeline)
 
     async def health(request: web.Request) -> web.Response:
         return web.Response()
 
     async def model_info(request: web.Request) -> web.Response:
-        version = str(exchange.version)
+        version = str(shell.version)
         return json_response({"model_path": model, "served_model_name": pipeline, "is_generation": True, "weight_version": version})
 
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors(log)])
@@ -43,13 +44,14 @@ def application(exchange: Exchange, text: Text, *, pipeline: str, model: str, lo
 
 
 class Serving:
-    """The application at work on `listener` (bound already), from `start` to `end`. A client that hangs up cancels its handler."""
+    """The application as it serves on `listener` (bound already), from `start` to `end`. A client that hangs up cancels its handler."""
 
     def __init__(self, app: web.Application, listener: socket.socket, log: Callable[..., Any]) -> None:
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         self._listener, self._log = listener, log
 
     async def start(self) -> Self:
+        """Listen and accept."""
         await self._runner.setup()
         assert self._runner.server is not None
         self._listener.listen(_BACKLOG)
@@ -59,7 +61,7 @@ class Serving:
         return self
 
     async def end(self) -> None:
-        """Requests that run are cancelled, connections closed."""
+        """Cancel the requests that run, and close every connection."""
         self._acceptor.stop()
         await self._runner.cleanup()
 
@@ -70,7 +72,7 @@ def _errors(log: Callable[..., Any]) -> Middleware:
         try:
             return await handler(request)
         except RequestError as error:
-            return json_response(error.body(), error.status)
+            return await respond(request, error)
         except web.HTTPException as error:
             code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status, "bad_request")
             return json_response(RequestError(error.status, code, error.reason).body(), error.status)
@@ -78,6 +80,6 @@ def _errors(log: Callable[..., Any]) -> Middleware:
             raise  # the client has gone
         except Exception as error:
             log("handler failed", path=request.path, error=f"{type(error).__name__}: {error}", exc_info=True)
-            return json_response(RequestError(500, "internal", f"{type(error).__name__}: {error}").body(), 500)
+            return await respond(request, RequestError(500, "internal", f"{type(error).__name__}: {error}"))
 
     return middleware

@@ -1,0 +1,22 @@
+"""Upstream are the engines: this package makes one attempt on one engine over HTTP, and reads what comes.
+
+    engine_client    POST /generate (streamed) and POST /abort_request; an attempt's result is `Finished`, `Refused` or `Broken`
+    sglang_stream    bytes of the event stream into `Tokens` and the end
+
+It imports the data types of `core` and decides nothing; it raises nothing for what an engine does.
+
+SGLang's *data* dialect (0.5.23; the embedded engine speaks it too) is known in these places, and nowhere else in the gateway:
+
+    upstream/                 the stream of an answer: incremental or cumulative, its per-token fields, its errors, its abort
+    core/continuation         the body of POST /generate; which sampling parameters and options keep state inside an engine
+    core/attempts             finish_reason: `type` abort, `status_code`
+    routes/request_bodies     the body of POST /generate as clients send it, and names of sampling parameters
+    routes/generate           meta_info as clients read it
+    routes/openai_bodies      which of OpenAI's fields are which sampling parameters
+
+The *control* dialect (pause, wake, load weights) is known by `engines.control` alone.
+
+One attempt: `run` posts the body under a fresh request id and gives on `Tokens` as events come. `finish_reason` in an event ends it; a
+stream that ends without one, a reset connection or silence is `Broken`, a 400 is `Refused`. Cancelling `run` closes the connection, and
+the engine then aborts the request by itself; `abort` asks it to, and `run` still returns what the engine says last.
+"""

@@ -1,21 +1,30 @@
-"""SGLang's answer to one streaming request, read as it comes: bytes in, new tokens and at last the end out. PURE.
+"""This module reads SGLang's answer to one streaming request as it comes: bytes in, new tokens and at last the end out.
 
-Each event is one JSON object with `output_ids` and `meta_info`. By default both are cumulative; with `--incremental-streaming-output`
-they hold what is new only; `meta_info.completion_tokens` tells which. `data: [DONE]` ends it; a stream without it is a dead engine.
+Each event is one JSON object with `output_ids` and `meta_info`. By default both are cumulative. With `--incremental-streaming-output`
+(0.5.23) `text`, `output_ids` and the fields `PER_TOKEN` of meta_info hold what is new only; everything else in meta_info is as of now
+(`completion_tokens`, `weight_versions`, the prompt's `input_*`, `hidden_states`) or comes with the last event (`routed_experts`).
+`meta_info.completion_tokens` tells which of the two it is. `data: [DONE]` ends it; a stream without it is a dead engine.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
 
-from engines.gateway.core.events import End, Finished, Refused, Tokens
+from engines.gateway.core.events import CLIENT_ERRORS, End, Finished, Refused, Tokens
 from engines.gateway.core.samples import MAX_TOKEN, Mark
 
 MAX_EVENT: Final = 256 << 20
-"""Bytes of one event: a cumulative one has some 30 bytes a token, one with hidden states far more."""
-CLIENT_ERRORS: Final = (400, 413, 422)
-"""The request is wrong, and would be so on any engine. Anything else that is not 200 is the engine's own trouble."""
+"""No event may have more bytes: a cumulative one has some 30 bytes a token, one with hidden states far more."""
+
+PER_TOKEN: Final = (
+    "output_token_logprobs",
+    "output_top_logprobs",
+    "output_token_ids_logprobs",
+    "output_token_sampling_mask",
+    "output_token_sampling_logprobs",
+)
+"""These fields of meta_info have one row for each token of `output_ids`."""
 
 _Token = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
@@ -33,6 +42,7 @@ class _Version(msgspec.Struct):
 
 class _Meta(msgspec.Struct):
     completion_tokens: _Count = 0
+    cached_tokens: _Count | None = None
     finish_reason: dict[str, Any] | str | None = None
     output_token_logprobs: list[tuple[float | None, _Token, Any]] | None = None
     weight_versions: list[_Version] | None = None
@@ -50,27 +60,28 @@ class _Event(msgspec.Struct):
     error: _Error | str | None = None
 
 
-class _Whole(msgspec.Struct):
+class _AllOfIt(msgspec.Struct):
     meta_info: dict[str, Any] = {}
 
 
 _EVENT: Final = msgspec.json.Decoder(_Event)
-_WHOLE: Final = msgspec.json.Decoder(_Whole)
+_ALL_OF_IT: Final = msgspec.json.Decoder(_AllOfIt)
 _NAN: Final = float("nan")
 
 
 class Stream:
-    """One attempt's stream. `feed` yields `Tokens` as they come; `end` is set once the engine has ended the request."""
+    """The stream of one attempt. `feed` yields `Tokens` as they come; `end` is set once the engine has ended the request."""
 
-    def __init__(self, attempt: int) -> None:
-        self._attempt = attempt
+    def __init__(self, attempt: int, *, rows: bool = False) -> None:
+        """`rows`: whether the request asks for more of each token, or of the prompt, than ids and log-probs."""
+        self._attempt, self._wants_rows = attempt, rows
         self._buffer = bytearray()
         self._known = 0
         self._marks: tuple[Mark, ...] = ()
         self.end: End | None = None
 
     def feed(self, data: bytes) -> Iterator[Tokens]:
-        """Raises StreamError for what is not SGLang's dialect."""
+        """Read further bytes. Raises StreamError for what is not SGLang's dialect."""
         self._buffer += data
         if len(self._buffer) > MAX_EVENT:
             raise StreamError(f"an event of more than {MAX_EVENT} bytes")
@@ -90,16 +101,17 @@ class Stream:
         if event.error is not None:
             self.end = self._refusal(event.error)
             return
-        if tokens := self._news(event):
+        if tokens := self._news(event, _ALL_OF_IT.decode(body).meta_info if self._wants_rows else None):
             yield tokens
         if (reason := event.meta_info.finish_reason) is not None:
             reason = {"type": reason} if isinstance(reason, str) else reason
             if not isinstance(reason.get("type"), str):
                 raise StreamError(f"a finish_reason without a type: {reason}")
-            self.end = Finished(reason, _WHOLE.decode(body).meta_info)
+            meta = _ALL_OF_IT.decode(body).meta_info
+            self.end = Finished(reason, {name: value for name, value in meta.items() if name not in (*PER_TOKEN, "finish_reason")})
 
-    def _news(self, event: _Event) -> Tokens | None:
-        """What is new in a cumulative or incremental event. Ids and log-probs are paired; more of one than of the other wait."""
+    def _news(self, event: _Event, everything: dict[str, Any] | None) -> Tokens | None:
+        """Return what is new in a cumulative or incremental event. Ids and log-probs are paired; more of one than of the other wait."""
         meta, known = event.meta_info, self._known
         pairs = meta.output_token_logprobs
         count = len(event.output_ids) if pairs is None else min(len(event.output_ids), len(pairs))
@@ -108,16 +120,18 @@ class Stream:
         elif known + count == meta.completion_tokens:
             first = 0  # incremental
         elif meta.completion_tokens <= known:
-            return None  # says again what it has said: the last word of an abort
+            return None  # repeats what it has sent before: the last event of an abort
         else:
             raise StreamError(f"{meta.completion_tokens} tokens announced, {count} sent, {known} known")
         ids = event.output_ids[first:count]
         if not ids:
             return None
         logprobs = [_NAN] * len(ids) if pairs is None else [_NAN if pair[0] is None else pair[0] for pair in pairs[first:count]]
+        rows = {} if everything is None else _rows(everything, first, count)
+        prompt = _of_prompt(meta, everything) if self._known == 0 else {}
         self._known += len(ids)
         self._mark(meta)
-        return Tokens(self._attempt, ids, logprobs, self._marks)
+        return Tokens(self._attempt, ids, logprobs, marks=self._marks, rows=rows, prompt_meta=prompt)
 
     def _mark(self, meta: _Meta) -> None:
         if meta.weight_versions:
@@ -138,8 +152,23 @@ class Stream:
         raise StreamError(f"the engine answers with an error: {error if isinstance(error, str) else error.message}")
 
 
+def _rows(meta: Mapping[str, Any], first: int, count: int) -> dict[str, list[Any]]:
+    """Return the rows of the tokens [first, count) of an event. A row that the engine leaves out is None."""
+    made = {}
+    for name in PER_TOKEN:
+        if isinstance(values := meta.get(name), list):
+            rows = values[first:count]
+            made[name] = rows + [None] * (count - first - len(rows))
+    return made
+
+
+def _of_prompt(meta: _Meta, everything: Mapping[str, Any] | None) -> dict[str, Any]:
+    made = {} if everything is None else {name: value for name, value in everything.items() if name.startswith("input_")}
+    return made if meta.cached_tokens is None else {**made, "cached_tokens": meta.cached_tokens}
+
+
 def error_text(body: bytes) -> str:
-    """The message in an error body of SGLang's (it has several shapes), else its beginning."""
+    """Return the message in an error body of SGLang's (it has several shapes), else its beginning."""
     try:
         decoded = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Options of the built-in trainer and of its model recipe: their names and values are known before anything is started. PURE."""
+"""This module checks the options of the built-in trainer and of its model recipe, whose names and values are known before a start."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Final
 from supervisor.config.schema.findings import Finding
 from supervisor.config.schema.toml_text import join
 from trainers.grpo import tiny
-from trainers.grpo.settings import Settings
+from trainers.grpo.settings import BadOption, Settings
 
 TRAINER: Final = "trainers.grpo:main"
 RECIPE: Final = "trainers.grpo.tiny:make"
@@ -31,12 +31,12 @@ def trainer_options(options: Mapping[str, object], path: str) -> Iterator[Findin
             continue
         try:
             Settings.read({key: value})
-        except ValueError as error:
+        except BadOption as error:
             yield _refused(where, value, error)
 
 
 def recipe_options(options: Mapping[str, object], path: str) -> Iterator[Finding]:
-    """Values only: names are checked against the function itself."""
+    """Checks values only; names are checked against the function itself."""
     for key, value in options.items():
         where = join(path, key)
         if key not in ("task", "seed", "layers", *tiny.SIZES):
@@ -47,15 +47,15 @@ def recipe_options(options: Mapping[str, object], path: str) -> Iterator[Finding
             continue
         try:
             tiny.refuse({key: value})
-        except ValueError as error:
+        except BadOption as error:
             yield _refused(where, value, error)
 
 
-def _refused(where: str, value: object, error: ValueError) -> Finding:
-    """The message of the one who refuses, without the value in front, which the finding has."""
-    _, _, rest = str(error).partition(f"{value!r} " if isinstance(value, str) else f"{value} ")
-    choices = rest.removeprefix("is none of ")
-    if choices != rest:
-        close = difflib.get_close_matches(str(value)[:64], choices.split(", "), n=1)
-        return Finding(where, value, "does not exist", f'Did you mean "{close[0]}"?' if close else f"There are: {choices}.")
-    return Finding(where, value, rest or str(error), "Change it.")
+def _refused(where: str, value: object, error: BadOption) -> Finding:
+    """Returns the trainer's own objection as a finding at the key of the file."""
+    if error.choices:
+        close = difflib.get_close_matches(str(value)[:64], error.choices, n=1)
+        return Finding(
+            where, value, "does not exist", f'Did you mean "{close[0]}"?' if close else f"There are: {', '.join(error.choices)}."
+        )
+    return Finding(where, value, error.problem, "Change it.")

@@ -1,33 +1,34 @@
-"""What the machine must have for a configuration: paths, interpreters, modules, ports. Looks, and leaves everything as it was.
+"""The premises are what the machine must have for a configuration: folders, interpreters, modules, ports. Everything stays as it was.
 
 Paths of the file are taken from the file's own folder, so that a configuration means the same from everywhere.
 """
 
+import difflib
 import os
 import sys
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Final
 
 from msgspec.structs import replace
 
 from supervisor.config.child_environment import choose
-from supervisor.config.machine import builtin_trainer, entry_points, hf_cache, port_windows, programs, sglang_interpreter
+from supervisor.config.kinds.kind import Installed, ModelFiles
+from supervisor.config.kinds.registry import kind_of
+from supervisor.config.machine import builtin_trainer, entry_points, hf_cache, interpreter, port_windows, programs
 from supervisor.config.machine.model_files import model_context, model_size
 from supervisor.config.machine.programs import at
-from supervisor.config.schema import defaults
 from supervisor.config.schema.findings import Finding, GpuFact
-from supervisor.config.schema.rules import ENTRY, Draft, DraftPipeline
-from supervisor.config.schema.tables import Config, Engine, Host, ModelRecipe, Pipeline, Trainer
+from supervisor.config.schema.rules import ENTRY, Draft
+from supervisor.config.schema.tables import Config, EngineTable, HostTable, ModelRecipe, PipelineTable, TrainerTable
+from supervisor.host.processes.guardian import SWEPT_PREFIX
 from trainers.protocol.child_env import CHECKOUT, CLIENT
-
-_SOCKET_ROOM: Final = 85
-"""Bytes of an SGLang engine's own folder in shared memory (`supervisor.runtime.sglang_engines`): it makes sockets there."""
+from trainers.user_code import BUILT_IN, python_path
 
 
 def findings(draft: Draft, base: Path, name: str, ask: bool) -> Iterator[Finding]:
-    """What is not there. `base` is the folder of the configuration file, `name` that of its runs; with `ask` interpreters are asked for their SGLang."""
+    """Yields what is not there. `base` is the folder of the configuration file, `name` that of its runs; with `ask` interpreters are asked what they have."""
+    machine = _Machine(base, name, draft.host, ask)
     if draft.host is not None:
         yield from _host(draft.host, base)
         yield from port_windows.findings(draft.host, draft)
@@ -35,30 +36,27 @@ def findings(draft: Draft, base: Path, name: str, ask: bool) -> Iterator[Finding
         cwd = at(base, (pipeline.trainer.cwd if pipeline.trainer is not None else None) or ".")
         if pipeline.engine is not None:
             yield from _engine(pipeline.engine, f"{pipeline.path}.engine", base, cwd)
+            yield from kind_of(pipeline.engine).premises(pipeline, pipeline.engine, machine)
             yield from _python(pipeline.engine, f"{pipeline.path}.engine.python", base, draft.host)
-            if draft.host is not None and pipeline.engine.kind == "sglang":
-                yield from _sockets(draft.host, pipeline, base, name)
         if pipeline.trainer is not None:
             yield from _trainer(pipeline.trainer, f"{pipeline.path}.trainer", cwd)
-    if ask:
-        yield from _interpreters(draft.pipelines, base)
 
 
 def resolved(config: Config, base: Path, gpus: Sequence[GpuFact] = ()) -> Config:
-    """The same configuration with every path and program absolute and what was left out filled in."""
+    """Returns the same configuration with every path and program absolute, and with the defaults that its models and GPUs decide."""
     host = replace(
         config.host, shm=str(at(base, config.host.shm)), directory=config.host.directory and str(at(base, config.host.directory))
     )
     return replace(config, host=host, pipeline=[_resolved_pipeline(pipeline, base, gpus) for pipeline in config.pipeline])
 
 
-def _resolved_pipeline(pipeline: Pipeline, base: Path, gpus: Sequence[GpuFact]) -> Pipeline:
+def _resolved_pipeline(pipeline: PipelineTable, base: Path, gpus: Sequence[GpuFact]) -> PipelineTable:
     engine, trainer = pipeline.engine, pipeline.trainer
     if isinstance(engine.model, str):
         folder = _model_folder(engine.model, base)
-        engine = defaults.filled(replace(engine, model=str(folder)), model_size(folder), model_context(folder), gpus)
+        engine = kind_of(engine).filled(replace(engine, model=str(folder)), model_size(folder), model_context(folder), gpus)
     else:
-        engine = defaults.filled(engine, None, None, gpus)
+        engine = kind_of(engine).filled(engine, None, None, gpus)
     if engine.python is not None:
         engine = replace(engine, python=_interpreter(engine.python, base))
     trainer = replace(trainer, cwd=str(at(base, trainer.cwd or ".")))
@@ -72,7 +70,42 @@ def _interpreter(python: str, base: Path) -> str:
     return programs.resolve(python, base, programs.search_path({}, os.environ)) or python
 
 
-def _host(host: Host, base: Path) -> Iterator[Finding]:
+class _Machine:
+    """This machine as a kind of engine may look at it (`supervisor.config.kinds.kind.Machine`), for one reading of one file."""
+
+    def __init__(self, base: Path, name: str, host: HostTable | None, ask: bool) -> None:
+        self._base, self._name, self._host, self._ask = base, name, host, ask
+        self._answers: dict[tuple[str, str], Installed] = {}
+
+    def model(self, engine: EngineTable) -> ModelFiles | None:
+        if not isinstance(engine.model, str):
+            return None
+        folder = _model_folder(engine.model, self._base)
+        return ModelFiles(str(folder), model_context(folder)) if os.path.isfile(folder / "config.json") else None
+
+    def longest_shm(self) -> str | None:
+        return None if self._host is None else f"{at(self._base, self._host.shm)}/{SWEPT_PREFIX}{self._name[:40]}-{'x' * 12}"
+
+    def installed(self, python: str, package: str, called: str) -> Installed:
+        """Nobody is asked when GPUs are not looked up either, nor a file that is no program: that is said elsewhere."""
+        program = _interpreter(python, self._base)
+        if not self._ask or not os.path.isfile(program) or not os.access(program, os.X_OK):
+            return Installed(None)
+        if (program, package) not in self._answers:
+            self._answers[program, package] = self._installed(program, package, called)
+        return self._answers[program, package]
+
+    def _installed(self, program: str, package: str, called: str) -> Installed:
+        environ = choose("engine", os.environ).kept
+        try:
+            return Installed(interpreter.installed_version(program, package, called, environ, interpreter.CHECK_S))
+        except interpreter.Unanswered:
+            return Installed(None)
+        except interpreter.NotInstalled as error:
+            return Installed(None, str(error))
+
+
+def _host(host: HostTable, base: Path) -> Iterator[Finding]:
     shm = at(base, host.shm)
     if not os.path.isdir(shm):
         yield Finding("host.shm", host.shm, "is not a directory", "Name one that exists, on a fast disk where /dev/shm is small.")
@@ -93,7 +126,7 @@ def _host(host: Host, base: Path) -> Iterator[Finding]:
 
 
 def _refuses(folder: Path) -> str | None:
-    """Why nothing can be made in it, tried: permissions do not tell of a full disk, nor of /sys."""
+    """Tries it, and says why nothing can be made in the folder: permissions do not tell of a full disk, nor of /sys."""
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".trainshed-", dir=folder))
     except OSError as error:
@@ -102,23 +135,21 @@ def _refuses(folder: Path) -> str | None:
 
 
 def _model_folder(model: str, base: Path) -> Path:
-    """The folder of that path; where there is none, that of the Hugging Face cache for `org/name`, if it is there."""
+    """Returns the folder of that path; where there is none, that of the Hugging Face cache for `org/name`, if it is there."""
     folder = at(base, model)
     if not hf_cache.is_name(model) or os.path.exists(folder):
         return folder
     return hf_cache.snapshot(model, os.environ) or folder
 
 
-def _engine(engine: Engine, path: str, base: Path, cwd: Path) -> Iterator[Finding]:
+def _engine(engine: EngineTable, path: str, base: Path, cwd: Path) -> Iterator[Finding]:
     if isinstance(engine.model, str) and engine.model:
         yield from _model(_model_folder(engine.model, base), engine.model, f"{path}.model")
     if not isinstance(engine.model, str):
         yield from _recipe(engine.model, f"{path}.model", cwd)
-    if engine.kind == "sglang" and engine.context is None:
-        yield from _context(engine, f"{path}.context", base)
 
 
-def _python(engine: Engine, key: str, base: Path, host: Host | None) -> Iterator[Finding]:
+def _python(engine: EngineTable, key: str, base: Path, host: HostTable | None) -> Iterator[Finding]:
     if engine.python is None:
         return
     folder = at(base, engine.python).parent.parent
@@ -126,15 +157,6 @@ def _python(engine: Engine, key: str, base: Path, host: Host | None) -> Iterator
     makes = f"`bin/sglang-cpu {folder}` makes one" if virtual else "`pip install sglang` in a venv makes one"
     remedy = f"Give the path of the interpreter of SGLang's own environment; {makes}."
     yield from programs.findings(engine.python, key, base, programs.search_path({}, os.environ), remedy)
-
-
-def _context(engine: Engine, key: str, base: Path) -> Iterator[Finding]:
-    """Left out: the model must say it."""
-    remedy = "Write the tokens of prompt and answer together, for example context = 8192."
-    if not isinstance(engine.model, str):
-        yield Finding(key, "", "is missing, and the model, which is made when the run starts, cannot say it yet", remedy)
-    elif os.path.isfile((folder := _model_folder(engine.model, base)) / "config.json") and model_context(folder) is None:
-        yield Finding(key, "", f"is missing, and {folder}/config.json does not say what the model was made for", remedy)
 
 
 def _recipe(recipe: ModelRecipe, path: str, cwd: Path) -> Iterator[Finding]:
@@ -145,31 +167,6 @@ def _recipe(recipe: ModelRecipe, path: str, cwd: Path) -> Iterator[Finding]:
             yield Finding(f"{path}.options.{name}", given, misfit.problem, misfit.remedy)
     if recipe.make == builtin_trainer.RECIPE:
         yield from builtin_trainer.recipe_options(recipe.options, f"{path}.options")
-
-
-def _sockets(host: Host, pipeline: DraftPipeline, base: Path, name: str) -> Iterator[Finding]:
-    """SGLang makes Unix sockets in a folder below `shm`, whose path has a limit."""
-    longest = f"{at(base, host.shm)}/trainshed-{name[:40]}-{'x' * 12}/.tmp/{pipeline.name or ''}.99.999"
-    if (over := len(os.fsencode(longest)) - _SOCKET_ROOM) > 0:
-        problem = f"makes a path that is {over} bytes too long for SGLang's sockets ({longest})"
-        yield Finding(
-            f"{pipeline.path}.name", pipeline.name or "", problem, "Shorten it, the name of this file, or [host] shm.", ("host.shm",)
-        )
-
-
-def _interpreters(pipelines: Sequence[DraftPipeline], base: Path) -> Iterator[Finding]:
-    """Each is asked once."""
-    environ = choose("engine", os.environ).kept
-    told: dict[str, list[Finding]] = {}
-    for pipeline in pipelines:
-        engine = pipeline.engine
-        if engine is None or engine.kind != "sglang" or engine.python is None:
-            continue
-        python, key = _interpreter(engine.python, base), f"{pipeline.path}.engine.python"
-        if os.path.isfile(python) and os.access(python, os.X_OK):
-            if python not in told:
-                told[python] = list(sglang_interpreter.findings(python, engine.python, key, environ))
-            yield from (finding._replace(key=key, value=engine.python) for finding in told[python])
 
 
 def _model(folder: Path, value: str, key: str) -> Iterator[Finding]:
@@ -187,13 +184,14 @@ def _model(folder: Path, value: str, key: str) -> Iterator[Finding]:
         yield Finding(key, value, f"{folder} has no readable config.json", remedy)
 
 
-def _trainer(trainer: Trainer, path: str, cwd: Path) -> Iterator[Finding]:
+def _trainer(trainer: TrainerTable, path: str, cwd: Path) -> Iterator[Finding]:
     if not os.path.isdir(cwd):
         yield Finding(f"{path}.cwd", trainer.cwd or "", f"{cwd} is not a directory", "Name the folder that the trainer shall run in.")
     elif trainer.command and trainer.command[0]:
         search = programs.search_path(trainer.env, os.environ)
         yield from programs.findings(trainer.command[0], f"{path}.command", cwd, search, "Give the path of a program.")
         yield from programs.script_findings(trainer.command, f"{path}.command", cwd)
+        yield from programs.old_client_findings(trainer.command, f"{path}.command", cwd, trainer.env)
     if trainer.entry is not None:
         function = yield from _code(trainer.entry, f"{path}.entry", cwd, trainer.env)
         if function is not None and (wanted := entry_points.needs(function)):
@@ -204,13 +202,14 @@ def _trainer(trainer: Trainer, path: str, cwd: Path) -> Iterator[Finding]:
 
 
 def _code(spec: str, key: str, cwd: Path, env: dict[str, str]) -> Generator[Finding, None, entry_points.Function | None]:
-    """The function of `module:function`, where it can be found by reading alone."""
+    """Returns the function of `module:function`, where it can be found by reading alone."""
     if not ENTRY.match(spec):
         return None  # a rule has said so
-    theirs = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
-    found = entry_points.find(spec, [str(CHECKOUT), str(CLIENT), str(cwd), *theirs, *filter(None, sys.path)])
+    path = python_path(spec, str(cwd), env.get("PYTHONPATH")).split(os.pathsep)
+    found = entry_points.find(spec, [*path, *(folder for folder in sys.path if folder not in ("", str(CHECKOUT), str(CLIENT)))])
     if isinstance(found, entry_points.Missing):
-        where = "It is looked for in this checkout, in the trainer's `cwd` (by default this file's folder) and in PYTHONPATH of its `env`."
-        yield Finding(key, spec, found.problem, found.remedy or where)
+        where = "It is looked for in the trainer's `cwd` (by default this file's folder) and in PYTHONPATH of its `env`."
+        ours = difflib.get_close_matches(spec, BUILT_IN, n=1, cutoff=0.9)
+        yield Finding(key, spec, found.problem, f'Did you mean "{ours[0]}"?' if ours else found.remedy or where)
         return None
     return found

@@ -1,9 +1,11 @@
-"""What a `command` means: which program, and which script it is given. Looks, and starts nothing."""
+"""This module finds what a `command` means: its program, and the script that it is given. It looks, and starts nothing."""
 
+import ast
 import difflib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -12,21 +14,23 @@ from supervisor.config.schema.findings import Finding
 
 _PYTHON: Final = re.compile(r"(python|pypy)[0-9.]*\Z")
 _SHELL: Final = re.compile(r"(ba|da|z|k)?sh\Z")
+_SCRIPT_LIMIT: Final = 4 << 20
+"""Bytes of a script that are read; nobody writes more by hand."""
 _USUAL: Final = ("python", "python3", "bash", "sh", "torchrun", "accelerate", "uv")
 
 
 def at(base: Path, path: str) -> Path:
-    """A path of the file, which is relative to `base`."""
+    """Returns a path of the file, which counts from `base`, as an absolute one."""
     return Path(os.path.normpath(base / os.path.expanduser(path)))
 
 
 def search_path(env: Mapping[str, str], environ: Mapping[str, str]) -> str:
-    """Where a child finds its programs: what its table says, else where the shell does that started us."""
+    """Returns the PATH of a child: what its table says, else that of the shell that started us."""
     return env.get("PATH") or environ.get("PATH") or os.defpath
 
 
 def resolve(program: str, cwd: Path, path: str) -> str | None:
-    """The file that is run, absolute (links as they are: an environment's `python` is one). None when there is none on the PATH."""
+    """Returns the file that is run, absolute (links as they are: an environment's `python` is one). None when there is none on the PATH."""
     if "/" in program or program.startswith("~"):
         return str(at(cwd, program))
     found = shutil.which(program, path=path)
@@ -34,7 +38,7 @@ def resolve(program: str, cwd: Path, path: str) -> str | None:
 
 
 def findings(program: str, key: str, cwd: Path, path: str, remedy: str) -> Iterator[Finding]:
-    """Whether the program is there and may be run."""
+    """Yields what is wrong if the program is not there, or may not be run."""
     file = resolve(program, cwd, path)
     if file is None:
         others = [name for name in _USUAL if name != program and shutil.which(name, path=path)]
@@ -48,7 +52,7 @@ def findings(program: str, key: str, cwd: Path, path: str, remedy: str) -> Itera
 
 
 def script_findings(command: Sequence[str], key: str, cwd: Path) -> Iterator[Finding]:
-    """Whether the script is there that a Python or a shell is given."""
+    """Yields what is wrong if the script is not there that a Python or a shell is given."""
     name = script(command)
     if name is None or os.path.exists(cwd / name):
         return
@@ -59,7 +63,7 @@ def script_findings(command: Sequence[str], key: str, cwd: Path) -> Iterator[Fin
 
 
 def script(command: Sequence[str]) -> str | None:
-    """The script that an interpreter runs; None for other programs, and for code that is given in another way (-c, -m, standard input)."""
+    """Returns the script that an interpreter runs; None for other programs, and for code that is given in another way (-c, -m, standard input)."""
     name = os.path.basename(command[0])
     if not (python := _PYTHON.match(name)) and not _SHELL.match(name):
         return None
@@ -80,6 +84,43 @@ def script(command: Sequence[str]) -> str | None:
                     next(words, None)
                 break
     return None
+
+
+def old_client_findings(command: Sequence[str], key: str, cwd: Path, env: Mapping[str, str]) -> Iterator[Finding]:
+    """Yields what is wrong if a Python script of the command imports `trainers.client`, the old name of `trainshed`: a rank would fail there.
+
+    A package `trainers` of the user's own, where the script finds it, is none of our business.
+    """
+    script = next((cwd / word for word in command if word.endswith(".py") and os.path.isfile(cwd / word)), None)
+    if script is None or (line := _imports_old_client(script)) is None:
+        return
+    places = [script.parent, cwd, *map(Path, filter(None, env.get("PYTHONPATH", "").split(os.pathsep)))]
+    if any(os.path.exists(place / "trainers" / name) for place in places for name in ("client.py", "client/__init__.py")):
+        return
+    problem = f"{os.path.normpath(script)}, line {line}: `trainers.client` is called `trainshed` now"
+    yield Finding(key, list(command), problem, "Write `import trainshed`, or `from trainshed import connect`, there.")
+
+
+def _imports_old_client(script: Path) -> int | None:
+    """Returns the line of the import; None when there is none, or when this Python cannot read the script."""
+    try:
+        descriptor = os.open(script, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            tree = ast.parse(file.read(_SCRIPT_LIMIT))
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return next((node.lineno for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) and _is_old_client(node)), None)
+
+
+def _is_old_client(node: ast.Import | ast.ImportFrom) -> bool:
+    names = {alias.name for alias in node.names}
+    if isinstance(node, ast.Import):
+        return any(f"{name}.".startswith("trainers.client.") for name in names)
+    if node.level:
+        return False
+    return f"{node.module}.".startswith("trainers.client.") or (node.module == "trainers" and "client" in names)
 
 
 def _names(folder: Path) -> list[str]:

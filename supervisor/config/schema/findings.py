@@ -1,5 +1,6 @@
-"""What the parts of the configuration's reading pass each other. PURE."""
+"""The parts that read a configuration pass these facts and findings to each other. PURE."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from trainers.protocol.ids import GpuId
@@ -13,10 +14,18 @@ class GpuFact(NamedTuple):
     total_bytes: int | None
 
 
-class Finding(NamedTuple):
-    """Something wrong at `key` (`pipeline[0].engine.gpus`); `also` are further keys it was concluded from.
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """`weights` is the bytes of a model's safetensors files; `kv_token` the bytes that one token takes in a float32 KV cache, None if unknown."""
 
-    When one of those could not be read, the finding is a mere consequence and is not told.
+    weights: int
+    kv_token: int | None
+
+
+class Finding(NamedTuple):
+    """Something is wrong at `key` (`pipeline[0].engine.gpus`); `also` are further keys it was concluded from.
+
+    When one of those could not be read, the finding is a mere consequence and is not shown.
     """
 
     key: str

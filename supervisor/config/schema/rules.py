@@ -1,18 +1,16 @@
-"""What the types cannot say about a configuration. PURE: the GPUs of the host come as an argument.
+"""The rules say what the types cannot about a configuration. PURE: the GPUs of the host come as an argument.
 
-Works on what could be read of a broken file, too: `Draft` holds the tables that are sound, so that one reading names every mistake.
+They work on what could be read of a broken file, too: `Draft` holds the tables that are sound, so that one reading names every mistake.
 """
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from engines.lifecycle.members import MOST_MEMBERS
-from engines.sglang.command import refused
 from supervisor.config.schema.findings import Finding
-from supervisor.config.schema.tables import Engine, Gateway, Host, Trainer
+from supervisor.config.schema.tables import EngineTable, GatewayTable, HostTable, TrainerTable
 from supervisor.scheduler.spec import ROLE_PRIORITY
 from trainers.protocol.ids import PipelineId
 
@@ -29,46 +27,50 @@ _UUID: Final = re.compile(r"^(GPU|MIG)-[0-9A-Za-z/-]{4,80}\Z")
 
 @dataclass(frozen=True, slots=True)
 class DraftPipeline:
-    """One `[[pipeline]]`, its sound parts. `path` is `pipeline[0]`."""
+    """The sound parts of one `[[pipeline]]`. `path` is `pipeline[0]`."""
 
     path: str
     name: PipelineId | None
-    engine: Engine | None
-    trainer: Trainer | None
-    gateway: Gateway | None = None
+    engine: EngineTable | None
+    trainer: TrainerTable | None
+    gateway: GatewayTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A file, its sound parts. `gpus` is the number of GPUs of the host, None where it could not be found out."""
+    """The sound parts of a file. `gpus` is the number of GPUs of the host, None where it could not be found out."""
 
-    host: Host | None
+    host: HostTable | None
     pipelines: tuple[DraftPipeline, ...] = field(default=())
     gpus: int | None = None
 
 
-def gpu_count(host: Host | None) -> int | None:
-    """How many GPUs the file itself names; None for "auto"."""
+def gpu_count(host: HostTable | None) -> int | None:
+    """Returns how many GPUs the file itself names; None for "auto"."""
     if host is None:
         return None
     return host.virtual if host.virtual is not None else len(host.gpus) if isinstance(host.gpus, list) else None
 
 
-def findings(draft: Draft) -> Iterator[Finding]:
-    """Everything that breaks a rule, in the order of the file."""
+KindRules = Callable[[EngineTable, str], Iterator[Finding]]
+"""An engine's own kind adds rules (`supervisor.config.kinds`); they get its table and the path of that."""
+
+
+def findings(draft: Draft, of_kind: KindRules) -> Iterator[Finding]:
+    """Yields everything that breaks a rule, in the order of the file."""
     if draft.host is not None:
         yield from _host(draft.host)
     yield from _names(draft.pipelines)
     for pipeline in draft.pipelines:
         if pipeline.engine is not None:
-            yield from _engine(pipeline.engine, f"{pipeline.path}.engine", draft.gpus)
+            yield from _engine(pipeline.engine, f"{pipeline.path}.engine", draft.gpus, of_kind)
         if pipeline.trainer is not None:
             yield from _trainer(pipeline.trainer, f"{pipeline.path}.trainer", draft.gpus)
         if pipeline.gateway is not None:
             yield from _gateway(pipeline.gateway, f"{pipeline.path}.gateway")
 
 
-def _host(host: Host) -> Iterator[Finding]:
+def _host(host: HostTable) -> Iterator[Finding]:
     if host.gpus is None and host.virtual is None:
         remedy = 'Write gpus = "auto" (every NVIDIA GPU), gpus = [0, 1] (indices or UUIDs), or virtual = 4 on a machine without GPUs.'
         yield Finding("host", "", "says neither `gpus` nor `virtual`", remedy, also=("host.gpus", "host.virtual"))
@@ -113,7 +115,7 @@ def _names(pipelines: Sequence[DraftPipeline]) -> Iterator[Finding]:
         seen.add(pipeline.name)
 
 
-def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
+def _engine(engine: EngineTable, path: str, gpus: int | None, of_kind: KindRules) -> Iterator[Finding]:
     key = f"{path}.gpus"
     yield from _gpu_list(engine.gpus, key, gpus)
     if engine.gpus and len(engine.gpus) % engine.tp:
@@ -121,32 +123,7 @@ def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
         remedy = f"Name {lower} or {lower + engine.tp} GPUs, or change tp." if lower else f"Name {engine.tp} GPUs, or lower tp."
         problem = f"{len(engine.gpus)} GPUs do not divide into bundles of tp = {engine.tp}"
         yield Finding(key, engine.gpus, problem, remedy, also=(f"{path}.tp",))
-    if engine.kind == "embedded":
-        if engine.slots % 4:
-            up = engine.slots + -engine.slots % 4
-            problem = "is not a multiple of 4, as the embedded engine needs it to compute the same bits whatever runs beside a sample"
-            yield Finding(f"{path}.slots", engine.slots, problem, f"Write {up}.", also=(f"{path}.kind",))
-        if engine.tp != 1:
-            remedy = 'Write tp = 1, or kind = "sglang".'
-            yield Finding(
-                f"{path}.tp", engine.tp, "is more than 1, but an embedded engine lives on one GPU", remedy, also=(f"{path}.kind",)
-            )
-        if engine.members != "one":
-            problem = "makes no sense for an embedded engine, which is one process"
-            yield Finding(f"{path}.members", engine.members, problem, 'Remove it, or write kind = "sglang".', also=(f"{path}.kind",))
-        if engine.ep != 1:
-            remedy = 'Remove it, or write kind = "sglang".'
-            yield Finding(f"{path}.ep", engine.ep, "is more than 1, but an embedded engine has no experts", remedy, also=(f"{path}.kind",))
-        if engine.kv_tokens is not None:
-            problem = 'is for kind = "sglang": an embedded engine has slots x context'
-            yield Finding(f"{path}.kv_tokens", engine.kv_tokens, problem, "Remove it.", also=(f"{path}.kind",))
-        if engine.context is not None and engine.context < 2:
-            yield Finding(f"{path}.context", engine.context, "leaves no room for a prompt and a token", "Write 32 or more.")
-    elif engine.python is None:
-        remedy = 'Name the interpreter of SGLang\'s own environment, for example python = "/opt/sglang/bin/python".'
-        yield Finding(f"{path}.python", "", 'is missing, and kind = "sglang" needs it', remedy, also=(f"{path}.kind",))
-    if engine.kind == "sglang":
-        yield from _shape(engine, path)
+    yield from of_kind(engine, path)
     if not isinstance(engine.model, str) and not ENTRY.match(engine.model.make):
         remedy = 'Write it like "trainers.grpo.tiny:make".'
         yield Finding(f"{path}.model.make", engine.model.make, "is not of the form module:function", remedy)
@@ -155,24 +132,7 @@ def _engine(engine: Engine, path: str, gpus: int | None) -> Iterator[Finding]:
     yield from _environment(engine.env, engine.pass_env, path)
 
 
-def _shape(engine: Engine, path: str) -> Iterator[Finding]:
-    if flags := refused(engine.args):
-        one = len(flags) == 1
-        remedy = f"Remove {'it' if one else 'them'}: the supervisor sets {'it' if one else 'them'} (size of the group: `tp`, `ep`; more engines: more `gpus`)."
-        yield Finding(f"{path}.args", " ".join(flags), "may not be set by hand", remedy, also=(f"{path}.kind",))
-    if engine.kv_tokens is not None and engine.context is not None and engine.kv_tokens < engine.context:
-        problem = f"has no room for one sequence of context = {engine.context} tokens"
-        yield Finding(f"{path}.kv_tokens", engine.kv_tokens, problem, f"Write {engine.context} or more.", also=(f"{path}.context",))
-    if engine.tp % engine.ep:
-        fitting = ", ".join(str(size) for size in range(1, engine.tp + 1) if engine.tp % size == 0)
-        problem = f"does not divide tp = {engine.tp}: experts are spread over the GPUs of one engine"
-        yield Finding(f"{path}.ep", engine.ep, problem, f"Write one of {fitting}.", also=(f"{path}.tp",))
-    if engine.members == "per-gpu" and engine.tp > MOST_MEMBERS:
-        problem = f"means {engine.tp} processes for one engine; its window of ports has room for {MOST_MEMBERS}"
-        yield Finding(f"{path}.members", engine.members, problem, 'Lower tp, or write members = "one".', also=(f"{path}.tp",))
-
-
-def _trainer(trainer: Trainer, path: str, gpus: int | None) -> Iterator[Finding]:
+def _trainer(trainer: TrainerTable, path: str, gpus: int | None) -> Iterator[Finding]:
     yield from _gpu_list(trainer.gpus, f"{path}.gpus", gpus)
     both = (f"{path}.command", f"{path}.entry")
     if trainer.command is None and trainer.entry is None:
@@ -197,11 +157,11 @@ def _trainer(trainer: Trainer, path: str, gpus: int | None) -> Iterator[Finding]
     yield from _environment(trainer.env, trainer.pass_env, path)
 
 
-def _gateway(gateway: Gateway, path: str) -> Iterator[Finding]:
+def _gateway(gateway: GatewayTable, path: str) -> Iterator[Finding]:
     if gateway.max_version_lag is not None and gateway.on_publish == "restart":
         key, problem = f"{path}.max_version_lag", 'has no meaning beside on_publish = "restart", which lets nothing lag behind at all'
         yield Finding(key, gateway.max_version_lag, problem, "Keep one of the two.", also=(f"{path}.on_publish",))
-    if gateway.prefix_slack != Gateway().prefix_slack and not gateway.prefix_affinity:
+    if gateway.prefix_slack != GatewayTable().prefix_slack and not gateway.prefix_affinity:
         problem = "has no meaning without prefix_affinity = true"
         yield Finding(
             f"{path}.prefix_slack", gateway.prefix_slack, problem, "Switch it on, or remove this.", also=(f"{path}.prefix_affinity",)

@@ -1,4 +1,7 @@
-"""The TOML file as types. Defaults here are the documented defaults."""
+"""The TOML file as types. A default here is the only one, and the docstring below a field is what README's table says of the key.
+
+README's table is printed from this file: `python -m supervisor.config.schema.key_table`.
+"""
 
 from typing import Annotated, Literal
 
@@ -11,61 +14,94 @@ Name = Annotated[str, msgspec.Meta(pattern=NAME)]
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
+    """A table of the file: unknown keys are refused."""
 
 
-class Host(_Table, frozen=True, forbid_unknown_fields=True):
+class HostTable(_Table, frozen=True, forbid_unknown_fields=True):
     """`[host]`. Exactly one of `gpus` and `virtual` is given. `gpus` is "auto" (every NVIDIA GPU of the box), indices as nvidia-smi
     counts them, or UUIDs (never both kinds in one list: msgspec cannot say that, a rule does)."""
 
     gpus: Literal["auto"] | list[int | str] | None = None
+    """`"auto"`, or a list of indices or UUIDs. Either this or `virtual`."""
     virtual: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
-    directory: str | None = None  # holds <config name>/attempt_N and latest; default `runs` in the working directory
+    """So many virtual GPUs, on a machine without GPUs."""
+    directory: str | None = None
+    """Holds `<config name>/attempt_N` and `latest`; without it `runs` in the working directory."""
     shm: str = "/dev/shm"
+    """Where weights are handed over; a fast disk where `/dev/shm` is small."""
     residual_mib: Positive = 512
+    """What a sleeping engine may leave on a GPU beyond what it was first seen to leave."""
     ports: tuple[int, int] = (20000, 29999)
-    metrics_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None  # /metrics for Prometheus on 127.0.0.1
+    """The window of all ports: in a row, 32 for each engine and 16 for each trainer, and one for each gateway."""
+    metrics_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
+    """`/metrics` for Prometheus at this port of 127.0.0.1: states, leases, queues, restarts, detection and recovery times."""
     prewarm: bool = True
+    """Fork our own children from a process that has imported everything already."""
 
 
-class Scheduling(_Table, frozen=True, forbid_unknown_fields=True):
-    """`[scheduler]`."""
+class SchedulerTable(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[scheduler]`: who gets how many engines."""
 
     targets: Literal["oldest-first", "proportional"] = "oldest-first"
+    """Who gets how many engines; or `"proportional"`."""
     minimum_hold_s: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    """An engine that has just been woken is not taken again before, nor before it has served for as long as its wake took."""
     max_starting: Positive = 2
+    """Engines that start at the same time."""
 
 
-class Health(_Table, frozen=True, forbid_unknown_fields=True):
-    """`[health]`: every awaited thing has a deadline (seconds)."""
+class HealthTable(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[health]`: everything that is awaited has a deadline. Times are in seconds."""
 
     start_s: Seconds = 900.0
+    """How long the processes of an engine or of a trainer may take to start, and a model to be made."""
     drain_s: Seconds = 20.0
+    """How long an engine may go on with what runs before it is paused."""
     pause_s: Seconds = 120.0
+    """How long an engine may take to give its GPUs back."""
     wake_s: Seconds = 120.0
+    """How long an engine may take to come back on its GPUs."""
     load_s: Seconds = 120.0
+    """How long an engine may take to load weights."""
     release_deadline_s: Seconds = 120.0
+    """Bytes that a trainer still holds so long after leaving a lease mean that it has failed."""
     grace_s: Seconds = 10.0
+    """Between asking a process to end and killing it."""
     attempt_s: Seconds = 1200.0
+    """How long one attempt to start an engine may take in all, its first weights included."""
     probe_s: Seconds = 5.0
+    """Between two looks whether a serving engine answers at all."""
     probe_timeout_s: Seconds = 5.0
+    """How long such a look may take."""
     probe_failures: Positive = 4
+    """So many of them that fail in a row mean that the engine has failed."""
     progress_s: Seconds = 30.0
+    """An engine that has not made a token for so long is asked for one."""
     progress_timeout_s: Seconds = 25.0
+    """How long that may take."""
     progress_failures: Positive = 3
+    """So many of them that fail in a row mean that the engine has failed."""
     request_failures: Positive = 3
+    """So many failed requests in a row, and it must generate one token by the way that requests take, or it has failed."""
     silence_s: Seconds = 300.0
+    """Requests run and no token comes for so long: the same trial."""
     canary_s: Seconds = 30.0
+    """How long that trial may take."""
     asleep_s: Seconds = 30.0
+    """Between two looks at a sleeping engine."""
     lag_s: Seconds = 1.0
+    """Probes that end while the supervisor itself was late by so much do not count."""
     restarts: Positive = 3
+    """So many restarts of a group within `restart_window_s`, then it is retired."""
     restart_window_s: Seconds = 600.0
+    """The time in which restarts are counted."""
 
 
-class Logging(_Table, frozen=True, forbid_unknown_fields=True):
-    """`[logging]`."""
+class LoggingTable(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[logging]`: what is written to the log."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """`"debug"`, `"info"`, `"warning"` or `"error"`."""
 
 
 class ModelRecipe(_Table, frozen=True, forbid_unknown_fields=True):
@@ -75,69 +111,102 @@ class ModelRecipe(_Table, frozen=True, forbid_unknown_fields=True):
     options: dict[str, str | int | float | bool] = {}
 
 
-class Engine(_Table, frozen=True, forbid_unknown_fields=True):
-    """`[pipeline.engine]`."""
+class EngineTable(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[pipeline.engine]`: one pipeline's engines, all alike. `load` fills in `context` and `kv_tokens`."""
 
     model: str | ModelRecipe
+    """A folder in Hugging Face layout, the name of a model in the local Hugging Face cache (nothing is downloaded), or `{ make =
+    "module:function", options = { … } }` to make one."""
     gpus: list[int]
-    kind: Literal["embedded", "sglang"] = "embedded"
+    """Engine r lives on `gpus[r*tp:(r+1)*tp]`; positions in the host's list, from 0."""
+    kind: str = "embedded"  # a row of `supervisor.config.kinds.registry`; `load` refuses others
+    """`"sglang"`, or the small engine that needs no GPU."""
     tp: Positive = 1
-    ep: Positive = 1  # sglang: expert-parallel size within the tp GPUs
-    members: Literal["one", "per-gpu"] = "one"  # sglang: processes of one engine
+    """GPUs of one engine."""
+    ep: Positive = 1
+    """sglang: expert-parallel size, within the `tp` GPUs of an engine."""
+    members: Literal["one", "per-gpu"] = "one"
+    """sglang: one process for the `tp` GPUs of an engine, or one for each (`"per-gpu"`)."""
     slots: Positive = 16
-    context: Positive | None = None  # tokens of prompt and answer together; `load` fills in 64, for sglang what the model was made for
-    kv_tokens: Positive | None = None  # sglang: tokens of the KV pool, the same at every start; `load` fills in slots x context
+    """Samples that one engine generates at once (embedded: a multiple of 4)."""
+    context: Positive | None = None
+    """Tokens of prompt and answer together; a longer request is refused. Without it 64; sglang: the model's (`max_position_embeddings` of
+    its `config.json`)."""
+    kv_tokens: Positive | None = None
+    """sglang: tokens of the KV pool, the same at every start. Without it slots x context, where weights and pool then take at most three
+    quarters of the GPUs."""
     python: str | None = None
+    """sglang: the interpreter of its own environment."""
     args: list[str] = []
+    """Further arguments for the engine's program."""
     env: dict[str, str] = {}
+    """Variables to set."""
     pass_env: list[str] = []
+    """Patterns of variables to pass on (`"WANDB_*"`)."""
     start: Literal["lazy", "eager"] = "lazy"
+    """When first needed, or `"eager"`."""
 
 
-class Trainer(_Table, frozen=True, forbid_unknown_fields=True):
-    """`[pipeline.trainer]`. Exactly one of `command` (an argv) and `entry` ("module:function", run in our own interpreter). `gpus` is the role "train"."""
+class TrainerTable(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[pipeline.trainer]`: exactly one of `command` and `entry` is given. `load` fills in `cwd`, and makes the path of `command[0]` absolute."""
 
     gpus: list[int]
+    """One rank for each; the GPUs of `lease("train")`."""
     command: list[str] | None = None
+    """A program and its arguments, found on your PATH (a path with a slash: from `cwd`). Either this or `entry`."""
     entry: str | None = None
+    """`"module:function"`, run by Trainshed's own Python (`"trainers.grpo:main"` is built in)."""
     steps: Positive = 1
+    """Rollouts, each with one training step; `pipeline.steps` in the script."""
     lease_limit_s: Seconds = 7200.0
+    """A longer lease means that the trainer has failed."""
     keep_checkpoints: Positive = 2
-    cwd: str | None = None  # working directory of the ranks; `load` fills in the folder of the configuration file, and command[0] whole
+    """Older ones are removed."""
+    cwd: str | None = None
+    """Where the ranks run; without it the file's folder."""
     roles: dict[str, list[int]] = {}
+    """GPUs of further leases: `critic`, `old_log_probs`, `reference`, `value`."""
     options: dict[str, str | int | float | bool] = {}
+    """Handed to the trainer (`pipeline.options`); those of the built-in one are in `trainers/grpo/settings.py`."""
     env: dict[str, str] = {}
+    """Variables to set."""
     pass_env: list[str] = []
+    """Patterns of variables to pass on."""
 
 
-class Gateway(_Table, frozen=True, forbid_unknown_fields=True):
-    """`[pipeline.gateway]`."""
+class GatewayTable(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[pipeline.gateway]`: which sample goes where, and what becomes of it when weights change."""
 
-    # samples in flight when weights are published: go on under the new ones, begin anew under them, or end under the old ones
     on_publish: Literal["continue", "restart", "finish"] = "continue"
-    max_version_lag: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None  # what was begun more versions ago begins anew
-    prefix_affinity: bool = False  # prefer the engine that was sent the same beginning last …
-    prefix_slack: Annotated[float, msgspec.Meta(ge=0, le=1)] = (
-        0.25  # … if no more of its slots are taken than of the least busy one, plus this
-    )
+    """Samples in flight when weights are published: `"continue"` under the new weights, `"restart"` anew, or `"finish"` under the old
+    ones."""
+    max_version_lag: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | None = None
+    """Begin anew what was begun more versions ago than this (refused beside `"restart"`)."""
+    prefix_affinity: bool = False
+    """Prefer the engine that was sent the longest same beginning of a prompt last …"""
+    prefix_slack: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.25
+    """… unless it is busier than the least busy one by more than this share of its slots."""
 
 
-class Pipeline(_Table, frozen=True, forbid_unknown_fields=True):
-    """`[[pipeline]]`."""
+class PipelineTable(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[[pipeline]]`: one RL run, with its engines, its trainer and its gateway."""
 
     name: Name
-    engine: Engine
-    trainer: Trainer
-    gateway: Gateway = Gateway()
+    """Lower case, unique."""
+    engine: EngineTable
+    trainer: TrainerTable
+    gateway: GatewayTable = GatewayTable()
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
+    """A sample's randomness comes from (seed, rollout, index) and nothing else."""
     share: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    """Its weight against the others."""
 
 
 class Config(_Table, frozen=True, forbid_unknown_fields=True):
-    """A whole file."""
+    """A file."""
 
-    pipeline: list[Pipeline]
-    host: Host = Host()
-    scheduler: Scheduling = Scheduling()
-    health: Health = Health()
-    logging: Logging = Logging()
+    pipeline: list[PipelineTable]
+    host: HostTable = HostTable()
+    scheduler: SchedulerTable = SchedulerTable()
+    health: HealthTable = HealthTable()
+    logging: LoggingTable = LoggingTable()

@@ -1,4 +1,4 @@
-"""Is this GPU empty? PURE. The answer is never "probably": what could not be measured is not asked here."""
+"""This module decides whether a GPU is empty. The answer is never "probably": what could not be measured is not asked here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Usage:
-    """One measurement. `total` is what the device says is used (bytes, of anybody); `by_group` what could be told apart."""
+    """Usage is one measurement. `total` is what the device says is used (bytes, of anybody); `by_group` and `by_pid` what could be told apart."""
 
     total: Mapping[GpuId, int]
     by_group: Mapping[GpuId, Mapping[GroupId, int]]
@@ -19,7 +19,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`used` and `allowed` in bytes; `holders` hold more than their residual and more than nothing, the largest first;
+    """A verdict says who holds a GPU. `used` and `allowed` are bytes; `holders` hold more than their residual, the largest first;
     `offenders` hold more than residual and allowance together; `unaccounted` bytes belong to no group of ours."""
 
     gpu: GpuId

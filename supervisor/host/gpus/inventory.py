@@ -1,15 +1,17 @@
-"""Which GPUs `[host]` asks for."""
+"""This module opens the meter of the GPUs that a configuration asks for."""
 
-from supervisor.config.schema.tables import Host
 from supervisor.host.gpus.meter import GpuMeter, GpusUnusable
-from supervisor.host.gpus.nvml import NvmlGpus
+from supervisor.host.gpus.nvml import NvmlGpus, Wanted
 from supervisor.host.gpus.virtual import VirtualGpus
 
 
-def inventory(host: Host) -> GpuMeter:
-    """Raises GpusUnusable: both kinds, no driver, or a GPU that is not there."""
-    if host.virtual is not None:
-        if host.gpus is not None:
-            raise GpusUnusable("host.gpus and host.virtual are both given: keep one of them")
-        return VirtualGpus(host.virtual)
-    return NvmlGpus.open(host.gpus if host.gpus is not None else "auto")
+def open_meter(gpus: Wanted | None = None, virtual: int | None = None) -> GpuMeter:
+    """Open so many virtual GPUs, or the real ones that `gpus` names (all, where neither is given).
+
+    Raises GpusUnusable: both kinds are asked for, there is no driver, or a GPU is not there.
+    """
+    if virtual is None:
+        return NvmlGpus.open(gpus if gpus is not None else "auto")
+    if gpus is not None:
+        raise GpusUnusable("host.gpus and host.virtual are both given: keep one of them")
+    return VirtualGpus(virtual)

@@ -1,5 +1,8 @@
-"""Real GPUs through NVML, by UUID. NVML runs in one thread of its own with a deadline: a driver that hangs never stops our loop,
-and is "unknown" until it answers again. Inside a container NVML may not know pids; the device's own sum is what counts."""
+"""This module measures real GPUs through NVML, by UUID.
+
+NVML runs in one thread of its own with a deadline: a driver that hangs never stops our loop, and is "unknown" until it answers again.
+Inside a container NVML may not know pids; the device's own sum is what counts.
+"""
 
 import contextlib
 import queue
@@ -18,12 +21,13 @@ from trainers.protocol.ids import GpuId, GroupId
 
 MEASURE_SECONDS: Final = 5.0
 OPEN_SECONDS: Final = 30.0
+_NO_GPU: Final = "Without a GPU say `virtual = 4` in [host]"
 T = TypeVar("T")
 Wanted = Literal["auto"] | Sequence[int | str]
 
 
 class Library(Protocol):
-    """What we use of `pynvml`."""
+    """The part of `pynvml` that we use."""
 
     NVMLError: type[Exception]
 
@@ -50,7 +54,7 @@ class NvmlThread:
             self._calls.get()()
 
     def call(self, function: Callable[[], T], seconds: float) -> T:
-        """From outside the loop. Raises MeasureFailed after `seconds`; else what `function` raises."""
+        """Call `function` from outside the loop and return its result. Raises MeasureFailed after `seconds`, else what `function` raises."""
         done: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
         self._calls.put(lambda: done.put(_outcome(function)))
         try:
@@ -62,7 +66,7 @@ class NvmlThread:
         return result  # type: ignore[return-value]
 
     async def ask(self, function: Callable[[], T], seconds: float) -> T:
-        """From inside the loop. Raises MeasureFailed at once while an earlier call still hangs, or after `seconds`."""
+        """Call `function` from inside the loop. Raises MeasureFailed at once while an earlier call still hangs, or after `seconds`."""
         if self._pending:
             raise MeasureFailed("NVML still has not answered an earlier question")
         loop, answered = current_token(), anyio.Event()
@@ -74,7 +78,7 @@ class NvmlThread:
 
         def work() -> None:
             outcome.append(_outcome(function))
-            _tell(loop, finish)
+            _call_in(loop, finish)
 
         self._pending += 1
         self._calls.put(work)
@@ -91,16 +95,18 @@ class NvmlThread:
 def _outcome(function: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     try:
         return function(), None
-    except Exception as error:  # handed to who asked
+    except Exception as error:  # handed to the caller
         return None, error
 
 
-def _tell(loop: EventLoopToken, function: Callable[[], None]) -> None:
+def _call_in(loop: EventLoopToken, function: Callable[[], None]) -> None:
     with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
         in_loop(function, token=loop)
 
 
 class NvmlGpus:
+    """Real GPUs, by position in `[host] gpus`."""
+
     measures_others = True
 
     def __init__(self, library: Library, gpus: tuple[Gpu, ...], handles: Mapping[GpuId, Any], thread: NvmlThread) -> None:
@@ -109,13 +115,13 @@ class NvmlGpus:
 
     @classmethod
     def open(cls, wanted: Wanted, library: Library | None = None) -> "NvmlGpus":
-        """Raises GpusUnusable: no driver, or a GPU that is not there."""
+        """Look up the `wanted` GPUs. Raises GpusUnusable: no driver, or a GPU that is not there."""
         chosen: Library = library if library is not None else cast("Library", pynvml)
         thread = NvmlThread()
         try:
             gpus, handles = thread.call(lambda: _list(chosen, wanted), OPEN_SECONDS)
         except MeasureFailed as error:
-            raise GpusUnusable(f"host.gpus: {error}; is the NVIDIA driver well (`nvidia-smi`)?") from error
+            raise GpusUnusable(f"{error}; is the NVIDIA driver well (`nvidia-smi`)?", key="host.gpus") from error
         return cls(chosen, gpus, handles, thread)
 
     async def measure(self, gpus: Collection[GpuId], pids: Mapping[GroupId, Collection[int]]) -> Usage:
@@ -142,7 +148,7 @@ class NvmlGpus:
         return Usage(total, by_group, by_pid)
 
     def close(self) -> None:
-        """The thread is a daemon and NVML needs no farewell; a shutdown call could hang."""
+        """Do nothing: the thread is a daemon, NVML needs no shutdown, and the call for one could hang."""
 
 
 def _list(library: Library, wanted: Wanted) -> tuple[tuple[Gpu, ...], dict[GpuId, Any]]:
@@ -150,24 +156,23 @@ def _list(library: Library, wanted: Wanted) -> tuple[tuple[Gpu, ...], dict[GpuId
         library.nvmlInit()
         count = library.nvmlDeviceGetCount()
     except library.NVMLError as error:
-        raise GpusUnusable(
-            f"host.gpus = {_shown(wanted)}: no NVIDIA driver here ({error}). Without a GPU say `virtual = 4` in [host]"
-        ) from error
+        raise GpusUnusable(f"no NVIDIA driver here ({error})", key="host.gpus", value=_shown(wanted), remedy=_NO_GPU) from error
     if wanted == "auto" and not count:
-        raise GpusUnusable('host.gpus = "auto": the driver shows no GPU. Without a GPU say `virtual = 4` in [host]')
+        raise GpusUnusable("the driver shows no GPU", key="host.gpus", value=_shown(wanted), remedy=_NO_GPU)
     names: Sequence[int | str] = range(count) if isinstance(wanted, str) else wanted
     gpus: list[Gpu] = []
     handles: dict[GpuId, Any] = {}
     for position, name in enumerate(names):
-        where = f"host.gpus[{position}] = {name!r}"
+        key, value = f"host.gpus[{position}]", repr(name)
         try:
             handle = library.nvmlDeviceGetHandleByUUID(name) if isinstance(name, str) else library.nvmlDeviceGetHandleByIndex(name)
             uuid = library.nvmlDeviceGetUUID(handle)
             memory = int(library.nvmlDeviceGetMemoryInfo(handle).total)
         except library.NVMLError as error:
-            raise GpusUnusable(f"{where}: not there ({error}); this box has {count} GPU(s), listed by `nvidia-smi -L`") from error
+            problem = f"not there ({error}); this box has {count} GPU(s), listed by `nvidia-smi -L`"
+            raise GpusUnusable(problem, key=key, value=value) from error
         if any(gpu.uuid == uuid for gpu in gpus):
-            raise GpusUnusable(f"{where}: listed twice ({uuid})")
+            raise GpusUnusable(f"listed twice ({uuid})", key=key, value=value)
         gpu = Gpu(GpuId(position), library.nvmlDeviceGetName(handle), uuid, memory, uuid)
         gpus.append(gpu)
         handles[gpu.id] = handle

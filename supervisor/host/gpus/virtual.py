@@ -1,6 +1,6 @@
-"""Virtual GPUs: memory that processes hold in memfds named `trainshed-gpu-N`, measured from outside.
+"""This module measures virtual GPUs: memory that processes hold in memfds named `trainshed-gpu-N`.
 
-Counted are the allocated blocks of each such file, once, through any descriptor of it; a file that is only mapped any more still
+It counts the allocated blocks of each such file, once, through any descriptor of it. A file that is only mapped any more still
 counts, by its blocks where we may look at them (`map_files`), else by the length of the mapping, which is never too little.
 """
 
@@ -26,7 +26,7 @@ Held = dict[GpuId, dict[Inode, int]]
 
 
 class VirtualGpus:
-    """`count` virtual GPUs, 0-based."""
+    """This meter has `count` virtual GPUs, numbered from 0."""
 
     measures_others = False
 
@@ -49,7 +49,7 @@ class VirtualGpus:
 
 
 def measure(gpus: Collection[GpuId], pids: Mapping[GroupId, Collection[int]]) -> Usage:
-    """Reads /proc of every given pid (about 1 ms each). A process that ends meanwhile holds nothing. Raises OSError."""
+    """Read /proc of every given pid (about 1 ms each). A process that ends meanwhile holds nothing. Raises OSError."""
     files: dict[GpuId, dict[Inode, int]] = {gpu: {} for gpu in gpus}
     by_group: dict[GpuId, dict[GroupId, dict[Inode, int]]] = {gpu: {} for gpu in gpus}
     by_pid: dict[GpuId, dict[int, int]] = {gpu: {} for gpu in gpus}
@@ -68,7 +68,7 @@ def measure(gpus: Collection[GpuId], pids: Mapping[GroupId, Collection[int]]) ->
 
 
 def held_by(pid: int) -> Held:
-    """Bytes that one process holds, by GPU and file; nothing when it has ended. Raises OSError when we may not look."""
+    """Return the bytes that one process holds, by GPU and file; nothing when it has ended. Raises OSError when we may not look."""
     held: Held = {}
     try:
         for gpu, inode, size in _open_files(pid):

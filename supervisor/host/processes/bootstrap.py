@@ -1,10 +1,10 @@
-"""The first thing every child runs: arms what must hold before the real program, then becomes it.
+"""This program is the first thing that every child runs: it arms what must hold before the real program, then becomes it.
 
-Standard library only and alone in its file, because it is executed as `python -I -S -E boot.py --parent PID --handshake FD
---nice N -- argv` (about 10 ms). It is not done in a `preexec_fn`, which is unsafe beside threads and forces a slow fork of a big parent.
+It uses the standard library only and stands alone in its file, because it is executed as `python -I -S -E bootstrap.py --parent PID
+--handshake FD --nice N -- argv` (about 10 ms). A `preexec_fn` would be unsafe beside threads and force a slow fork of a big parent.
 
 The handshake: the supervisor writes one byte once it has written the child's pid down (release); end of file before that means
-that the supervisor is gone. The descriptor closes on exec, so the supervisor sees end of file when the real program runs, or one
+that the supervisor has ended. The descriptor closes on exec, so the supervisor sees end of file when the real program runs, or one
 line `<errno> <text>` when it could not be executed.
 """
 
@@ -21,7 +21,7 @@ NOT_EXECUTED = 127
 
 
 def prctl(option: int, value: int) -> None:
-    """Raises OSError when the kernel refuses."""
+    """Set an option of this process. Raises OSError when the kernel refuses."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
         number = ctypes.get_errno()
@@ -38,12 +38,12 @@ def die_with_parent(number: int, parent: int) -> bool:
 
 
 def become_subreaper() -> None:
-    """Orphaned descendants become our children, however they left their session."""
+    """Make orphaned descendants our children, however they left their session."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def harden() -> None:
-    """What any child of ours gets: private files, no core dumps, first in line when memory runs out."""
+    """Give this process what any child of ours gets: private files, no core dumps, first in line when memory runs out."""
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -56,7 +56,7 @@ def harden() -> None:
 
 
 def reset_signals() -> None:
-    """Ignored signals and the mask are inherited through exec; Python itself ignores SIGPIPE."""
+    """Reset what is inherited through exec: ignored signals (Python itself ignores SIGPIPE) and the mask."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         try:
             signal.signal(number, signal.SIG_DFL)

@@ -1,7 +1,7 @@
-"""One child process, started but held: it waits for its release before it becomes the real program.
+"""This module starts one child process and holds it: it waits for its release before it becomes the real program.
 
 Between start and release the supervisor can write down who the child is, so that no child ever runs that a later start of the
-supervisor could not find again. `processes.py` makes groups of these; `prewarm.py` starts another kind with the same face.
+supervisor could not find again. `group.py` makes groups of these; `pool.py` starts another kind with the same face.
 """
 
 import os
@@ -19,18 +19,19 @@ import anyio
 
 from supervisor.host.processes import bootstrap
 from supervisor.host.processes.proc import Identity, read_stat
+from trainers.protocol.child_env import TAG
 
-BOOT_LINE: Final = (sys.executable, "-I", "-S", "-E", bootstrap.__file__)
-NICE_ERRORS: Final = {2: "no such file", 13: "not permitted", 7: "arguments and environment too long", 8: "not a program"}
+BOOTSTRAP: Final = (sys.executable, "-I", "-S", "-E", bootstrap.__file__)
+PLAIN_ERRORS: Final = {2: "no such file", 13: "not permitted", 7: "arguments and environment too long", 8: "not a program"}
 
 
 class SpawnFailed(Exception):
-    """A child could not be started; nothing of it is left. Says which program, and why."""
+    """A child could not be started, and nothing of it remains. The message says which program, and why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What one member runs.
+    """A command is what one member runs.
 
     Either `argv` is a whole command line, or `module` names one of our own modules and `argv` are its arguments; only the
     latter can come from the prewarmed pool. `env` is the whole environment. `pass_fds` keep their numbers in the child.
@@ -47,7 +48,7 @@ class Command:
 
     @property
     def line(self) -> list[str]:
-        """The command line outside the pool."""
+        """Return the command line outside the pool."""
         return list(self.argv) if self.module is None else [sys.executable, "-P", "-m", self.module, *self.argv]
 
     def __str__(self) -> str:
@@ -56,10 +57,15 @@ class Command:
 
 @dataclass(frozen=True)
 class Status:
-    """How a process ended: a code, or a signal's number; neither when somebody else collected it."""
+    """How a process ended: with a code, or by a signal's number; neither when somebody else collected it."""
 
     code: int | None = None
     signal: int | None = None
+
+    @property
+    def returncode(self) -> int | None:
+        """The same as one number, negative for a signal, as `subprocess` has it; None when it is not known."""
+        return self.code if self.signal is None else -self.signal
 
     def __str__(self) -> str:
         if self.signal is not None:
@@ -75,7 +81,7 @@ def _signal_name(number: int) -> str:
 
 
 class Child(Protocol):
-    """A started process. `pidfd` becomes readable when it ends; `close` gives up our descriptors, not the process."""
+    """A child is a started process. `pidfd` becomes readable when it ends; `close` gives up our descriptors, not the process."""
 
     identity: Identity
     tag: str
@@ -83,14 +89,14 @@ class Child(Protocol):
     handshake: socket.socket
 
     async def collect(self) -> Status:
-        """How it ended. To be called once, when `pidfd` is readable."""
+        """Return how it ended. Call it once, when `pidfd` is readable."""
 
     def close(self) -> None: ...
 
 
 @dataclass
 class PlainChild:
-    """A child that we forked ourselves."""
+    """A plain child was forked by this process."""
 
     process: subprocess.Popen[bytes]
     identity: Identity
@@ -113,7 +119,7 @@ class PlainChild:
 
 
 def start_plain(command: Command) -> PlainChild:
-    """Start `command`, held. Takes about 3 ms, and must run in the main thread (the kernel ties "die with the parent" to the thread).
+    """Start `command` and hold it. This takes about 3 ms and must run in the main thread, to which the kernel ties "die with the parent".
 
     Raises SpawnFailed.
     """
@@ -122,7 +128,7 @@ def start_plain(command: Command) -> PlainChild:
         log = open_log(command.log)
         try:
             process = subprocess.Popen(
-                [*BOOT_LINE, *_told(theirs.fileno(), command.niceness), "--", *command.line],
+                [*BOOTSTRAP, *_bootstrap_options(theirs.fileno(), command.niceness), "--", *command.line],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -136,7 +142,7 @@ def start_plain(command: Command) -> PlainChild:
         stat = read_stat(process.pid)
         assert stat is not None, "a child of ours stays until we collect it"
         ours.setblocking(False)
-        return PlainChild(process, stat.identity, command.env.get("TRAINSHED_TAG", ""), os.pidfd_open(process.pid), ours)
+        return PlainChild(process, stat.identity, command.env.get(TAG, ""), os.pidfd_open(process.pid), ours)
     except OSError as error:
         ours.close()
         raise SpawnFailed(f"cannot start {command}: {describe(error)}") from error
@@ -144,7 +150,7 @@ def start_plain(command: Command) -> PlainChild:
         theirs.close()
 
 
-def _told(handshake: int, niceness: int) -> list[str]:
+def _bootstrap_options(handshake: int, niceness: int) -> list[str]:
     return ["--parent", str(os.getpid()), "--handshake", str(handshake), "--nice", str(niceness)]
 
 
@@ -154,20 +160,20 @@ def open_log(path: Path) -> int:
 
 def describe(error: OSError) -> str:
     where = f" ({error.filename})" if error.filename else ""
-    return f"{NICE_ERRORS.get(error.errno or 0, error.strerror)}{where}"
+    return f"{PLAIN_ERRORS.get(error.errno or 0, error.strerror)}{where}"
 
 
 async def release(child: Child, command: Command) -> None:
-    """Let a held child become its program; returns when it has. Raises SpawnFailed when the program cannot be executed."""
+    """Let a held child become its program; return when it has. Raises SpawnFailed when the program cannot be executed."""
     try:
         child.handshake.send(b"r")
         await anyio.wait_readable(child.handshake)
-        said = child.handshake.recv(4096)
+        reply = child.handshake.recv(4096)
     except OSError as error:
         raise SpawnFailed(f"cannot start {command}: it ended before it was released ({error.strerror})") from error
-    if said:
-        number, _, text = said.decode(errors="replace").partition(" ")
-        raise SpawnFailed(f"cannot execute {command}: {NICE_ERRORS.get(int(number), text)}")
+    if reply:
+        number, _, text = reply.decode(errors="replace").partition(" ")
+        raise SpawnFailed(f"cannot execute {command}: {PLAIN_ERRORS.get(int(number), text)}")
 
 
 async def wait_exit(pidfd: int) -> None:
@@ -186,7 +192,7 @@ def has_ended(pidfd: int) -> bool:
 
 
 def reap(kind: int, number: int) -> Status | None:
-    """Collect a dead child of ours; None when it is not ours, not dead, or somebody took it."""
+    """Collect a dead child of ours. Return None when it is not ours, not dead, or somebody took it."""
     try:
         result = os.waitid(kind, number, os.WEXITED | os.WNOHANG)
     except ChildProcessError:

@@ -1,7 +1,7 @@
-"""Groups of processes: started together, watched by pidfd, ended together with everything that they brought into the world.
+"""A group of processes is started together, watched by pidfd, and ended together with everything that its processes started.
 
 One owner may `stop` or `kill` a group at a time; anybody may wait for it. Every signal goes through a pidfd whose process has
-been compared with the start time, never to a bare number.
+been compared with its start time, never to a bare number.
 """
 
 import contextlib
@@ -17,8 +17,9 @@ from anyio import to_thread
 
 from supervisor.host.processes.child import Child, Command, SpawnFailed, Status, reap, release, start_plain, wait_exit
 from supervisor.host.processes.pidfd import kill_all, send
-from supervisor.host.processes.pool import Prewarm
+from supervisor.host.processes.pool import PrewarmedPool
 from supervisor.host.processes.proc import Identity, Lineage, command_of, lineage, read_stat, table, tag_of
+from trainers.protocol.child_env import TAG
 
 __all__ = ["Command", "Group", "Member", "MemberExit", "Processes", "SpawnFailed", "Status", "census"]
 
@@ -27,7 +28,7 @@ SPAWN_SECONDS: Final = 60.0
 KILL_SECONDS: Final = 5.0
 ORPHAN_SECONDS: Final = 2.0
 PASSING: Final = (b"/_inductor/compile_worker", b"multiprocessing.resource_tracker")
-"""Of command lines: torch's compilers end after a minute without work, and a tracker of resources with what it tracks."""
+"""Parts of command lines: torch's compilers end after a minute without work, and a tracker of resources with what it tracks."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Member:
         return self.child.identity
 
     async def ended(self) -> MemberExit:
-        """Wait for its end and collect it."""
+        """Wait for the member's end and collect it."""
         if self.exit is None:
             await wait_exit(self.child.pidfd)
             async with self._collecting:
@@ -70,7 +71,7 @@ class Member:
 
 
 class Group:
-    """The processes of one incarnation of one engine or trainer."""
+    """A group is the processes of one incarnation of one engine, trainer or gateway."""
 
     def __init__(self, tag: str, members: tuple[Member, ...], reap_orphans: Callable[[], None]) -> None:
         self.tag = tag
@@ -79,21 +80,21 @@ class Group:
         self._seen: frozenset[Identity] = frozenset()
         self._tree: dict[Identity, int] = {}
         self._tree_changed = anyio.Event()
-        self._confirmed_gone = False
+        self._confirmed_ended = False
 
     async def exited(self) -> MemberExit:
-        """The first end of a member, or of a process under `watch_tree`; at once when there has been one."""
+        """Return the first exit of a member, or of a process under `watch_tree`; at once when there has been one."""
         exits: list[MemberExit] = []
         while not exits:
             changed = self._tree_changed
             async with anyio.create_task_group() as tasks:
-                over = tasks.cancel_scope
+                waiting = tasks.cancel_scope
                 for member in self.members:
-                    tasks.start_soon(_member_ends, member, exits, over)
+                    tasks.start_soon(_member_ends, member, exits, waiting)
                 for identity, pidfd in self._tree.items():
-                    tasks.start_soon(_other_ends, identity.pid, pidfd, exits, over)
+                    tasks.start_soon(_other_ends, identity.pid, pidfd, exits, waiting)
                 await changed.wait()
-                over.cancel()
+                waiting.cancel()
         return min(exits, key=lambda exit_: (exit_.index is None, exit_.index or 0))
 
     async def ended(self) -> tuple[MemberExit, ...]:
@@ -101,9 +102,9 @@ class Group:
         return tuple([await member.ended() for member in self.members])
 
     async def watch_tree(self) -> frozenset[int]:
-        """From now on the end of any process that the group consists of at this moment counts as an exit. Returns their pids.
+        """Count the end of any process that the group consists of now as an exit, from here on. Return their pids.
 
-        Not the end of those that leave by themselves when they have nothing to do.
+        Processes that leave by themselves when they have nothing to do (`PASSING`) are not counted.
         """
         members = {member.identity for member in self.members}
         for identity in await self._scan() - members - self._tree.keys():
@@ -116,11 +117,11 @@ class Group:
         return frozenset(identity.pid for identity in members | self._tree.keys())
 
     async def pids(self) -> frozenset[int]:
-        """Every living process of this incarnation, as of now."""
+        """Return every living process of this incarnation, as of now."""
         return frozenset(identity.pid for identity in await self._scan())
 
     async def stop(self, grace_s: float, kill_s: float = KILL_SECONDS) -> frozenset[Identity]:
-        """TERM and CONT to the members, KILL to everything left after `grace_s`. Returns who is still there: normally nobody."""
+        """Send TERM and CONT to the members, and KILL to everything that lives after `grace_s`. Return the survivors: normally none."""
         with anyio.move_on_after(grace_s, shield=True):
             for member in self.members:
                 if member.exit is None:
@@ -129,28 +130,28 @@ class Group:
         return await self.kill(kill_s)
 
     async def kill(self, deadline_s: float = KILL_SECONDS) -> frozenset[Identity]:
-        """KILL every member's whole session, all descendants and bearers of our tag, until a look around finds none.
+        """KILL every member's whole session, all descendants and bearers of our tag, until a pass over /proc finds none.
 
-        Returns the survivors of `deadline_s` (a process inside a driver call outlasts even this); nobody means *gone*: every
-        pid of this incarnation has ended. Not interrupted by cancellation.
+        Return the survivors of `deadline_s`: a process inside a driver call outlasts even this. None means that every pid of this
+        incarnation has ended (`confirmed_ended`). Cancellation does not interrupt it.
         """
         alive: frozenset[Identity] = frozenset()
         with anyio.move_on_after(deadline_s, shield=True):
             while alive := await self._scan():
                 await kill_all(alive)
             await self.ended()
-            self._confirmed_gone = True
+            self._confirmed_ended = True
             self._forget_tree()
         self._reap_orphans()
         return alive
 
     @property
-    def gone(self) -> bool:
+    def confirmed_ended(self) -> bool:
         """Whether `kill` or `stop` has confirmed that nothing of this incarnation lives."""
-        return self._confirmed_gone
+        return self._confirmed_ended
 
     async def _scan(self) -> frozenset[Identity]:
-        if self._confirmed_gone:
+        if self._confirmed_ended:
             return frozenset()
         of = self.lineage
         return self.saw(await to_thread.run_sync(lambda: lineage(of, table())))
@@ -160,7 +161,7 @@ class Group:
         return Lineage(frozenset(member.identity for member in self.members), self.tag, self._seen)
 
     def saw(self, alive: frozenset[Identity]) -> frozenset[Identity]:
-        """Remember who was found, so that nobody is lost who later leaves the tree."""
+        """Remember who was found, so that a process that later leaves the tree is not lost."""
         self._seen |= alive
         return alive
 
@@ -170,26 +171,26 @@ class Group:
         self._tree.clear()
 
     def close(self) -> None:
-        """Give up our descriptors; for a group that is gone."""
+        """Give up our descriptors of a group that has ended."""
         self._forget_tree()
         for member in self.members:
             member.child.close()
 
 
-async def _member_ends(member: Member, exits: list[MemberExit], over: anyio.CancelScope) -> None:
+async def _member_ends(member: Member, exits: list[MemberExit], waiting: anyio.CancelScope) -> None:
     exits.append(await member.ended())
-    over.cancel()
+    waiting.cancel()
 
 
-async def _other_ends(pid: int, pidfd: int, exits: list[MemberExit], over: anyio.CancelScope) -> None:
+async def _other_ends(pid: int, pidfd: int, exits: list[MemberExit], waiting: anyio.CancelScope) -> None:
     await wait_exit(pidfd)
     exits.append(MemberExit(None, pid, Status()))
-    over.cancel()
+    waiting.cancel()
 
 
 async def census(groups: Mapping[Key, Group]) -> dict[Key, frozenset[int]]:
-    """Every living process of each group that is not known to be gone, from one look around."""
-    living = {key: group for key, group in groups.items() if not group.gone}
+    """Return every living process of each group that is not known to have ended, from one pass over /proc."""
+    living = {key: group for key, group in groups.items() if not group.confirmed_ended}
     of = {key: group.lineage for key, group in living.items()}
 
     def look() -> dict[Key, frozenset[Identity]]:
@@ -205,12 +206,12 @@ Record = Callable[[str, Sequence[Child]], Awaitable[None]]
 
 
 class Processes:
-    """Starts groups, knows which children are ours, and collects orphans that the kernel hands us.
+    """This object starts groups, knows which children are ours, and collects orphans that the kernel hands us.
 
     Use as a context manager: at its end every group is killed and the prewarmed pool ends.
     """
 
-    def __init__(self, prewarm: Prewarm | None = None) -> None:
+    def __init__(self, prewarm: PrewarmedPool | None = None) -> None:
         self._prewarm = prewarm
         self._groups: list[Group] = []
         self._starting: set[int] = set()
@@ -220,10 +221,10 @@ class Processes:
     ) -> Group:
         """Start one group: all members or none. `tag` must be in each command's environment as `TRAINSHED_TAG`.
 
-        Raises SpawnFailed (then nothing of it is left). Once begun it is not interrupted by cancellation: the group is then
+        Raises SpawnFailed (then nothing of it remains). Once begun it is not interrupted by cancellation: the group is then
         known here and ends with this object at the latest.
         """
-        assert all(command.env.get("TRAINSHED_TAG") == tag for command in commands), "the tag is how lost descendants are found"
+        assert all(command.env.get(TAG) == tag for command in commands), "the tag is how lost descendants are found"
         children: list[Child] = []
         try:
             with anyio.fail_after(deadline_s, shield=True):
@@ -261,13 +262,13 @@ class Processes:
                 self.discard(group)
 
     def discard(self, group: Group) -> None:
-        """Forget a group that is gone."""
-        assert group.gone, "a group is forgotten only when nothing of it lives"
+        """Forget a group that has ended."""
+        assert group.confirmed_ended, "a group is forgotten only when nothing of it lives"
         self._groups.remove(group)
         group.close()
 
     def ours(self) -> set[int]:
-        """Pids whose exit codes belong to somebody here."""
+        """Return the pids whose exit codes belong to somebody here."""
         pids = {member.pid for group in self._groups for member in group.members} | self._starting
         return pids | (self._prewarm.pids() if self._prewarm is not None else set())
 
@@ -283,18 +284,18 @@ class Processes:
                 reap(os.P_PID, pid)
 
     async def reap_forever(self) -> None:
-        """Collects orphans now and then, for as long as the supervisor runs."""
+        """Collect orphans now and then, for as long as the supervisor runs."""
         while True:
             self.reap_orphans()
             await anyio.sleep(ORPHAN_SECONDS)
 
     async def end(self) -> frozenset[Identity]:
-        """Kill every group, end the pool. Returns who survived."""
+        """Kill every group and end the pool. Return the survivors."""
         survivors: set[Identity] = set()
 
         async def kill(group: Group) -> None:
             survivors.update(await group.kill())
-            if group.gone:
+            if group.confirmed_ended:
                 self.discard(group)
 
         with anyio.CancelScope(shield=True):
@@ -318,7 +319,7 @@ class Processes:
 
 
 def below_us() -> list[int]:
-    """Our direct children."""
+    """Return the pids of our direct children."""
     children: list[int] = []
     for thread in os.listdir("/proc/self/task"):
         with contextlib.suppress(OSError), open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:

@@ -1,11 +1,11 @@
-"""The process above the supervisor: restarts nothing, and leaves nothing behind, however the supervisor ends.
+"""The guardian is the process above the supervisor: it restarts nothing, and leaves nothing behind, however the supervisor ends.
 
-Standard library only, one thread, executed as `python -I -S -E supervisor/host/processes/guardian.py <arguments of the supervisor>`.
+It uses the standard library only and one thread, and is executed as `python -I -S -E supervisor/host/processes/guardian.py <arguments>`.
 It is a subreaper, so that every descendant of the supervisor becomes its child at the latest when the supervisor ends; it then
 kills them all, removes what the supervisor had registered, and exits with the supervisor's code.
 
-The supervisor writes lines to the descriptor in `TRAINSHED_GUARDIAN_FD` (see `guarded.py`): `sweep <path>` registers a path for
-removal, `keep <path>` takes it back, `ready <code> <text>` lets the command of `run --detach` print the text and return with the code.
+The supervisor writes lines to the descriptor in `TRAINSHED_GUARDIAN_FD` (see `guardian_link.py`): `sweep <path>` registers a path for
+removal, `ready <code> <text>` lets the command of `run --detach` print the text and return with the code.
 """
 
 import contextlib
@@ -20,13 +20,17 @@ import time
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
+GUARDIAN, GUARDIAN_FD = "TRAINSHED_GUARDIAN", "TRAINSHED_GUARDIAN_FD"
+"""Variables of the supervisor's environment: the guardian's pid, and the descriptor that leads to it. (`guardian_link.py` takes them out.)"""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 KILL_SECONDS = 10.0
 """How long processes may take to die (a process inside a driver call can outlast SIGKILL); normally they need milliseconds."""
 LEFT_OVER = ("sglang_loads_", "sgl_shm_", "sem.mp-", "nccl-", "cuda.shm.", "psm_")
 """Names in /dev/shm that SGLang and what it stands on leave behind when they are killed (and some when they are not)."""
 TRACES = ".traces"
-"""Ending of the files that name, one a line, what an engine has open in /dev/shm; below a registered folder (see `sglang.py`)."""
+"""Ending of the files that name, one a line, what an engine has open in /dev/shm; below a registered folder (see `runtime/sglang_engines.py`)."""
+SWEPT_PREFIX = "trainshed-"
+"""What is removed for us has a name that begins so: a run's folder in shared memory."""
 MAX_LINES = 1 << 20
 """Bytes of a registration line that has no end: the supervisor is broken, and memory must not grow with it."""
 
@@ -37,7 +41,7 @@ def say(text: str) -> None:
 
 
 class Registered:
-    """What the supervisor has said so far."""
+    """What the supervisor has registered so far."""
 
     def __init__(self) -> None:
         self.paths: set[str] = set()
@@ -50,19 +54,17 @@ class Registered:
         if len(self._rest) > MAX_LINES:
             self._rest = b""
         for line in lines:
-            word, _, path = line.decode("utf-8", "surrogateescape").partition(" ")
-            if word == "sweep" and may_sweep(path):
-                self.paths.add(path)
-            elif word == "keep":
-                self.paths.discard(path)
-            elif word == "ready" and self.ready is None:
-                code, _, text = path.partition(" ")
+            verb, _, rest = line.decode("utf-8", "surrogateescape").partition(" ")
+            if verb == "sweep" and may_sweep(rest):
+                self.paths.add(rest)
+            elif verb == "ready" and self.ready is None:
+                code, _, text = rest.partition(" ")
                 self.ready = bytes([int(code) & 255 if code.isdigit() else 0]) + text.encode("utf-8", "surrogateescape")
 
 
 def may_sweep(path: str) -> bool:
-    """Only what is unmistakably ours: an absolute path without detours whose last part starts with `trainshed-`."""
-    return os.path.isabs(path) and os.path.normpath(path) == path and os.path.basename(path).startswith("trainshed-")
+    """Return whether a path is unmistakably ours: absolute, without detours, its last part starting with `trainshed-`."""
+    return os.path.isabs(path) and os.path.normpath(path) == path and os.path.basename(path).startswith(SWEPT_PREFIX)
 
 
 def sweep(path: str) -> None:
@@ -79,7 +81,7 @@ def sweep(path: str) -> None:
 
 
 def remove_traces(path: str) -> None:
-    """What engines had open in /dev/shm when they were killed; nothing of them lives any more. Names only, and only such as are theirs."""
+    """Remove what killed engines had open in /dev/shm. None of them lives any more; only names that are theirs are touched."""
     for note in Path(path).glob(f".tmp/*{TRACES}"):
         for name in note.read_text("utf-8", "replace").splitlines():
             if name.startswith(LEFT_OVER) and "/" not in name:
@@ -88,7 +90,7 @@ def remove_traces(path: str) -> None:
 
 
 def children() -> dict[int, list[int]]:
-    """Every process by its parent, from one pass over /proc."""
+    """Return the children of every process, from one pass over /proc."""
     by_parent: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -108,7 +110,7 @@ def descendants(root: int) -> list[int]:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL, unless the number has meanwhile come to name somebody who is not below us."""
+    """Send SIGKILL, unless the number has meanwhile come to name a process that is not below us."""
     try:
         handle = os.pidfd_open(pid)
     except OSError:
@@ -127,7 +129,7 @@ def kill(pid: int) -> None:
 
 
 def reap() -> bool:
-    """Collect the dead; False when we have no children at all, which for a subreaper means: no descendants."""
+    """Collect the dead. Return False when we have no children at all, which for a subreaper means no descendants."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -137,13 +139,13 @@ def reap() -> bool:
 
 
 def end_all(seconds: float) -> list[int]:
-    """Kill every descendant to a fixed point; returns the pids that would not die in time."""
+    """Kill every descendant to a fixed point. Return the pids that would not die in time."""
     deadline = time.monotonic() + seconds
     while reap():
-        left = descendants(os.getpid())
+        living = descendants(os.getpid())
         if time.monotonic() > deadline:
-            return left
-        for pid in left:
+            return living
+        for pid in living:
             kill(pid)
         time.sleep(0.002)  # the dead turn into zombies of ours within a tick; no event says "all of them"
     return []
@@ -152,7 +154,7 @@ def end_all(seconds: float) -> list[int]:
 def start(arguments: list[str], report: int) -> subprocess.Popen[bytes]:
     checkout = Path(__file__).resolve().parents[3]
     path = os.pathsep.join(part for part in (str(checkout), os.environ.get("PYTHONPATH", "")) if part)
-    environment = {**os.environ, "PYTHONPATH": path, "TRAINSHED_GUARDIAN": str(os.getpid()), "TRAINSHED_GUARDIAN_FD": str(report)}
+    environment = {**os.environ, "PYTHONPATH": path, GUARDIAN: str(os.getpid()), GUARDIAN_FD: str(report)}
     command = [sys.executable, "-P", "-m", os.environ.get("TRAINSHED_GUARDED_MODULE", "supervisor"), *arguments]
     return subprocess.Popen(command, env=environment, pass_fds=(report,), start_new_session=True)
 
@@ -171,7 +173,7 @@ def watch(handle: int, report: int, wake: int, registered: Registered, on_ready:
             else:
                 poll.unregister(report)
         if on_ready is not None and registered.ready is not None:
-            with contextlib.suppress(BrokenPipeError):  # who waited has gone
+            with contextlib.suppress(BrokenPipeError):  # the one who waited has ended
                 os.write(on_ready, registered.ready)
             os.close(on_ready)
             on_ready = None
@@ -193,26 +195,26 @@ def leave_terminal() -> None:
 
 
 def detach() -> int:
-    """Split in two. The new half, in its own session, returns the descriptor on which it says how the start went. The old half never
-    returns: it waits for that word, prints it and exits with its code, or with the code that the new half exits with.
+    """Split in two. The new half, in its own session, returns the descriptor on which it reports how the start went.
 
-    A signal to the old half ends the waiting, and not the run: the new half hears nothing of this terminal.
+    The old half never returns: it waits for that report, prints its text and exits with its code, or with the code that the new half exits with.
+    A signal to the old half ends the waiting, and not the run: the new half gets no signal of this terminal.
     """
-    said, say_it = os.pipe()
+    report, reporting = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(said)
+        os.close(report)
         os.setsid()
-        return say_it
-    os.close(say_it)
+        return reporting
+    os.close(reporting)
     for number in FORWARDED:
         signal.signal(number, stop_waiting)
-    word = b""
-    while more := os.read(said, 65536):
-        word += more
-    if not word:
+    received = b""
+    while more := os.read(report, 65536):
+        received += more
+    if not received:
         os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    code, text = word[0], word[1:]
+    code, text = received[0], received[1:]
     if text:
         with contextlib.suppress(OSError):  # nobody may be there to read it
             os.write(2 if code else 1, text + b"\n")
@@ -226,7 +228,7 @@ def stop_waiting(number: int, _frame: object) -> None:
 
 
 def open_all(descriptors: tuple[int, ...] = (0, 1, 2)) -> None:
-    """Whoever closed one of ours (`>&-`) wants to hear nothing; and nothing that we open may get its number."""
+    """Open /dev/null in place of a standard stream that was closed (`>&-`), so that nothing which we open gets its number."""
     for descriptor in descriptors:
         try:
             os.fstat(descriptor)
@@ -261,7 +263,7 @@ def main(arguments: list[str]) -> int:
     code = supervisor.wait()
     os.set_blocking(report, False)
     with contextlib.suppress(BlockingIOError):
-        while data := os.read(report, 65536):  # said just before the end
+        while data := os.read(report, 65536):  # registered just before the end
             registered.feed(data)
     for pid in end_all(KILL_SECONDS):
         say(f"process {pid} does not end on SIGKILL (a driver holds it); look at it with `ps -o pid,stat,wchan:30 {pid}`")

@@ -1,4 +1,4 @@
-"""Signals that reach whom they are meant for: through a pidfd whose process has been compared with its start time, never to a bare number."""
+"""This module sends signals through a pidfd whose process has been compared with its start time, never to a bare number."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from supervisor.host.processes.proc import Identity, read_stat
 
 
 def open_verified(identity: Identity) -> int | None:
-    """A pidfd of exactly this process; None when it has ended (its number may name somebody else by now)."""
+    """Open a pidfd of exactly this process. Return None when it has ended (its number may name another by now)."""
     try:
         pidfd = os.pidfd_open(identity.pid)
     except ProcessLookupError:
@@ -24,6 +24,7 @@ def open_verified(identity: Identity) -> int | None:
 
 
 def send(identity: Identity, *numbers: signal.Signals) -> None:
+    """Send signals, in order; nothing happens when the process has ended."""
     pidfd = open_verified(identity)
     if pidfd is None:
         return
@@ -37,7 +38,7 @@ def send(identity: Identity, *numbers: signal.Signals) -> None:
 
 
 async def kill_all(identities: Iterable[Identity]) -> None:
-    """KILL each and wait until all have ended."""
+    """KILL each process and wait until all have ended."""
     with contextlib.ExitStack() as stack:
         pidfds = []
         for identity in identities:

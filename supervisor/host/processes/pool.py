@@ -1,4 +1,4 @@
-"""The prewarmed pool: a `multiprocess` fork server that has imported what takes seconds, and forks in milliseconds.
+"""This module runs the prewarmed pool: a `multiprocess` fork server that has imported what takes seconds, and forks in milliseconds.
 
 The server and what runs in its children are `multiprocess`'s; starting it and talking to it is done here, so that it lives like
 any other child (own session, clean environment, log, killed with us), needs no resource tracker, no address that others could
@@ -36,6 +36,7 @@ from supervisor.host.processes.child import (
     wait_exit,
 )
 from supervisor.host.processes.proc import Identity, read_stat
+from trainers.protocol.child_env import TAG
 
 PRELOAD: Final = (
     "torch",
@@ -94,11 +95,11 @@ class _Server:
         os.close(self.alive)
 
 
-class Prewarm:
+class PrewarmedPool:
     """One pool. `env` is the environment that its imports see; `directory` is ours alone (the socket is born there, and unlinked)."""
 
     def __init__(self, *, env: Mapping[str, str], tag: str, directory: Path, log: Path, modules: Sequence[str] = PRELOAD) -> None:
-        self._command = Command(argv=(), env={**env, "OMP_NUM_THREADS": "1", "TRAINSHED_TAG": tag}, cwd=directory, log=log)
+        self._command = Command(argv=(), env={**env, "OMP_NUM_THREADS": "1", TAG: tag}, cwd=directory, log=log)
         self._directory = directory
         self._modules = tuple(modules)
         self._server: _Server | None = None
@@ -108,14 +109,14 @@ class Prewarm:
 
     @property
     def tag(self) -> str:
-        """The tag that the environment of its children shows to others."""
-        return self._command.env["TRAINSHED_TAG"]
+        """Return the tag that the environment of its children shows to others."""
+        return self._command.env[TAG]
 
     def pids(self) -> set[int]:
         return {self._server.child.identity.pid} if self._server is not None else set()
 
     async def begin(self) -> None:
-        """Start the server, if none lives; returns before its imports are done. Raises SpawnFailed."""
+        """Start the server, if none lives, and return before its imports are done. Raises SpawnFailed."""
         async with self._starting:
             if self._server is not None and not has_ended(self._server.child.pidfd):
                 return
@@ -124,7 +125,7 @@ class Prewarm:
             self.starts += 1
 
     async def start(self, command: Command) -> PrewarmedChild:
-        """Start a held child of `command.module`; waits for the server's imports if they are still going on. Raises SpawnFailed."""
+        """Start a held child of `command.module`, waiting for the server's imports if they still go on. Raises SpawnFailed."""
         assert command.module is not None, "the pool runs modules of ours"
         for last in (False, True):
             await self.begin()
@@ -238,7 +239,7 @@ def _pair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[soc
 
 
 def _identify(pid: int, server: int) -> tuple[Identity, int]:
-    """Raises EOFError when the child ended before we had a handle on it."""
+    """Open a handle on a forked child. Raises EOFError when it ended before that."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError as error:
@@ -251,7 +252,7 @@ def _identify(pid: int, server: int) -> tuple[Identity, int]:
 
 
 def describe(command: Command) -> bytes:
-    """What the server's child reads: how to prepare (nothing but a name: no `__main__`, no path), and the process to be."""
+    """Encode what the server's child reads: how to prepare (a name only: no `__main__`, no path), and the process to be."""
     assert command.module is not None, "the pool runs modules of ours"
     order = pool_child.Order(command.module, tuple(command.argv), dict(command.env), str(command.cwd), tuple(command.pass_fds))
     buffer = io.BytesIO()
@@ -277,7 +278,7 @@ async def send_all(to: socket.socket, data: bytes) -> None:
 
 
 async def receive_number(source: socket.socket) -> int:
-    """Raises EOFError when the other end closes first."""
+    """Receive one number of the server's protocol. Raises EOFError when the other end closes first."""
     data = b""
     while len(data) < NUMBER.size:
         try:

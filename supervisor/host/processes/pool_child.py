@@ -1,7 +1,10 @@
-"""What happens inside a child of the prewarmed pool, from the fork to the first line of its module.
+"""This module makes a forked child of the prewarmed pool what an executed child would be, and then runs the child's module.
 
-It gives the child what an executed child would have got: own session, log, descriptors, environment, working directory, signals.
-Standard library only (and the pool itself), because it is imported into the pool. It does not name the supervisor's other modules.
+The child gets its own session, log, descriptors, environment, working directory, signals and path. What the pool has imported from its
+own PYTHONPATH (this module too) is forgotten: a user's code that runs in the child must not find our packages, and ours are imported
+again in a moment. What costs seconds (torch, transformers) comes from the environment's folders and stays.
+
+Standard library only (and `multiprocess` itself), because this module is imported into the pool.
 """
 
 import atexit
@@ -11,17 +14,20 @@ import os
 import runpy
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from multiprocess import forkserver, resource_tracker
 
+from trainers.user_code import forget
+
 F_SETSIG = 10
-LIBRARY_PATHS = "PYTHONPATH"
+PATH_VARIABLE = "PYTHONPATH"
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to run. `pass_fds` are the numbers that the inherited descriptors shall have, in their order after the first three
+    """The child to be. `pass_fds` are the numbers that the inherited descriptors shall have, in their order after the first three
     (handshake, log, lifeline)."""
 
     module: str
@@ -32,7 +38,7 @@ class Order:
 
 
 def run(order: Order) -> None:
-    """The body of a pool child; what it raises ends the child, as in any Python program."""
+    """Runs the child's module to its end; what it raises ends the child, as in any Python program."""
     handshake = enter(order)
     if not os.read(handshake, 1):
         os._exit(127)  # the supervisor ended before it released us
@@ -44,16 +50,17 @@ def run(order: Order) -> None:
 
 
 def enter(order: Order) -> int:
-    """Become a child like any other; returns the handshake's descriptor."""
+    """Makes this process a child like any other, held before its module; returns the handshake's descriptor."""
     os.setsid()
     handshake, lifeline = take_descriptors(order.pass_fds)
     die_with(lifeline)
     reset_signals()
+    forget(_folders(os.environ))
     os.environ.clear()
     os.environ.update(order.env)
     os.chdir(order.cwd)
     sys.argv = [order.module, *order.argv]
-    sys.path += [path for path in order.env.get(LIBRARY_PATHS, "").split(os.pathsep) if path and path not in sys.path]
+    sys.path[:0] = _folders(order.env)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for good; the pool's had a descriptor of its own
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, write_through="PYTHONUNBUFFERED" in order.env)  # type: ignore[union-attr]
@@ -64,10 +71,15 @@ def enter(order: Order) -> int:
     return handshake
 
 
-def take_descriptors(wanted: tuple[int, ...]) -> tuple[int, int]:
-    """Give the inherited descriptors the wanted numbers and close everything else, as exec would.
+def _folders(environ: Mapping[str, str]) -> list[str]:
+    """Returns the folders of PYTHONPATH."""
+    return [folder for folder in environ.get(PATH_VARIABLE, "").split(os.pathsep) if folder]
 
-    Returns the handshake and the lifeline, at numbers of no meaning.
+
+def take_descriptors(wanted: tuple[int, ...]) -> tuple[int, int]:
+    """Gives the inherited descriptors the wanted numbers and closes all others, as exec would.
+
+    Returns the descriptors of the handshake and of the lifeline, whose numbers mean nothing.
     """
     above = max((*wanted, 2)) + 1
     inherited = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, above) for descriptor in forkserver.get_inherited_fds()]  # type: ignore[no-untyped-call]
@@ -86,10 +98,10 @@ def take_descriptors(wanted: tuple[int, ...]) -> tuple[int, int]:
 
 
 def die_with(lifeline: int) -> None:
-    """Be killed when the supervisor is gone, that is when nobody holds the other end of the lifeline any more.
+    """Has the kernel kill this process when the supervisor has ended, that is when no process holds the other end of the lifeline.
 
-    The kernel's "die with the parent" would name the pool's server, which may die alone without harm. Opened anew, because the
-    owner and signal belong to an open file, which all children would share.
+    PR_SET_PDEATHSIG would follow the pool's server, which may die alone without harm. The pipe is opened anew, because owner and
+    signal belong to an open file, which all children would share.
     """
     own = os.open(f"/proc/self/fd/{lifeline}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     os.close(lifeline)
@@ -104,6 +116,7 @@ def die_with(lifeline: int) -> None:
 
 
 def reset_signals() -> None:
+    """Gives signals the handling that Python starts with."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Reading /proc: who lives, whose child it is, and whether a pid still means whom we think.
+"""This module reads /proc: which processes live, whose children they are, and whether a pid still means the process that we think.
 
 A pid alone names nobody, because numbers are used again; a pid with its start time does, until the next boot.
 """
@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-TAG = "TRAINSHED_TAG"
+from trainers.protocol.child_env import TAG
 
 
 class Identity(NamedTuple):
-    """One process of this boot. `start` is in clock ticks since boot, as the kernel counts."""
+    """An identity names one process of this boot. `start` is in clock ticks since boot, as the kernel counts."""
 
     pid: int
     start: int
@@ -31,12 +31,12 @@ class Stat(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """A zombie holds nothing any more, unless other threads of it outlive the first."""
+        """Return whether it holds anything. A zombie does not, unless other threads of it outlive the first."""
         return self.state not in "ZX" or self.threads > 1
 
 
 def read_stat(pid: int) -> Stat | None:
-    """None when there is no such process."""
+    """Read one process. Return None when there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()  # the name before it may hold anything, even ")"
@@ -46,13 +46,13 @@ def read_stat(pid: int) -> Stat | None:
 
 
 def table() -> dict[int, Stat]:
-    """Every process of the box, from one pass (about 15 us each)."""
+    """Read every process of the box in one pass (about 15 us each)."""
     stats = (read_stat(int(name)) for name in os.listdir("/proc") if name.isdigit())
     return {stat.pid: stat for stat in stats if stat is not None}
 
 
 def tag_of(pid: int) -> str | None:
-    """`TRAINSHED_TAG` of the environment that the process was *executed* with; None without one or without access."""
+    """Return `TRAINSHED_TAG` of the environment that the process was *executed* with; None without one or without access."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             environment = file.read()
@@ -63,7 +63,7 @@ def tag_of(pid: int) -> str | None:
 
 
 def command_of(pid: int) -> bytes:
-    """Its command line, arguments separated by zero bytes; empty when it is gone."""
+    """Return its command line, arguments separated by zero bytes; empty when it has ended."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return file.read()
@@ -77,7 +77,7 @@ def boot_id() -> str:
 
 
 def below(processes: Mapping[int, Stat], roots: Iterable[int]) -> set[int]:
-    """The pids of all descendants of `roots`, without these."""
+    """Return the pids of all descendants of `roots`, without the roots."""
     by_parent: dict[int, list[int]] = {}
     for stat in processes.values():
         by_parent.setdefault(stat.parent, []).append(stat.pid)
@@ -91,7 +91,7 @@ def below(processes: Mapping[int, Stat], roots: Iterable[int]) -> set[int]:
 
 
 class Lineage(NamedTuple):
-    """What identifies the processes of one group: its members (each leads a session), their tag, and everyone seen before."""
+    """A lineage identifies the processes of one group: its members (each leads a session), their tag, and everyone seen before."""
 
     members: frozenset[Identity]
     tag: str
@@ -99,7 +99,7 @@ class Lineage(NamedTuple):
 
 
 def lineage(of: Lineage, processes: Mapping[int, Stat], tag: Callable[[int], str | None] | None = None) -> frozenset[Identity]:
-    """The living processes of a group: members, their sessions and descendants, bearers of the tag, those seen before and theirs.
+    """Return the living processes of a group: members, their sessions and descendants, bearers of the tag, those seen before and theirs.
 
     `tag` reads a process's tag; for several groups at once, one that remembers saves most of the work.
 

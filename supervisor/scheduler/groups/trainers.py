@@ -123,10 +123,8 @@ def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -
     if trainer.op == action.id:
         trainer.op = None
     match (action, answer):
-        case (StartTrainer(), TrainerStarted(pids=pids)):
-            trainer.pids = pids
-            if trainer.state is TrainerState.STARTING:
-                trainer.transition(TrainerTransition.STARTED)
+        case (StartTrainer(), TrainerStarted()):
+            _started(ctx, pipeline, answer)
         case (AdoptSnapshot(), SnapshotAdopted()) if trainer.publishing is not None:
             _adopted(pipeline, trainer.publishing)
         case (AdoptSnapshot(), ActionFailed(code=code, reason=reason)) if trainer.publishing is not None:
@@ -273,6 +271,18 @@ def _start(ctx: Context, pipeline: Pipeline) -> None:
         ),
         ctx.box.limits.start,
     )
+
+
+def _started(ctx: Context, pipeline: Pipeline, answer: TrainerStarted) -> None:
+    """Its ranks run. When the newest checkpoint is not there any more, they resume from an older one or from the beginning."""
+    trainer, found = pipeline.trainer, answer.steps_done
+    trainer.pids = answer.pids
+    if trainer.state is TrainerState.STARTING:
+        trainer.transition(TrainerTransition.STARTED)
+    if found is not None and found < trainer.steps_done:
+        ctx.note("error", trainer.id, f"its checkpoint after {trainer.steps_done} steps is not there any more; it resumes after {found}")
+        trainer.steps_done = found
+        trainer.restored = trainer.restored or (pipeline.published == 0 and found == 0)
 
 
 def _watch_lease(ctx: Context, pipeline: Pipeline) -> None:

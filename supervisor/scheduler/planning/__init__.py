@@ -1,9 +1,8 @@
 """Planning says which engines should be awake, and which trainer gets GPUs next. It emits no action: what to wake and to pause is the difference.
 
-It knows the records (`view` alone) and nothing of `groups`: the planner must not care how an engine is drained or started.
+It knows neither records nor groups: the planner must not care how an engine is drained or started. `supervisor.scheduler.view` makes it a `View`:
+the GPUs that no trainer, fence or teardown keeps, and a `Share` for each pipeline that asks for engines.
 
-    view          makes a `View` of the records: the GPUs that no trainer, fence or teardown keeps, and a `Share` for each pipeline that asks.
-                  It names why a GPU, an engine or a pipeline takes no part (`reasons.Denied`)
     planner       `plan(view)`: the engines that should be awake. `must_leave`: whose GPUs somebody needs
     packing       a first engine for as many pipelines as any assignment can serve, with the fewest moves
     costs         what a move costs, as measured, and how long a sample takes

@@ -1,4 +1,4 @@
-"""Without sharing: a pipeline alone stops and goes; a queue of them (`serial`); the box cut in two by hand (`static`)."""
+"""These policies do not share: a pipeline alone stops and goes; a queue of them (`serial`); the box cut in two by hand (`static`)."""
 
 import msgspec
 
@@ -7,7 +7,7 @@ from .scenario import PipelineLoad, Scenario
 
 
 class StopAndGo:
-    """One pipeline: every engine wakes for a rollout and sleeps before the training."""
+    """This policy has one pipeline: every engine wakes for a rollout and sleeps before the training."""
 
     def __init__(self, box: Box) -> None:
         assert len(box.jobs) == 1, "a pipeline alone"
@@ -40,13 +40,13 @@ class StopAndGo:
 
 
 def alone(scenario: Scenario, load: PipelineLoad, hints: bool) -> Outcome:
-    """This pipeline with the whole box to itself, from its own arrival on."""
+    """Run this pipeline with the whole box to itself, from its own arrival on."""
     box = Box(msgspec.structs.replace(scenario, pipelines=(msgspec.structs.replace(load, arrival_s=0.0),)), hints)
     return box.run(StopAndGo(box))
 
 
 def in_turn(scenario: Scenario, loads: tuple[PipelineLoad, ...], hints: bool, *, wait: bool) -> Outcome:
-    """One after another, in their order; `wait`: none starts before it has arrived."""
+    """Run one pipeline after another, in their order. With `wait`, none starts before it has arrived."""
     now, ends, resizes, busy = 0.0, [], 0, 0.0
     for load in loads:
         outcome = alone(scenario, load, hints)
@@ -58,7 +58,7 @@ def in_turn(scenario: Scenario, loads: tuple[PipelineLoad, ...], hints: bool, *,
 
 
 def halves(scenario: Scenario, hints: bool) -> Outcome:
-    """Half the box for every other pipeline (by where it trains, where that says something), each half a queue of its own.
+    """Give half the box to every other pipeline (by where it trains, where that decides it), each half a queue of its own.
 
     A training with fewer GPUs than it is used to takes as much longer. A pipeline whose engines do not fit its half gets the whole box
     for itself, after both queues.
@@ -66,19 +66,19 @@ def halves(scenario: Scenario, hints: bool) -> Outcome:
     middle = scenario.gpus // 2
     halved = (frozenset(range(middle)), frozenset(range(middle, scenario.gpus)))
     queues: tuple[list[PipelineLoad], list[PipelineLoad]] = ([], [])
-    whole: list[PipelineLoad] = []
+    unsplit: list[PipelineLoad] = []
     for load in scenario.pipelines:
         side = _side(load, halved, queues)
         fitted = _fit(load, halved[side])
         if fitted is None:
-            whole.append(load)
+            unsplit.append(load)
         else:
             queues[side].append(fitted)
     outcomes = [in_turn(scenario, tuple(queue), hints, wait=True) for queue in queues]
     start = max(outcome.makespan for outcome in outcomes)
-    rest = in_turn(scenario, tuple(whole), hints, wait=True)
+    rest = in_turn(scenario, tuple(unsplit), hints, wait=True)
     ends = {load.id: end for queue, outcome in zip(queues, outcomes, strict=True) for load, end in zip(queue, outcome.ends, strict=True)}
-    ends |= {load.id: start + end for load, end in zip(whole, rest.ends, strict=True)}
+    ends |= {load.id: start + end for load, end in zip(unsplit, rest.ends, strict=True)}
     total = [*outcomes, rest]
     ordered = tuple(ends[load.id] for load in scenario.pipelines)
     return Outcome(max(ordered), sum(o.resizes for o in total), sum(o.busy for o in total), ordered)
@@ -92,7 +92,7 @@ def _side(load: PipelineLoad, halved: tuple[frozenset[int], ...], queues: tuple[
 
 
 def _fit(load: PipelineLoad, half: frozenset[int]) -> PipelineLoad | None:
-    """The pipeline inside its half, or None."""
+    """Return the pipeline inside its half; None when it has no engine or no training GPU there."""
     infer = tuple(gpu for rank in range(load.ranks) if half.issuperset(load.bundle(rank)) for gpu in load.bundle(rank))
     train = tuple(gpu for gpu in load.train_gpus if gpu in half)
     if not infer or not train:

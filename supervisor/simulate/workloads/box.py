@@ -1,7 +1,7 @@
-"""The physics of a simulated box in virtual time: engines that take time to sleep and to wake, samples that run at rate 1, trainings.
+"""The box is the physics of a simulation in virtual time: engines take time to sleep and to wake, samples run at rate 1, trainings take time.
 
-It decides nothing. A *policy* is told what happened and calls `sleep`, `wake` and `train`; a call that breaks the physics (a GPU
-for two, an engine taken twice) raises AssertionError, so that no policy can look good by cheating.
+The box decides nothing. It tells a *policy* what happened, and the policy calls `sleep`, `wake` and `train`; a call that breaks the physics
+(a GPU for two, an engine taken twice) raises AssertionError, so that no policy can look good by cheating.
 """
 
 import heapq
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from engines.gateway.core.ordering.expectations import expected_left
+from engines.gateway.core.ordering.lengths import expected_remaining
 
 from .scenario import PipelineLoad, Scenario
 
 
 class Phase(Enum):
-    """Of a pipeline's step."""
+    """Where a pipeline is in its step."""
 
     ABSENT = "has not arrived"
     ROLLING = "rollout"
@@ -34,7 +34,7 @@ class UnitState(Enum):
 
 @dataclass(slots=True)
 class Unit:
-    """One engine."""
+    """A unit is one engine."""
 
     job: "Job"
     rank: int
@@ -46,13 +46,13 @@ class Unit:
 
 @dataclass(slots=True)
 class Job:
-    """One pipeline: its step, and what is left of each of its samples."""
+    """A job is one pipeline: its step, and the seconds that remain of each of its samples."""
 
     load: PipelineLoad
     units: list[Unit] = field(default_factory=list)
     phase: Phase = Phase.ABSENT
     step: int = 0
-    left: list[float] = field(default_factory=list)
+    remaining: list[float] = field(default_factory=list)
     waiting: list[tuple[float, int]] = field(default_factory=list)  # heap of (order, sample)
     lives: list[int] = field(default_factory=list)  # of a sample: how often it was started; an older life's end is void
     done: int = 0
@@ -61,7 +61,7 @@ class Job:
 
     @property
     def unfinished(self) -> int:
-        return len(self.left) - self.done if self.phase is Phase.ROLLING else 0
+        return len(self.remaining) - self.done if self.phase is Phase.ROLLING else 0
 
     @property
     def in_flight(self) -> int:
@@ -69,7 +69,7 @@ class Job:
 
 
 class Policy(Protocol):
-    """Told after the fact; acts through the box it was given."""
+    """A policy is told what happened, after the fact, and acts through the box that it was given."""
 
     def arrived(self, job: Job) -> None: ...
     def progressed(self, job: Job) -> None: ...
@@ -81,7 +81,7 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it. Times are seconds, `busy` are GPU-seconds in which a GPU trained or generated."""
+    """What a simulation came to. Times are seconds, `busy` are GPU-seconds in which a GPU trained or generated."""
 
     makespan: float
     resizes: int
@@ -90,7 +90,7 @@ class Outcome:
 
 
 class Box:
-    """One scenario. `hints`: the dispatcher starts the longest expected sample first, and the policy may ask for expectations."""
+    """A box runs one scenario. With `hints` the dispatcher starts the longest expected sample first, and the policy may ask for expectations."""
 
     def __init__(self, scenario: Scenario, hints: bool = False) -> None:
         self.scenario = scenario
@@ -113,7 +113,7 @@ class Box:
         heapq.heappush(self._heap, (self.now + delay, self._order, what))
 
     def run(self, policy: Policy) -> Outcome:
-        """To the end of the last pipeline. Raises AssertionError when the policy leaves something undone for ever."""
+        """Run to the end of the last pipeline. Raises AssertionError when the policy leaves something undone for ever."""
         self.policy = policy
         for job in self.jobs:
             self.after(job.load.arrival_s, lambda job=job: self._roll(job, policy.arrived))  # type: ignore[misc]
@@ -127,15 +127,15 @@ class Box:
     # -- what a policy may do
 
     def sleep(self, unit: Unit) -> None:
-        """Stops producing at once; holds its GPUs for `sleep_s`."""
+        """Stop producing at once; the engine holds its GPUs for `sleep_s`."""
         assert unit.state is UnitState.AWAKE, f"{unit.job.load.id}/{unit.rank} is {unit.state.value} and cannot be put to sleep"
         unit.state = UnitState.SLEEPING
         self.resizes += 1
         self._interrupt(unit)
         self.after(self.scenario.sleep_s, lambda: self._slept(unit))
 
-    def gone(self, unit: Unit) -> None:
-        """Its process has ended: nothing of it is left. Costs nothing and is no resize."""
+    def end(self, unit: Unit) -> None:
+        """End the engine's process: nothing of it stays. This costs nothing and is no resize."""
         assert not unit.running, f"{unit.job.load.id}/{unit.rank} ends with {len(unit.running)} samples running"
         unit.state = UnitState.ASLEEP
         for gpu in unit.gpus:
@@ -143,7 +143,7 @@ class Box:
                 self.holder[gpu] = None
 
     def wake(self, unit: Unit) -> None:
-        """Takes its GPUs now; produces after `wake_s`."""
+        """Take its GPUs now; the engine produces after `wake_s`."""
         assert unit.state is UnitState.ASLEEP, f"{unit.job.load.id}/{unit.rank} is {unit.state.value} and cannot be woken"
         self._take(unit.gpus, unit)
         unit.state = UnitState.WAKING
@@ -151,23 +151,23 @@ class Box:
         self.after(self.scenario.wake_s, lambda: self._woken(unit))
 
     def train(self, job: Job) -> None:
-        """Takes every training GPU for `train_s`."""
+        """Take every training GPU for `train_s`."""
         assert job.phase is Phase.WANTING, f"{job.load.id} wants no training: {job.phase.value}"
         self._take(job.load.train_gpus, job)
         job.phase, job.since = Phase.TRAINING, self.now
         self.after(job.load.train_s, lambda: self._trained(job))
 
     def expected(self, job: Job) -> tuple[float, float]:
-        """Seconds of work expected in the unfinished samples, and in the longest of them; (0, 0) without hints."""
+        """Return the seconds of work expected in the unfinished samples, and in the longest of them; (0, 0) without hints."""
         if not self.hints or not job.load.hints or job.phase is not Phase.ROLLING:
             return (0.0, 0.0)
         guesses, work = job.load.hints[job.step], job.load.trajectories[job.step]
         started = {sample: since for unit in job.units for sample, since in unit.running.items()}
         total = longest = 0.0
-        for sample, left in enumerate(job.left):
-            if left > 0.0:
-                age = work[sample] - left + (self.now - started[sample] if sample in started else 0.0)
-                expected = expected_left(guesses[sample], max(0.0, age))
+        for sample, seconds in enumerate(job.remaining):
+            if seconds > 0.0:
+                age = work[sample] - seconds + (self.now - started[sample] if sample in started else 0.0)
+                expected = expected_remaining(guesses[sample], max(0.0, age))
                 total += expected
                 longest = max(longest, expected)
         return (total, longest)
@@ -177,17 +177,17 @@ class Box:
     def _roll(self, job: Job, tell: Callable[[Job], None]) -> None:
         work = job.load.trajectories[job.step]
         job.phase, job.since, job.done = Phase.ROLLING, self.now, 0
-        job.left, job.lives = list(work), [0] * len(work)
-        job.waiting = [(self._turn(job, sample), sample) for sample in range(len(work))]
+        job.remaining, job.lives = list(work), [0] * len(work)
+        job.waiting = [(self._dispatch_order(job, sample), sample) for sample in range(len(work))]
         heapq.heapify(job.waiting)
         self._fill(job)
         tell(job)
 
-    def _turn(self, job: Job, sample: int) -> float:
-        """Order of dispatch: the longest expected first, else by index; what was interrupted is known to be long."""
+    def _dispatch_order(self, job: Job, sample: int) -> float:
+        """Return a sort key: the longest expected first, else by index. What was interrupted is known to be long."""
         if self.hints and job.load.hints:
-            age = job.load.trajectories[job.step][sample] - job.left[sample]
-            return -expected_left(job.load.hints[job.step][sample], age)
+            age = job.load.trajectories[job.step][sample] - job.remaining[sample]
+            return -expected_remaining(job.load.hints[job.step][sample], age)
         return float(sample)
 
     def _fill(self, job: Job) -> None:
@@ -202,7 +202,7 @@ class Box:
                 unit.busy_since = self.now
             job.lives[sample] += 1
             life = job.lives[sample]
-            self.after(job.left[sample], lambda s=sample, u=unit, n=life: self._finished(job, u, s, n))  # type: ignore[misc]
+            self.after(job.remaining[sample], lambda s=sample, u=unit, n=life: self._finished(job, u, s, n))  # type: ignore[misc]
             if len(unit.running) >= slots:
                 open_units.remove(unit)
 
@@ -211,9 +211,9 @@ class Box:
             return
         del unit.running[sample]
         self._rest(unit)
-        job.left[sample] = 0.0
+        job.remaining[sample] = 0.0
         job.done += 1
-        if job.done == len(job.left):
+        if job.done == len(job.remaining):
             job.phase, job.since = Phase.WANTING, self.now
             assert self.policy is not None
             self.policy.rolled(job)
@@ -223,7 +223,7 @@ class Box:
             self.policy.progressed(job)
 
     def _rest(self, unit: Unit) -> None:
-        """Count its busy time when nothing runs on it any more."""
+        """Count an engine's busy time when nothing runs on it any more."""
         if not unit.running and unit.busy_since is not None:
             self.busy += (self.now - unit.busy_since) * len(unit.gpus)
             unit.busy_since = None
@@ -231,9 +231,9 @@ class Box:
     def _interrupt(self, unit: Unit) -> None:
         job = unit.job
         for sample, since in unit.running.items():
-            job.left[sample] = max(1e-9, job.left[sample] - (self.now - since))
+            job.remaining[sample] = max(1e-9, job.remaining[sample] - (self.now - since))
             job.lives[sample] += 1
-            heapq.heappush(job.waiting, (self._turn(job, sample), sample))
+            heapq.heappush(job.waiting, (self._dispatch_order(job, sample), sample))
         unit.running.clear()
         self._rest(unit)
         self._fill(job)

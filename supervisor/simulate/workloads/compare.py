@@ -1,7 +1,9 @@
-"""One scenario under one policy, and what to say about it."""
+"""This module runs one scenario under one policy and works out what to say about it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from supervisor.config import limits
+from supervisor.config.schema.tables import SchedulerTable
 from supervisor.scheduler.spec import Rules
 
 from .alone import alone, halves, in_turn
@@ -16,7 +18,7 @@ POLICIES = (*OURS, "incumbent", "static", "serial", "solo")
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """`slowdowns`: each pipeline's time in the box over its time alone on it, in index order. `jain`: over pipelines that are alike, the worst of them."""
+    """The figures of one simulation. `slowdowns`: each pipeline's time in the box over its time alone; `jain`: of pipelines alike, the worst."""
 
     name: str
     policy: str
@@ -36,7 +38,7 @@ class Figures:
 
 
 def run(scenario: Scenario, policy: str, hints: bool, rules: Rules | None = None) -> Outcome:
-    """In virtual time. `rules`: further settings of the production scheduler."""
+    """Run a scenario in virtual time. `rules` are further settings of the production scheduler."""
     match policy:
         case "incumbent":
             box = Box(scenario, hints)
@@ -50,12 +52,13 @@ def run(scenario: Scenario, policy: str, hints: bool, rules: Rules | None = None
             ends = tuple(outcome.makespan for outcome in each)
             return Outcome(max(ends), sum(o.resizes for o in each), sum(o.busy for o in each), ends)
         case _:
-            given = rules or Rules()
+            given = rules or limits.rules(SchedulerTable())
             box = Box(scenario, hints)
-            return box.run(Production(box, Rules(policy, given.minimum_hold)))
+            return box.run(Production(box, replace(given, targets=policy)))
 
 
 def figures(scenario: Scenario, policy: str, hints: bool, rules: Rules | None = None) -> Figures:
+    """Run a scenario under a policy, and compare each pipeline with its time alone."""
     outcome = run(scenario, policy, hints, rules)
     arrivals = [0.0 if policy in ("solo", "serial") else load.arrival_s for load in scenario.pipelines]
     solo = [alone(scenario, load, False).makespan for load in scenario.pipelines]
@@ -68,5 +71,5 @@ def figures(scenario: Scenario, policy: str, hints: bool, rules: Rules | None = 
 
 
 def jain(values: list[float]) -> float:
-    """Jain's index: 1 when all are equal, 1/n when one has everything."""
+    """Return Jain's index: 1 when all are equal, 1/n when one has everything. `values` are not empty."""
     return sum(values) ** 2 / (len(values) * sum(value * value for value in values))

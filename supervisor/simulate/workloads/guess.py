@@ -1,10 +1,10 @@
-"""A user's own configuration plus guessed durations as a scenario: what would sharing bring?"""
+"""This module makes a scenario of a user's own configuration and guessed durations, to answer: what would sharing bring?"""
 
 from dataclasses import dataclass
 from math import exp, log
 from random import Random
 
-from supervisor.config.schema.tables import Config, Pipeline
+from supervisor.config.schema.tables import Config, PipelineTable
 from supervisor.errors import UsageError
 
 from .scenario import PipelineLoad, Scenario
@@ -15,7 +15,7 @@ LONGEST = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """Seconds of one training, mean seconds of one sample on a full engine, samples of one rollout. `spread`: of the log of a sample's length."""
+    """Seconds of one training, mean seconds of one sample on a full engine, samples of one rollout. `spread`: deviation of the log of a sample's length."""
 
     train_s: float
     sample_s: float
@@ -28,7 +28,7 @@ class Guess:
 
 
 def scenario(config: Config, name: str, guess: Guess) -> Scenario:
-    """Lengths are log-normal about the mean, hints are as good as those of data/scenarios.json. Raises UsageError for numbers that make no sense."""
+    """Make a scenario: lengths are log-normal about the mean, hints are off by a factor of log-normal spread 0.5. Raises UsageError."""
     if min(guess.train_s, guess.sample_s, guess.samples, guess.steps) <= 0 or min(guess.spread, guess.sleep_s, guess.wake_s) < 0:
         raise UsageError("--train-s, --sample-s, --samples and --steps are more than 0, the others not less.")
     host = config.host
@@ -37,7 +37,7 @@ def scenario(config: Config, name: str, guess: Guess) -> Scenario:
     return Scenario(name, count, guess.sleep_s, guess.wake_s, tuple(_load(pipeline, guess) for pipeline in config.pipeline))
 
 
-def _load(pipeline: Pipeline, guess: Guess) -> PipelineLoad:
+def _load(pipeline: PipelineTable, guess: Guess) -> PipelineLoad:
     random = Random(f"{guess.seed}/{pipeline.name}")
     median = log(guess.sample_s) - guess.spread**2 / 2
     steps = min(pipeline.trainer.steps, guess.steps)

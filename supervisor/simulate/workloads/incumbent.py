@@ -1,8 +1,8 @@
-"""The incumbent's rules as a policy, to compare with: our own implementation of what reference/rlix.md (sections 3 and 4) describes.
+"""This policy follows the incumbent's rules, to compare with: our own implementation, from a description of its behaviour.
 
 One cycle decides for everybody: releases, then trainings in order of arrival, then engines by gap ratio; all pauses, then all wakes,
-then everybody who waited is told. It runs when something was said, and once a second when shares have drifted. Its driver waits here
-for resizes in flight, since otherwise it books GPUs twice.
+then everybody who waited is told. A cycle runs when a pipeline has reported something, and once a second when shares have drifted. Its driver
+waits here for resizes in flight, since otherwise it books GPUs twice.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ DRIFT = 0.10
 
 @dataclass(slots=True)
 class _Seen:
-    """What its scheduler knows of one pipeline."""
+    """What the incumbent's scheduler knows of one pipeline."""
 
     job: Job
     open: bool = False
@@ -31,7 +31,7 @@ class _Seen:
 
     @property
     def target(self) -> int:
-        return len(self.job.left) if self.open else 0
+        return len(self.job.remaining) if self.open else 0
 
     @property
     def remaining(self) -> float:
@@ -44,7 +44,7 @@ class _Seen:
 
 @dataclass(slots=True)
 class _Cycle:
-    """What one cycle will do. `protected`: ranks that it has touched already."""
+    """What one cycle will do. `protected` are ranks that it has touched already."""
 
     idle: set[int]
     shrink: list[Unit] = field(default_factory=list)
@@ -54,7 +54,7 @@ class _Cycle:
 
 
 class Incumbent:
-    """A `Policy` of the simulated box."""
+    """The incumbent is a `Policy` of the simulated box."""
 
     def __init__(self, box: Box) -> None:
         self._box = box
@@ -76,7 +76,7 @@ class Incumbent:
 
     def progressed(self, job: Job) -> None:
         seen = self._of(job)
-        step = max(1, ceil(BAND * len(job.left)))
+        step = max(1, ceil(BAND * len(job.remaining)))
         if job.done - seen.reported >= step:
             seen.reported = job.done
             self._wake_up()
@@ -169,7 +169,7 @@ class Incumbent:
         cycle.idle |= set(unit.gpus)
 
     def _trainings(self, cycle: _Cycle) -> set[int]:
-        """First come first served; pauses of a request that cannot be met yet stay planned all the same (its RB-D2)."""
+        """Serve trainings first come first served; pauses of a request that cannot be met yet stay planned all the same, a defect of the original."""
         reserved: set[int] = set()
         for seen in self._queue:
             needed = set(seen.job.load.train_gpus)
@@ -222,7 +222,7 @@ class Incumbent:
 
 
 def _gap_ratio(cycle: _Cycle, listed: list[_Seen], reserved: set[int]) -> None:
-    """Section 4: targets by remaining x tp, then one engine at a time to the widest relative gap."""
+    """Set targets by remaining x tp, then give one engine at a time to the widest relative gap."""
     active = {id(seen): seen.active - {rank for key, rank in cycle.protected if key == id(seen)} for seen in listed}
     weight = sum(seen.remaining * seen.tp for seen in listed)
     budget = len(cycle.idle) + sum(len(active[id(seen)]) * seen.tp for seen in listed)
@@ -273,7 +273,7 @@ def _activate(
 def _given(
     cycle: _Cycle, missing: set[int], donors: Iterable[_Seen], active: dict[int, set[int]], target: dict[int, int]
 ) -> list[tuple[_Seen, int]] | None:
-    """Engines that donors can spare to cover `missing`; None when they cannot."""
+    """Return engines that donors can spare to cover `missing`; None when they cannot."""
     given: list[tuple[_Seen, int]] = []
     for seen in donors:
         spare = max(0, len(active[id(seen)]) - target[id(seen)])

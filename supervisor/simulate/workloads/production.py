@@ -1,12 +1,15 @@
-"""The production scheduler as a policy of the simulated box: events of the box in, its actions carried out with the box's times.
+"""This policy is the production scheduler: it gets the box's events, and its actions are carried out with the box's times.
 
 Draining, pausing and measuring an engine take `sleep_s` together; waking it takes `wake_s`; everything else takes no time.
 Engines have been started once before the first second, as `start = "eager"` does it.
 """
 
 from collections import deque
+from dataclasses import replace
 
 from engines.lifecycle.state import EngineState
+from supervisor.config.limits import limits
+from supervisor.config.schema.tables import HealthTable
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
@@ -22,7 +25,7 @@ FIRST = Incarnation(1)
 
 
 class Production:
-    """`rules` are `[scheduler]` of the configuration."""
+    """Runs the production scheduler on the box. `rules` are `[scheduler]` of the configuration."""
 
     def __init__(self, box: Box, rules: Rules) -> None:
         self._box = box
@@ -44,7 +47,7 @@ class Production:
 
     def arrived(self, job: Job) -> None:
         number = job.step
-        self._feed(self._said(job, say.OpenRollout(rollout=number, target=len(job.left))))
+        self._feed(self._said(job, say.OpenRollout(rollout=number, target=len(job.remaining))))
         self.progressed(job)
 
     def progressed(self, job: Job) -> None:
@@ -106,7 +109,7 @@ class Production:
             self._set_alarm()
 
     def _perform(self, action: do.Action) -> ev.Event | None:
-        """Carry it out; the answer at once, or None when the box will tell."""
+        """Carry out an action. Return the answer at once, or None when the box will give it."""
         match action:
             case do.PrepareModel():
                 return ev.ModelReady(id=action.id)
@@ -142,7 +145,7 @@ class Production:
                 return ev.Ordered(id=action.id)
 
     def _sleep(self, action: do.Drain | do.Pause) -> ev.Event | None:
-        """The first half of a pause that reaches the engine starts its time to fall asleep."""
+        """Let an engine fall asleep: the first half of a pause that reaches it starts its time."""
         unit = self._unit(action.engine)
         if unit.state is UnitState.AWAKE:
             self._box.sleep(unit)
@@ -153,9 +156,9 @@ class Production:
         return None
 
     def _stop(self, action: do.StopGroup) -> ev.Event:
-        """The end of a pipeline: its processes go at once, and with them their memory."""
+        """End a pipeline's group: its processes end at once, and their memory is free."""
         if isinstance(action.group, EngineId):
-            self._box.gone(self._unit(action.group))
+            self._box.end(self._unit(action.group))
         return ev.GroupGone(id=action.id, confirmed=True)
 
     def _unit(self, id: EngineId) -> Unit:
@@ -164,8 +167,8 @@ class Production:
 
 def _spec(box: Box, rules: Rules) -> BoxSpec:
     gpus = tuple(GpuId(gpu) for gpu in range(box.scenario.gpus))
-    rules = Rules(rules.targets, rules.minimum_hold, max_starting=1_000_000)
-    return BoxSpec(gpus, tuple(_pipeline(job.load) for job in box.jobs), rules=rules)
+    rules = replace(rules, max_starting=1_000_000)
+    return BoxSpec(gpus, tuple(_pipeline(job.load) for job in box.jobs), limits(HealthTable()), rules)
 
 
 def _pipeline(load: PipelineLoad) -> PipelineSpec:

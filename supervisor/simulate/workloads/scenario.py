@@ -1,4 +1,4 @@
-"""A workload to simulate: who trains where and for how long, and how much work each sample is. The form of data/scenarios.json."""
+"""A scenario is a workload to simulate: who trains where, for how long, and how much work each sample is. docs/simulation.md has its JSON form."""
 
 import msgspec
 
@@ -28,7 +28,7 @@ class PipelineLoad(msgspec.Struct, frozen=True):
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """Pipelines of one kind are alike: their slowdowns should be, too."""
+        """Return what pipelines of one kind have in common: their slowdowns should be alike, too."""
         sizes = (len(self.train_gpus), len(self.infer_gpus))
         return (*sizes, len(self.trajectories), self.tp, self.slots_per_rank, self.train_s, self.arrival_s)
 
@@ -44,7 +44,7 @@ class Scenario(msgspec.Struct, frozen=True):
 
     @property
     def lower_bound(self) -> float:
-        """Seconds that no policy can beat: all work over all GPUs; the longest pipeline's own chain with one wake and perfect
+        """Return the seconds that no policy can beat: all work over all GPUs; the longest pipeline's own chain with one wake and perfect
         packing; the training that any one GPU must carry."""
         busy = sum(_work(load) + len(load.trajectories) * load.train_s * len(load.train_gpus) for load in self.pipelines)
         chain = max(_chain(load) for load in self.pipelines) + self.wake_s
@@ -53,7 +53,7 @@ class Scenario(msgspec.Struct, frozen=True):
 
 
 def _work(load: PipelineLoad) -> float:
-    """GPU seconds of every rollout of it, at full engines."""
+    """Return the GPU seconds of every rollout of a pipeline, at full engines."""
     return sum(map(sum, load.trajectories)) * load.tp / load.slots_per_rank
 
 
@@ -63,7 +63,7 @@ def _chain(load: PipelineLoad) -> float:
 
 
 def read(text: bytes) -> list[Scenario]:
-    """Scenarios from JSON: a list of them, or one. Raises UsageError naming the first mistake."""
+    """Read scenarios from JSON: a list of them, or one. Raises UsageError naming the first mistake."""
     try:
         found = msgspec.json.decode(text, type=list[Scenario] | Scenario)
     except msgspec.DecodeError as error:

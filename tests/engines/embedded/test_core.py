@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainshed.device import parse_device
+from trainshed.virtual_gpu import parse_device
 
 from engines.embedded.architecture import UnsupportedModel
 from engines.embedded.batching import Request, Sampling

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from tests.harness.gateway_box import box, right, sample, samples
 from tests.harness.scripted_engine import Script, ScriptedEngine
@@ -117,6 +118,7 @@ async def published_in_the_middle(model: Path, tmp_path: Path, *arguments: str) 
         return [span for line in lines.values() for span in line["spans"]]
 
 
+@pytest.mark.slow
 def test_the_answer_to_an_unroute_comes_after_what_runs_there(model: Path, tmp_path: Path) -> None:
     """A supervisor that waits for the last sample of an engine must not take an older picture for an idle one."""
 

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.lifecycle.health import Health, Kind, Look, Mode, Outcome, Probe, Rates, Word
+from engines.lifecycle.health import Diagnosis, Health, Kind, Look, Mode, Outcome, Probe, Rates
+from tests.harness.defaults import default_rates
 from trainers.protocol.ids import EngineId, Incarnation, PipelineId
 
-RATES = Rates()
+RATES = default_rates()
 LIFE = Incarnation(1)
 
 
@@ -57,7 +58,7 @@ class Box:
                     self.most = max(self.most, sum(entry[1].engine == other for entry in self.running))
 
     def condemned(self, rank: int = 0) -> float | None:
-        return next((at for at, o in self.outcomes if o.word is Word.CONDEMNED and o.engine == engine(rank)), None)
+        return next((at for at, o in self.outcomes if o.diagnosis is Diagnosis.CONDEMNED and o.engine == engine(rank)), None)
 
     def kinds(self, rank: int = 0) -> list[Kind]:
         return [probe.kind for probe in self.asked if probe.engine == engine(rank)]
@@ -92,7 +93,7 @@ def test_f1_a_minute_of_503_in_a_long_prefill_condemns_nobody() -> None:
     box.change(evidence=1)
     box.run(300)
     assert box.condemned() is None
-    assert any(outcome.word is Word.SUSPECT for _, outcome in box.outcomes)
+    assert any(outcome.diagnosis is Diagnosis.SUSPECT for _, outcome in box.outcomes)
 
 
 def test_f1_blips_below_the_threshold_condemn_nobody() -> None:
@@ -335,7 +336,7 @@ def test_a_verdict_is_told_once() -> None:
     box = Box()
     box.fail(*Kind)
     box.run(1000)
-    assert sum(outcome.word is Word.CONDEMNED for _, outcome in box.outcomes) == 1
+    assert sum(outcome.diagnosis is Diagnosis.CONDEMNED for _, outcome in box.outcomes) == 1
 
 
 def test_a_suspect_that_answers_again_is_well() -> None:
@@ -344,7 +345,7 @@ def test_a_suspect_that_answers_again_is_well() -> None:
     box.run(12)
     box.sick.clear()
     box.run(12)
-    assert [outcome.word for _, outcome in box.outcomes] == [Word.SUSPECT, Word.WELL]
+    assert [outcome.diagnosis for _, outcome in box.outcomes] == [Diagnosis.SUSPECT, Diagnosis.WELL]
 
 
 def test_an_engine_that_is_gone_is_forgotten() -> None:

@@ -33,7 +33,7 @@ class Asked:
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.end: Any = None
-        self._start = Start(1, 0, 1, engine.url, engine.key, body(prompt, most, **more))
+        self._start = Start(attempt=1, engine=0, incarnation=1, url=engine.url, key=engine.key, body=body(prompt, most, **more))
 
     async def run(self) -> "Asked":
         client = EngineClient()

@@ -23,7 +23,7 @@ from engines.lifecycle import members as shapes
 from engines.sglang import command as sglang
 from engines.sglang.versions import NEWEST
 from supervisor.host.ports import Ports
-from supervisor.runtime.sglang_engines import open_in_shm
+from supervisor.runtime.kinds.sglang import open_in_shm
 from tests.harness.engine_process import EngineProcess
 from tests.harness.sglang import models
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.attempt.directory import RunDirectory, is_running, log_name, new_attempt, open_attempt
-from supervisor.config.schema.tables import Config, Host
+from supervisor.attempt.directory import RunDirectory, is_running, new_attempt, open_attempt
+from supervisor.config.schema.tables import Config, HostTable
 from supervisor.errors import SetUpError, UsageError
-from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
+from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId, log_name
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-CONFIG = Config([], Host(virtual=4))
+CONFIG = Config([], HostTable(virtual=4))
 
 
 def begun(runs: Path, name: str = "q") -> RunDirectory:
@@ -52,8 +52,8 @@ def test_there_is_room_for_the_last_words(tmp_path: Path) -> None:
     attempt = begun(tmp_path)
     (reserve,) = (path for path in attempt.path.iterdir() if path.stat().st_size == 64 << 10)
     assert reserve.stat().st_blocks * 512 >= 64 << 10
-    attempt.last_words()
-    attempt.last_words()
+    attempt.release_reserve()
+    attempt.release_reserve()
     assert not reserve.exists()
     attempt.close()
 
@@ -139,7 +139,7 @@ def test_the_configuration_is_kept(tmp_path: Path) -> None:
     attempt = begun(tmp_path)
     assert (attempt.path / "config.toml").read_bytes() == b"# mine\n"
     assert json.loads((attempt.path / "config.resolved.json").read_text())["host"]["virtual"] == 4
-    attempt.begin(Config([], Host(virtual=2)), b"")
+    attempt.begin(Config([], HostTable(virtual=2)), b"")
     assert json.loads((attempt.path / "config.resolved.json").read_text())["host"]["virtual"] == 4, (
         "its own record was what it was read from"
     )

@@ -7,7 +7,7 @@ import pytest
 
 from supervisor.attempt.checkpoints import Remembered, Saved
 from supervisor.attempt.directory import RunDirectory, new_attempt
-from supervisor.attempt.find import find_run, find_to_resume, living_in, to_resume
+from supervisor.attempt.find import Choice, choose, find_run, newest_resumable, open_chosen
 from supervisor.config.schema.tables import Config
 from supervisor.errors import UsageError
 
@@ -57,7 +57,6 @@ def test_what_runs_comes_before_what_has_ended(runs: Path) -> None:
     assert find_run("a/attempt_2") == later, "unless it is named"
     two = living(runs, "b")
     assert find_run(None) == two.path, "the latest, and it runs"
-    assert living_in(runs) == [one.path, two.path]
     dead(runs, "c")
     with pytest.raises(UsageError, match="Several runs go on here: runs/a/attempt_1, runs/b/attempt_1"):
         find_run(None)
@@ -68,17 +67,17 @@ def test_what_runs_comes_before_what_has_ended(runs: Path) -> None:
 
 
 def test_resumed_is_the_newest_that_has_a_checkpoint(runs: Path) -> None:
-    assert to_resume(runs / "a") is None
+    assert newest_resumable(runs / "a") is None
     first = dead(runs, "a")
-    choice = to_resume(runs / "a")
+    choice = newest_resumable(runs / "a")
     assert choice is not None
     assert (choice.path, choice.steps) == (first, {})
     with_one, without = dead(runs, "a", steps=3), dead(runs, "a")
-    choice = to_resume(runs / "a")
+    choice = newest_resumable(runs / "a")
     assert choice is not None
     assert (choice.path, choice.steps, choice.passed) == (with_one, {"p1": 3}, ((without, "has no checkpoint"),))
     started = living(runs, "a")
-    choice = to_resume(runs / "a")
+    choice = newest_resumable(runs / "a")
     assert choice is not None
     assert choice.path == with_one
     assert choice.passed[0] == (started.path, "runs, and has no checkpoint yet")
@@ -87,7 +86,7 @@ def test_resumed_is_the_newest_that_has_a_checkpoint(runs: Path) -> None:
 
 def test_without_any_checkpoint_the_newest_that_does_not_run_begins_anew(runs: Path) -> None:
     ended, alive = dead(runs, "a"), living(runs, "a")
-    choice = to_resume(runs / "a")
+    choice = newest_resumable(runs / "a")
     assert choice is not None
     assert (choice.path, choice.steps) == (ended, {})
     assert [path for path, _ in choice.passed] == [alive.path]
@@ -98,15 +97,39 @@ def test_a_checkpoint_that_is_no_longer_there_does_not_count(runs: Path) -> None
     with_one = dead(runs, "a", steps=3)
     (with_one / "checkpoints" / "p1" / "step").rmdir()
     newer = dead(runs, "a")
-    choice = to_resume(runs / "a")
+    choice = newest_resumable(runs / "a")
     assert choice is not None
     assert choice.path == newer
 
 
 def test_what_an_operator_names_to_be_resumed(runs: Path) -> None:
     with_one, newer = dead(runs, "a", steps=3), dead(runs, "a")
-    assert find_to_resume("a", runs).path == with_one, "the runs of a name"
-    assert find_to_resume("runs/a", runs).steps == {"p1": 3}
-    assert find_to_resume("a/attempt_2", runs).path == newer, "exactly that one"
+
+    def chosen(named: str) -> Choice:
+        choice = choose(runs, None, named=named)
+        assert choice is not None
+        return choice
+
+    assert chosen("a").path == with_one, "the runs of a name"
+    assert chosen("runs/a").steps == {"p1": 3}
+    assert chosen("a/attempt_2").path == newer, "exactly that one"
     with pytest.raises(UsageError):
-        find_to_resume("nowhere", runs)
+        chosen("nowhere")
+    alive = living(runs, "b")
+    with pytest.raises(UsageError, match="another supervisor runs there"):
+        chosen("b")
+    assert choose(runs, "b", named="b") == Choice(alive.path, {}), "with a file of its own the configuration is looked at first"
+    alive.close()
+
+
+def test_what_a_run_goes_on_with(runs: Path) -> None:
+    assert choose(runs, "a") is None, "a new attempt"
+    with pytest.raises(UsageError, match=r"a has no attempt in .* that could be resumed"):
+        choose(runs, "a", resume=True)
+    first = dead(runs, "a", steps=3)
+    assert choose(runs, "a") is None
+    choice = choose(runs, "a", resume=True)
+    assert choice == Choice(first, {"p1": 3})
+    for attempt, path in ((open_chosen(choice, runs, "a"), first), (open_chosen(None, runs, "a"), first.parent / "attempt_2")):
+        assert attempt.path == path
+        attempt.close()

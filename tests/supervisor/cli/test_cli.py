@@ -11,10 +11,10 @@ import pytest
 
 from supervisor.attempt.directory import RunDirectory, new_attempt
 from supervisor.attempt.summary import PipelineSummary, Summary, write
-from supervisor.cli.main import arranged, main
+from supervisor.cli.main import COMMANDS, arranged, main
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError, UsageError
-from supervisor.runtime.options import Options
+from supervisor.runtime.startup import Options
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 GOOD = """\
@@ -45,6 +45,34 @@ def test_arranged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert arranged(["--help"]) == ["--help"]
     with pytest.raises(UsageError, match="did you mean status"):
         arranged(["statsu"])
+
+
+RUNS = (["run", "x"], ["a.toml"], ["a.conf"], ["fifo"], ["--resume", "a.toml"], ["--detach", "a.toml"], ["gone.toml"])
+"""Forms of `run`: each needs a guardian."""
+
+
+@pytest.mark.parametrize(
+    ("words", "guarded"),
+    [
+        *(([command.__name__], command.__name__ == "run") for command in COMMANDS),
+        *((words, True) for words in RUNS),
+        *((words, False) for words in ([], ["--help"], ["--version"], ["statsu"], ["folder"])),
+    ],
+)
+def test_only_a_run_has_a_guardian_above_it(words: list[str], guarded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bin/supervise` knows no list of commands; what it takes for a run, the command line takes for one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.toml", "a.conf"):
+        (tmp_path / name).write_text(GOOD)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "folder").mkdir()
+    script = (CHECKOUT / "bin" / "supervise").read_text().partition("guarded=false")
+    decide = f"set -eu; venv=v; root=r; {''.join(script[1:])}".replace("exec ", "exec echo ")
+    found = subprocess.run(["sh", "-c", decide, "supervise", *words], capture_output=True, text=True, timeout=10, check=True)
+    assert ("guardian.py" in found.stdout) is guarded
+    assert guarded or found.stdout.split()[4:] == (words or ["--help"])
+    if guarded:
+        assert arranged(words)[0] == "run"
 
 
 @pytest.mark.parametrize(

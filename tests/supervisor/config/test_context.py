@@ -9,7 +9,7 @@ import pytest
 from supervisor.config.load import load
 from supervisor.config.machine.model_files import model_context
 from supervisor.config.schema.findings import GpuFact
-from supervisor.config.schema.tables import Engine
+from supervisor.config.schema.tables import EngineTable
 from supervisor.errors import ConfigError
 from trainers.protocol.ids import GpuId
 
@@ -39,7 +39,7 @@ SMALL = {
 """Qwen2.5-1.5B: 28 KiB a token in 16 bits."""
 
 
-def engine(folder: Path, config: dict[str, Any] | None = None, more: str = "", kind: str = "sglang", gib: int | None = None) -> Engine:
+def engine(folder: Path, config: dict[str, Any] | None = None, more: str = "", kind: str = "sglang", gib: int | None = None) -> EngineTable:
     model = '{ make = "trainers.grpo.tiny:make" }'
     if config is not None:
         (folder / "model").mkdir(exist_ok=True)

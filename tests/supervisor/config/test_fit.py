@@ -7,9 +7,9 @@ from rich.console import Console
 
 from supervisor.config.fit import Machine, Picture, picture
 from supervisor.config.load import Loaded
-from supervisor.config.machine.model_files import ModelSize, model_size
-from supervisor.config.schema.findings import GpuFact
-from supervisor.config.schema.tables import Config, Engine, Host, ModelRecipe, Pipeline, Trainer
+from supervisor.config.machine.model_files import model_size
+from supervisor.config.schema.findings import GpuFact, ModelSize
+from supervisor.config.schema.tables import Config, EngineTable, HostTable, ModelRecipe, PipelineTable, TrainerTable
 from supervisor.errors import Mistake
 from supervisor.views import check as view
 from trainers.protocol.ids import GpuId
@@ -18,8 +18,8 @@ GIB = 1 << 30
 TINY = ModelRecipe("trainers.grpo.tiny:make")
 
 
-def pipeline(name: str, train: list[int], infer: list[int], **engine: object) -> Pipeline:
-    return Pipeline(name, Engine(engine.pop("model", TINY), infer, **engine), Trainer(train, entry="a:b"))  # type: ignore[arg-type]
+def pipeline(name: str, train: list[int], infer: list[int], **engine: object) -> PipelineTable:
+    return PipelineTable(name, EngineTable(engine.pop("model", TINY), infer, **engine), TrainerTable(train, entry="a:b"))  # type: ignore[arg-type]
 
 
 def gpus(count: int, total: int | None = None, name: str = "virtual") -> tuple[GpuFact, ...]:
@@ -30,7 +30,9 @@ def machine(of: tuple[GpuFact, ...], room: int | None = 64 * GIB) -> Machine:
     return Machine(of, room, room, {"PATH": "/bin", "SHLVL": "1"})
 
 
-QUICKSTART = Config([pipeline("p1", [0, 1], [0, 1, 2, 3], context=32), pipeline("p2", [2, 3], [0, 1, 2, 3], context=32)], Host(virtual=4))
+QUICKSTART = Config(
+    [pipeline("p1", [0, 1], [0, 1, 2, 3], context=32), pipeline("p2", [2, 3], [0, 1, 2, 3], context=32)], HostTable(virtual=4)
+)
 
 
 def printed(config: Config, found: Picture) -> list[str]:
@@ -41,7 +43,7 @@ def printed(config: Config, found: Picture) -> list[str]:
 
 
 def test_the_quickstart() -> None:
-    config = Config(QUICKSTART.pipeline, Host(virtual=4, directory="/data/runs"))
+    config = Config(QUICKSTART.pipeline, HostTable(virtual=4, directory="/data/runs"))
     assert printed(config, picture(config, machine(gpus(4)), {})) == [
         "What runs",
         "            how many   what                                         with",
@@ -76,7 +78,7 @@ def test_the_quickstart() -> None:
 
 
 def test_a_box_that_is_too_small_is_named_by_what_is_short() -> None:
-    config = Config([pipeline("p1", [0], [0, 1], kind="sglang", tp=2, model="/m")], Host(gpus="auto"))
+    config = Config([pipeline("p1", [0], [0, 1], kind="sglang", tp=2, model="/m")], HostTable(gpus="auto"))
     sizes = {"p1": ModelSize(16 * GIB, None)}
     found = picture(config, machine(gpus(2, 24 * GIB, "H200"), room=40 * GIB), sizes)
     assert [plan.needs for plan in found.gpus] == [64 * GIB, 8 * GIB], "training: weights, gradients and two moments; an engine: its half"
@@ -89,7 +91,7 @@ def test_a_box_that_is_too_small_is_named_by_what_is_short() -> None:
 def test_sleepers_leave_something_behind() -> None:
     both = [pipeline(name, [2], [0], kind="sglang", model="/m") for name in ("p1", "p2")]
     found = picture(
-        Config(both, Host(gpus="auto", residual_mib=1024)),
+        Config(both, HostTable(gpus="auto", residual_mib=1024)),
         machine(gpus(3, 24 * GIB)),
         {name: ModelSize(GIB, None) for name in ("p1", "p2")},
     )
@@ -97,8 +99,8 @@ def test_sleepers_leave_something_behind() -> None:
 
 
 def test_notes_say_what_is_not_promised() -> None:
-    odd = Pipeline("p1", Engine("/m", [0], kind="sglang", python="/bin/sh"), Trainer([0], command=["sh"]))
-    notes = "\n".join(picture(Config([odd], Host(virtual=2)), machine(gpus(2)), {}).notes)
+    odd = PipelineTable("p1", EngineTable("/m", [0], kind="sglang", python="/bin/sh"), TrainerTable([0], command=["sh"]))
+    notes = "\n".join(picture(Config([odd], HostTable(virtual=2)), machine(gpus(2)), {}).notes)
     for words in (
         "kind sglang are unmeasured",
         "command is unmeasured",
@@ -109,9 +111,9 @@ def test_notes_say_what_is_not_promised() -> None:
 
 
 def test_what_runs_is_named_by_its_whole_path() -> None:
-    engine = Engine("/m", [0, 1, 2, 3], kind="sglang", python="/opt/sglang/bin/python", tp=2, slots=8, context=4096, kv_tokens=32768)
-    mine = Pipeline("p1", engine, Trainer([0], command=["/opt/train/bin/python", "train.py", "--name", "a b"], steps=200))
-    assert printed(Config([mine], Host(gpus="auto")), picture(Config([mine], Host(gpus="auto")), machine(gpus(4)), {}))[1:4] == [
+    engine = EngineTable("/m", [0, 1, 2, 3], kind="sglang", python="/opt/sglang/bin/python", tp=2, slots=8, context=4096, kv_tokens=32768)
+    mine = PipelineTable("p1", engine, TrainerTable([0], command=["/opt/train/bin/python", "train.py", "--name", "a b"], steps=200))
+    assert printed(Config([mine], HostTable(gpus="auto")), picture(Config([mine], HostTable(gpus="auto")), machine(gpus(4)), {}))[1:4] == [
         "            how many             what                                            with",
         "p1/engine   2 engines of 2 GPUs  /opt/sglang/bin/python -m sglang.launch_server  8 slots, context 4096 tokens, KV pool 32768 tokens",
         "p1/trainer  1 rank               /opt/train/bin/python train.py --name 'a b'     200 steps",
@@ -119,7 +121,7 @@ def test_what_runs_is_named_by_its_whole_path() -> None:
 
 
 def test_what_is_dropped_is_told_once() -> None:
-    config = Config(QUICKSTART.pipeline, Host(virtual=4))
+    config = Config(QUICKSTART.pipeline, HostTable(virtual=4))
     some = Machine(gpus(4), None, None, {"PATH": "/bin", "WANDB_MODE": "offline", "SHLVL": "1"})
     lines = [line for line in printed(config, picture(config, some, {})) if "variables" in line or "dropped" in line]
     assert [line.split("  ")[-1].strip() for line in lines] == ["PATH", "WANDB_MODE", "PATH WANDB_MODE", "SHLVL"]
@@ -128,20 +130,20 @@ def test_what_is_dropped_is_told_once() -> None:
 def test_the_callers_pythonpath_is_not_passed_on_in_silence() -> None:
     outer = {"PATH": "/bin", "TRAINSHED_OUTER_PYTHONPATH": "/src/megatron"}
 
-    def notes(trainer: Trainer) -> str:
-        config = Config([Pipeline("p1", Engine(TINY, [1], context=64), trainer)], Host(virtual=2))
+    def notes(trainer: TrainerTable) -> str:
+        config = Config([PipelineTable("p1", EngineTable(TINY, [1], context=64), trainer)], HostTable(virtual=2))
         found = picture(config, Machine(gpus(2), None, None, outer), {})
         assert not any("TRAINSHED_OUTER_PYTHONPATH" in variables.dropped for variables in found.variables)
         return "\n".join(found.notes)
 
-    assert "PYTHONPATH of this shell (/src/megatron) is not passed on" in notes(Trainer([0], command=["/bin/sh"]))
-    assert "PYTHONPATH" not in notes(Trainer([0], command=["/bin/sh"], env={"PYTHONPATH": "/src"}))
-    assert "PYTHONPATH" not in notes(Trainer([0], entry="a:b"))
+    assert "PYTHONPATH of this shell (/src/megatron) is not passed on" in notes(TrainerTable([0], command=["/bin/sh"]))
+    assert "PYTHONPATH" not in notes(TrainerTable([0], command=["/bin/sh"], env={"PYTHONPATH": "/src"}))
+    assert "PYTHONPATH" not in notes(TrainerTable([0], entry="a:b"))
 
 
 def test_a_pool_that_does_not_fit_is_said_to_be_the_reason() -> None:
-    engine = Engine("/m", [0], kind="sglang", python="/s", slots=64, context=32768, kv_tokens=64 * 32768)
-    config = Config([Pipeline("p1", engine, Trainer([1], command=["/bin/sh"]))], Host(gpus="auto"))
+    engine = EngineTable("/m", [0], kind="sglang", python="/s", slots=64, context=32768, kv_tokens=64 * 32768)
+    config = Config([PipelineTable("p1", engine, TrainerTable([1], command=["/bin/sh"]))], HostTable(gpus="auto"))
     found = picture(config, machine(gpus(2, 24 * GIB)), {"p1": ModelSize(3 * GIB, 2 * 28 * 1024)})
     assert not found.fits
     assert any("KV pool (2097152 tokens, 56.0 GiB on each GPU) is larger than the weights" in note for note in found.notes)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.config.load import load
-from supervisor.config.schema.tables import Gateway, Health
+from supervisor.config.schema.tables import GatewayTable, HealthTable
 from supervisor.errors import ConfigError
 from supervisor.runtime.gateways import arguments
 
@@ -24,22 +24,22 @@ entry = "trainers.grpo:main"
 """
 
 
-def read(tmp_path: Path, table: str) -> Gateway:
+def read(tmp_path: Path, table: str) -> GatewayTable:
     path = tmp_path / "run.toml"
     path.write_text(FILE.format(table))
     return load(path).config.pipeline[0].gateway
 
 
 def test_the_defaults_change_nothing(tmp_path: Path) -> None:
-    assert read(tmp_path, "") == Gateway("continue", None, False, 0.25)
-    assert arguments(Gateway(), Health()) == ["--on-publish", "continue", "--abort-patience", "5"]
+    assert read(tmp_path, "") == GatewayTable("continue", None, False, 0.25)
+    assert arguments(GatewayTable(), HealthTable()) == ["--on-publish", "continue", "--abort-patience", "5"]
 
 
 def test_everything_that_can_be_written(tmp_path: Path) -> None:
     table = '[pipeline.gateway]\non_publish = "finish"\nmax_version_lag = 2\nprefix_affinity = true\nprefix_slack = 0.5'
     gateway = read(tmp_path, table)
-    assert gateway == Gateway("finish", 2, True, 0.5)
-    assert arguments(gateway, Health(drain_s=3.0)) == [
+    assert gateway == GatewayTable("finish", 2, True, 0.5)
+    assert arguments(gateway, HealthTable(drain_s=3.0)) == [
         "--on-publish",
         "finish",
         "--abort-patience",

@@ -184,7 +184,7 @@ def interpreter(folder: Path, script: str) -> str:
     ],
 )
 def test_an_interpreter_is_asked_for_its_sglang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, words: str) -> None:
-    monkeypatch.setattr("supervisor.config.machine.sglang_interpreter.CHECK_S", 1.0)
+    monkeypatch.setattr("supervisor.config.machine.interpreter.CHECK_S", 1.0)
     engine = interpreter(tmp_path, says)
     found = told(tmp_path, engine=engine, ask=True)
     assert (words in str(found["engine.python"])) if words else not found, found

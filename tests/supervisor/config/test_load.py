@@ -170,9 +170,9 @@ def test_a_window_on_the_ephemeral_ports_is_refused_as_a_run_refuses_it(write: W
     low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     found = mistakes(write(GOOD.replace("virtual = 4", f"virtual = 4\nports = [{low}, {high}]")))
     assert "outgoing" in found["host.ports"].problem
-    monkeypatch.setattr("supervisor.config.machine.port_windows.ephemeral_ports", lambda: (10000, 65535))
+    monkeypatch.setattr("supervisor.config.machine.port_windows.ephemeral_range", lambda: (10000, 65535))
     assert "[1024, 9999]" in mistakes(write(GOOD))["host.ports"].remedy, "the default window, too"
-    monkeypatch.setattr("supervisor.config.machine.port_windows.ephemeral_ports", lambda: (1024, 65535))
+    monkeypatch.setattr("supervisor.config.machine.port_windows.ephemeral_range", lambda: (1024, 65535))
     load(write(GOOD))  # there is no other place: what is found taken is passed over
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from supervisor.host.foreign import none_of, outside
+from supervisor.host.foreign import all_foreign_to, is_foreign
 from supervisor.host.ports import Listeners
 from supervisor.host.processes.proc import Identity, Lineage, Stat
 
@@ -31,7 +31,7 @@ PROCESSES = {
     ("pid", "is_"), [(LATE, True), (SHELL, True), (CHILD, False), (ORPHAN, False), (US, False), (LOST, False), (77, False)]
 )
 def test_outside_is_who_lives_and_is_not_below_us(pid: int, is_: bool) -> None:
-    assert outside(pid, PROCESSES) is is_
+    assert is_foreign(pid, PROCESSES) is is_
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_outside_is_who_lives_and_is_not_below_us(pid: int, is_: bool) -> None:
     ],
 )
 def test_a_port_is_a_strangers_when_everybody_who_has_it_is(pids: set[int], unseen: bool, others: tuple[int, ...], is_: bool) -> None:
-    assert none_of(GROUP, Listeners(frozenset(pids), unseen), PROCESSES, others) is is_
+    assert all_foreign_to(GROUP, Listeners(frozenset(pids), unseen), PROCESSES, others) is is_
 
 
 def test_who_was_seen_in_the_group_is_of_the_group_wherever_it_lives_now() -> None:
     group = GROUP._replace(seen=frozenset({Identity(LATE, 700)}))
-    assert not none_of(group, Listeners(frozenset({LATE}), unseen=False), PROCESSES, ())
+    assert not all_foreign_to(group, Listeners(frozenset({LATE}), unseen=False), PROCESSES, ())

@@ -13,15 +13,15 @@ from typing import Any
 
 import anyio
 import pytest
-from trainshed.device import memfd_name
+from trainshed.virtual_gpu import memfd_name
 
-from supervisor.config.schema.tables import Host
 from supervisor.host.gpus.emptiness import MIB, Usage, judge
-from supervisor.host.gpus.inventory import inventory
+from supervisor.host.gpus.inventory import open_meter
 from supervisor.host.gpus.meter import GpusUnusable, MeasureFailed, visible
 from supervisor.host.gpus.nvml import NvmlGpus, NvmlThread
 from supervisor.host.gpus.virtual import VirtualGpus
-from supervisor.runtime.gpu_memory import Memory
+from supervisor.runtime.gpu_memory import GpuMemory
+from supervisor.runtime.group_lifecycle import Groups
 from supervisor.scheduler.actions import Measure
 from supervisor.scheduler.events import GpuHeld
 from trainers.protocol.child_env import OUR_PATH
@@ -134,7 +134,7 @@ def test_death_frees_everything() -> None:
 
 
 def test_the_name_is_the_one_that_our_engine_and_trainer_use() -> None:
-    program = "import os; from trainshed.device import memfd_name\nfd = os.memfd_create(memfd_name(1))\n"
+    program = "import os; from trainshed.virtual_gpu import memfd_name\nfd = os.memfd_create(memfd_name(1))\n"
     program += "os.write(fd, b'x' * (2 << 20)); print(1, flush=True); input()"
     env = {**os.environ, "PYTHONPATH": OUR_PATH}
     with subprocess.Popen(
@@ -267,20 +267,20 @@ def test_a_driver_that_hangs_does_not_stop_the_loop(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("host", "fault", "words"),
+    ("wanted", "fault", "words"),
     [
-        (Host(virtual=2, gpus="auto"), "", "host.gpus and host.virtual are both given"),
-        (Host(gpus="auto"), "init", r"no NVIDIA driver here .* say `virtual = 4`"),
-        (Host(gpus="auto"), "none", "the driver shows no GPU"),
-        (Host(gpus=[0, 7]), "", r"host.gpus\[1\] = 7: not there .* this box has 2 GPU\(s\)"),
-        (Host(gpus=["GPU-a", "GPU-z"]), "", r"host.gpus\[1\] = 'GPU-z': not there"),
-        (Host(gpus=["GPU-a", "GPU-a"]), "", "listed twice"),
+        ({"virtual": 2, "gpus": "auto"}, "", "host.gpus and host.virtual are both given"),
+        ({"gpus": "auto"}, "init", r"no NVIDIA driver here .* say `virtual = 4`"),
+        ({"gpus": "auto"}, "none", "the driver shows no GPU"),
+        ({"gpus": [0, 7]}, "", r"host.gpus\[1\] = 7: not there .* this box has 2 GPU\(s\)"),
+        ({"gpus": ["GPU-a", "GPU-z"]}, "", r"host.gpus\[1\] = 'GPU-z': not there"),
+        ({"gpus": ["GPU-a", "GPU-a"]}, "", "listed twice"),
     ],
 )
-def test_wrong_lists_name_their_key(host: Host, fault: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_lists_name_their_key(wanted: dict[str, Any], fault: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("supervisor.host.gpus.nvml.pynvml", Driver(fault))
     with pytest.raises(GpusUnusable, match=words):
-        inventory(host)
+        open_meter(**wanted)
 
 
 def test_a_driver_that_hangs_at_the_start_is_named() -> None:
@@ -290,7 +290,7 @@ def test_a_driver_that_hangs_at_the_start_is_named() -> None:
 
 
 def test_virtual_gpus_from_the_configuration() -> None:
-    meter = inventory(Host(virtual=3))
+    meter = open_meter(virtual=3)
     assert [gpu.device for gpu in meter.gpus] == ["virtual:0", "virtual:1", "virtual:2"]
     assert not meter.measures_others
 
@@ -312,13 +312,13 @@ def test_a_gpu_is_a_strangers_when_a_process_outside_of_ours_has_what_is_too_muc
     try:
         pid = {"stranger": os.getppid(), "child of ours": child.pid, "ours": 11}[who]
         driver.processes = [(11 if named else 12, MIB), (pid, 4 * MIB)]
-        site = SimpleNamespace(meter=NvmlGpus.open("auto", driver), living={}, config=SimpleNamespace(host=SimpleNamespace(residual_mib=1)))
-        memory = Memory(site)  # type: ignore[arg-type]
+        nothing: Any = None
 
-        async def pids() -> dict[GroupId, frozenset[int]]:
-            return {ENGINE: frozenset({11})}
+        class Ours(Groups):
+            async def pids(self, but: object = None) -> dict[GroupId, frozenset[int]]:
+                return {ENGINE: frozenset({11})}
 
-        memory._pids = pids  # type: ignore[method-assign]
+        memory = GpuMemory(NvmlGpus.open("auto", driver), Ours(nothing, nothing), nothing, 1)
         answer = anyio.run(memory.measure, Measure(id=1, holder=ENGINE, gpus=(ZERO,), within=0.0))
     finally:
         child.kill()

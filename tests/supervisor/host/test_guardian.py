@@ -20,8 +20,8 @@ GUARDIAN = CHECKOUT / "supervisor" / "host" / "processes" / "guardian.py"
 BEGIN = r"""
 import os, signal, subprocess, sys, time
 from pathlib import Path
-from supervisor.runtime import guarded
-guard = guarded.enter()
+from supervisor.host.processes import guardian_link
+guard = guardian_link.enter()
 def say(*words): os.write(1, (" ".join(map(str, words)) + "\n").encode())  # whole lines, whoever else speaks
 """
 ESCAPEES = """
@@ -145,13 +145,13 @@ def test_nothing_lives_two_seconds_after_the_supervisor(tmp_path: Path, how: str
 
 
 def test_registered_paths_are_removed_and_others_are_not(tmp_path: Path) -> None:
-    ours, kept, other = tmp_path / "trainshed-x", tmp_path / "trainshed-kept", tmp_path / "precious"
-    for folder in (ours, kept, other):
+    ours, other = tmp_path / "trainshed-x", tmp_path / "precious"
+    for folder in (ours, other):
         folder.mkdir()
         (folder / "file").write_text("x")
     (ours / "link").symlink_to(other)
     program = f"""
-guard.sweep(Path({str(ours)!r})); guard.sweep(Path({str(kept)!r})); guard.keep(Path({str(kept)!r}))
+guard.sweep(Path({str(ours)!r}))
 try: guard.sweep(Path({str(other)!r}))
 except ValueError as error: say(error)
 os.write(guard._descriptor, b"sweep {other}\\nsweep {ours}/../precious\\nsweep relative/trainshed-y\\n")
@@ -161,7 +161,6 @@ os.kill(os.getpid(), 9)
         assert guardian.says(1)[0].startswith("only an absolute path whose last part starts with 'trainshed-'")
         guardian.process.wait(5)
     assert not ours.exists()
-    assert (kept / "file").exists()
     assert (other / "file").exists()
 
 

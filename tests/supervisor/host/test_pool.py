@@ -12,10 +12,10 @@ import pytest
 
 from supervisor.host.processes import bootstrap
 from supervisor.host.processes.group import Command, Group, Processes, SpawnFailed, Status
-from supervisor.host.processes.pool import PRELOAD, Prewarm
+from supervisor.host.processes.pool import PRELOAD, PrewarmedPool
 from supervisor.host.processes.proc import read_stat, table, tag_of
+from trainers.protocol.child_env import CHECKOUT, CLIENT
 
-CHECKOUT = Path(__file__).resolve().parents[3]
 LIGHT = ("json", "supervisor.host.processes.pool_child")
 pytestmark = pytest.mark.anyio
 
@@ -33,13 +33,13 @@ async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 
 class Pool:
-    def __init__(self, processes: Processes, prewarm: Prewarm, folder: Path) -> None:
+    def __init__(self, processes: Processes, prewarm: PrewarmedPool, folder: Path) -> None:
         self.processes, self.prewarm, self.folder = processes, prewarm, folder
 
     def command(self, program: str, *argv: str, pass_fds: tuple[int, ...] = (), env: dict[str, str] | None = None) -> Command:
         """A child that runs `program` as its module."""
         (self.folder / "child.py").write_text(program)
-        given = {"PATH": "/usr/bin", "TRAINSHED_TAG": "t:p1:1", "PYTHONPATH": f"{CHECKOUT}:{self.folder}", **(env or {})}
+        given = {"PATH": "/usr/bin", "TRAINSHED_TAG": "t:p1:1", "PYTHONPATH": f"{CLIENT}:{self.folder}", **(env or {})}
         return Command(argv=argv, module="child", env=given, cwd=self.folder, log=self.folder / "log", pass_fds=pass_fds)
 
     async def group(self, program: str, count: int = 1) -> Group:
@@ -60,7 +60,7 @@ class Pool:
 async def pool(folder: Path, modules: tuple[str, ...] = LIGHT) -> AsyncIterator[Pool]:
     bootstrap.become_subreaper()
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(CHECKOUT)}
-    prewarm = Prewarm(env=env, tag="t:pool:1", directory=folder, log=folder / "pool.log", modules=modules)
+    prewarm = PrewarmedPool(env=env, tag="t:pool:1", directory=folder, log=folder / "pool.log", modules=modules)
     async with Processes(prewarm).running() as processes:
         yield Pool(processes, prewarm, folder)
 
@@ -81,7 +81,7 @@ print(os.getsid(0) == os.getpid(), sys.argv[1:], os.getcwd() == os.path.dirname(
 print(sorted(os.environ), sys.stdin.read() == "", oct(os.umask(0)), resource.getrlimit(resource.RLIMIT_CORE)[0])
 print(os.read(FD, 9), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, signal.getsignal(signal.SIGINT) == signal.default_int_handler)
 print([line.split()[1] for line in open("/proc/self/status") if line.startswith(("SigBlk", "SigIgn"))])
-print([name for name in sys.modules if name.startswith("supervisor")], "json" in sys.modules)
+print([name for name in sys.modules if name.partition(".")[0] in ("supervisor", "trainers")], "json" in sys.modules)
 print(sum(os.path.exists(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")))
 print("said on the other stream", file=sys.stderr)
 """
@@ -97,7 +97,7 @@ print("said on the other stream", file=sys.stderr)
             "['PATH', 'PYTHONPATH', 'TRAINSHED_TAG'] True 0o77 0",
             "b'word' True True",
             "['0000000000000000', '0000000001001000']",  # Python's own: SIGPIPE and SIGXFSZ
-            "['supervisor', 'supervisor.runtime', 'supervisor.host.processes.pool_child'] True",
+            "[] True",
             "5",  # input, output, error, the lifeline, and ours
             "said on the other stream",
         ]
@@ -214,12 +214,12 @@ async def test_a_child_dies_with_the_supervisor(tmp_path: Path) -> None:
     program = f"""
 import anyio, os, sys
 from pathlib import Path
-from supervisor.host.processes.pool import Prewarm
+from supervisor.host.processes.pool import PrewarmedPool
 from supervisor.host.processes.group import Command, Processes
 folder = Path({str(tmp_path)!r})
 async def main():
     env = {{"PYTHONPATH": {f"{CHECKOUT}:{tmp_path}"!r}, "TRAINSHED_TAG": "t:p1:1"}}
-    prewarm = Prewarm(env=env, tag="t:pool:1", directory=folder, log=folder / "pool.log", modules={LIGHT!r})
+    prewarm = PrewarmedPool(env=env, tag="t:pool:1", directory=folder, log=folder / "pool.log", modules={LIGHT!r})
     group = await Processes(prewarm).spawn([Command(argv=(), module="child", env=env, cwd=folder, log=folder / "log")], tag="t:p1:1")
     print(group.members[0].pid, *prewarm.pids(), flush=True)
     await anyio.sleep(60)
@@ -257,7 +257,7 @@ async def test_a_child_has_a_name_of_its_own_in_ps(tmp_path: Path) -> None:
     async with pool(tmp_path) as on:
         (tmp_path / "named.py").write_text("def run():\n    print(open('/proc/self/comm').read().strip(), flush=True)\n")
         command = on.command("", env={"TRAINSHED_TAG": "run:p1/trainer:1", "RANK": "3"})
-        command = Command(argv=["named:run"], module="trainers.launch", env=command.env, cwd=command.cwd, log=command.log)
+        command = Command(argv=["named:run"], module="trainshed.launch", env=command.env, cwd=command.cwd, log=command.log)
         group = await on.processes.spawn([command], tag="run:p1/trainer:1")
         await group.exited()
         assert await on.says(1) == ["p1/trainer/3"]

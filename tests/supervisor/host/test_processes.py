@@ -166,7 +166,7 @@ if os.fork() == 0:
         with anyio.fail_after(5):
             assert not await group.kill()
         assert not lives(escapee)
-        assert group.gone
+        assert group.confirmed_ended
         on.processes.reap_orphans()
         assert read_stat(escapee) is None, "an orphan's zombie is collected"
 

@@ -26,10 +26,10 @@ from supervisor.observe.control_socket import (
     ask,
     serve,
 )
-from supervisor.observe.status import Snapshot
+from supervisor.observe.status import Status
 from trainers.protocol.ids import EngineId, PipelineId
 
-SNAPSHOT = Snapshot(run="q-1", started_at=1.0, uptime_s=2.0)
+SNAPSHOT = Status(run="q-1", started_at=1.0, uptime_s=2.0)
 
 
 async def answer(request: Request) -> Reply:

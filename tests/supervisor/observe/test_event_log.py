@@ -2,14 +2,12 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from supervisor.observe.event_log import Narrator
+from supervisor.observe.event_log import EventLog
 from supervisor.observe.logs import Logs
-from supervisor.runtime.context import Site
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.views.log_sources import Selection
@@ -21,30 +19,28 @@ TRAINER, GATEWAY = TrainerId(A), GatewayId(A)
 
 
 class Told(Bench):
-    """Two GPUs, one pipeline `a`; a narrator hears every event from the first one on and writes to a log."""
+    """Two GPUs, one pipeline `a`; an event log observes every event from the first one on."""
 
     def __init__(self, path: Path, rule: Rule = lambda _: None) -> None:
         self._path = path
-        self._narrator: Narrator | None = None
+        self._event_log: EventLog | None = None
         super().__init__(2, spec("a", [0], [0, 1]), rule=rule)
 
     def feed(self, *events: ev.Event) -> None:
-        if self._narrator is None:
-            self._narrator = self._listen()
+        if self._event_log is None:
+            self._event_log = self._listen()
         super().feed(*events)
 
-    def _listen(self) -> Narrator:
-        site: Any = SimpleNamespace(log=Logs(self._path, run="r", console="none").log)
-        site.group_log = lambda group, incarnation: Site.group_log(site, group, incarnation)
-        narrator, decide = Narrator(site, self.scheduler), self.scheduler.handle
+    def _listen(self) -> EventLog:
+        event_log, decide = EventLog(Logs(self._path, run="r", console="none").log), self.scheduler.handle
 
         def handle(event: ev.Event, now: float) -> list[do.Action]:
             actions = decide(event, now)
-            narrator.tell(event, actions, now)
+            event_log.observe(event, actions, self.scheduler, now)
             return actions
 
         self.scheduler.handle = handle  # type: ignore[method-assign]
-        return narrator
+        return event_log
 
     @property
     def records(self) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 import errno
 import io
 import json
-import logging
 import os
 import threading
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from supervisor.observe.logs import Console, ConsoleWriter, Forward, LogFile, Logs
+from supervisor.observe.logs import Console, ConsoleWriter, LogFile, Logs
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -155,21 +154,6 @@ def test_a_closed_terminal_is_survived() -> None:
     writer.write("x")
     writer.close(5)
     assert writer.lost == 1
-
-
-def test_libraries_are_heard(tmp_path: Path) -> None:
-    with logs(tmp_path / "s.jsonl") as log:
-        library = logging.getLogger("trainshed.test.library")
-        handler = Forward(log)
-        library.addHandler(handler)
-        library.propagate = False
-        library.warning("%s went wrong", "it")
-        library.warning("bad %d format", "x")
-        library.removeHandler(handler)
-    assert [(record["event"], record["library"]) for record in records(tmp_path / "s.jsonl")] == [
-        ("it went wrong", "trainshed.test.library"),
-        ("bad %d format", "trainshed.test.library"),
-    ]
 
 
 class Terminal(io.StringIO):

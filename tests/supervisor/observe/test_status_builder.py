@@ -1,6 +1,5 @@
 """The scheduler's records as an operator reads them: what is waited for says who has it or what to do, and old news is old."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +7,8 @@ import pytest
 from supervisor.host.gpus.emptiness import Usage
 from supervisor.host.gpus.meter import Gpu
 from supervisor.observe import status_builder
-from supervisor.observe.status import PipelineView, Snapshot
+from supervisor.observe.status import PipelineView, Status
+from supervisor.observe.status_builder import Constants
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from tests.harness.scheduler_bench import Bench, one, serving, spec
@@ -23,19 +23,11 @@ TRAINER, GATEWAY, ENGINE = TrainerId(A), GatewayId(A), EngineId(A, 0)
 def look(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What `status` is told of a bench."""
 
-    def look(bench: Bench, usage: Usage | None = None, kind: str = "embedded") -> Snapshot:
+    def look(bench: Bench, usage: Usage | None = None, unmeasured: frozenset[GpuId] = frozenset()) -> Status:
         monkeypatch.setattr(status_builder.time, "monotonic", lambda: bench.now)
-        engine = SimpleNamespace(kind=kind, gpus=[0])
-        pipeline = SimpleNamespace(name="a", trainer=SimpleNamespace(steps=5), engine=engine)
-        site: Any = SimpleNamespace(
-            config=SimpleNamespace(host=SimpleNamespace(virtual=2), pipeline=[pipeline]),
-            meter=SimpleNamespace(gpus=tuple(Gpu(GpuId(id), "virtual GPU", None, None, f"virtual:{id}") for id in range(2))),
-            directory=SimpleNamespace(run_id="r"),
-            urls={},
-            pipeline=lambda _: pipeline,
-        )
-        memory: Any = SimpleNamespace(seen=usage)
-        return status_builder.snapshot(site, bench.scheduler, memory, started_at=0.0, uptime_s=bench.now)
+        gpus = tuple(Gpu(GpuId(id), "virtual GPU", None, None, f"virtual:{id}") for id in range(2))
+        constants = Constants(run="r", started_at=0.0, gpus=gpus, unmeasured=unmeasured, urls={})
+        return status_builder.build_status(constants, bench.scheduler, usage, uptime_s=bench.now)
 
     return look
 
@@ -44,7 +36,7 @@ def ask(bench: Bench, verb: str, rank: int | None = None) -> None:
     bench.feed(ev.OperatorAsked(verb=verb, pipeline=A, rank=rank))
 
 
-def first(snapshot: Snapshot) -> PipelineView:
+def first(snapshot: Status) -> PipelineView:
     return snapshot.pipelines[0]
 
 
@@ -54,7 +46,7 @@ def test_memory_is_what_was_measured_and_says_whose_it_is(look: Any) -> None:
     gpus = look(bench, usage).gpus
     assert [(gpu.used_bytes, gpu.held_bytes) for gpu in gpus] == [(70, {"a/engine/0": 50, "a/engine/1": 20}), (5, {})]
     assert [gpu.used_bytes for gpu in look(bench).gpus] == [None, None], "not measured is not 0"
-    assert [gpu.used_bytes for gpu in look(bench, usage, kind="sglang").gpus] == [None, 5], "what cannot be seen is not shown"
+    assert [gpu.used_bytes for gpu in look(bench, usage, frozenset({GpuId(0)})).gpus] == [None, 5], "what cannot be seen is not shown"
 
 
 def test_a_drained_pipeline_says_what_to_do(look: Any) -> None:

@@ -1,8 +1,7 @@
 """What onlookers are told of memory, beside those who hand GPUs over."""
 
 from collections.abc import Collection, Mapping
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import pytest
@@ -10,7 +9,8 @@ import pytest
 from supervisor.host.gpus.emptiness import Usage
 from supervisor.host.gpus.meter import Gpu, MeasureFailed
 from supervisor.runtime import gpu_memory as subject
-from supervisor.runtime.gpu_memory import Memory
+from supervisor.runtime.gpu_memory import GpuMemory
+from supervisor.runtime.group_lifecycle import Groups
 from supervisor.scheduler.actions import Measure
 from supervisor.scheduler.events import GpuFree
 from trainers.protocol.ids import EngineId, GpuId, GroupId, PipelineId
@@ -45,9 +45,9 @@ class Driver:
         return Usage(total, {gpu: {ENGINE: used} if used else {} for gpu, used in total.items()}, {})
 
 
-def memory(driver: Driver) -> Memory:
-    site: Any = SimpleNamespace(meter=driver, living={}, config=SimpleNamespace(host=SimpleNamespace(residual_mib=512)))
-    return Memory(cast("Any", site))
+def memory(driver: Driver) -> GpuMemory:
+    nothing: Any = None
+    return GpuMemory(driver, Groups(nothing, nothing), nothing, 512)
 
 
 def test_every_gpu_is_measured_when_somebody_looks_and_not_again_at_once() -> None:

@@ -12,13 +12,14 @@ from supervisor.scheduler.inflight import InFlight
 from supervisor.scheduler.leases import LeaseBook
 from supervisor.scheduler.planning.costs import ENOUGH, NEWEST, MoveCost, Pace
 from supervisor.scheduler.planning.planner import Bundle, Share, View, plan
-from supervisor.scheduler.planning.view import MOMENT, view
 from supervisor.scheduler.records import Fleet
 from supervisor.scheduler.rollouts import Rollout
-from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, Rules, TrainerSpec
+from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, TrainerSpec
+from supervisor.scheduler.view import MOMENT, view
 from supervisor.simulate.workloads.box import Box
 from supervisor.simulate.workloads.production import Production
 from supervisor.simulate.workloads.scenario import PipelineLoad, Scenario
+from tests.harness.defaults import default_limits, default_rules
 from trainers.protocol.ids import EngineId, GpuId, PipelineId
 
 GPUS = tuple(map(GpuId, range(8)))
@@ -89,7 +90,7 @@ def test_the_scheduler_measures_what_the_box_takes() -> None:
     work = ((20.0,) * 32,) * 3
     loads = tuple(PipelineLoad(f"p{n}", (2 * n, 2 * n + 1), (0, 1, 2, 3), 1, 8, 10.0, work) for n in range(2))
     box = Box(Scenario("costs", 4, 1.5, 6.0, loads))
-    policy = Production(box, Rules())
+    policy = Production(box, default_rules())
     box.run(policy)
     costs = [engine.cost for engine in policy.scheduler.engines if engine.cost.up and engine.cost.down]
     assert len(costs) >= 6
@@ -99,8 +100,8 @@ def test_the_scheduler_measures_what_the_box_takes() -> None:
 
 
 def test_a_trainer_that_has_just_left_is_waited_for_a_moment() -> None:
-    spec = PipelineSpec(PipelineId("a"), EngineSpec(GPUS), TrainerSpec({"train": GPUS[:2]}, 1))
-    box = BoxSpec(GPUS, (spec,))
+    spec = PipelineSpec(PipelineId("a"), EngineSpec(GPUS, 1, 16), TrainerSpec({"train": GPUS[:2]}, 1, 7200.0))
+    box = BoxSpec(GPUS, (spec,), default_limits(), default_rules())
     ctx = Context(box, Fleet(box), LeaseBook(GPUS), InFlight(), 5.5)
     pipeline = ctx.fleet.pipelines[spec.id]
     assert view(ctx, frozenset()).soon == frozenset()

@@ -9,7 +9,7 @@ from supervisor.scheduler.planning.planner import Bundle, Share, View, plan
 from tests.harness.scheduler_bench import FIRST, Bench, spec
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.gateway_messages import Progress, RolloutProgress
-from trainers.protocol.ids import GatewayId, GpuId, PipelineId, TrainerId
+from trainers.protocol.ids import GatewayId, GpuId, Incarnation, PipelineId, TrainerId
 
 
 def two() -> Bench:
@@ -202,3 +202,30 @@ def test_engines_that_stay_awake_between_rollouts_are_not_woken_again() -> None:
 
 def progress(name: str, *rollouts: RolloutProgress) -> ev.Event:
     return ev.GatewaySaid(pipeline=PipelineId(name), incarnation=FIRST, progress=Progress(rollouts))
+
+
+def test_demand_that_is_told_before_its_gateway_is_ready_counts() -> None:
+    """A gateway reports a change once. Its first figures may overtake the news that it is ready, which comes by way of its process."""
+    bench = Bench(1, spec("a", [0], [0]))
+    bench.hold = lambda action: isinstance(action, do.StartGateway)
+    bench.die(GatewayId(PipelineId("a")))
+    bench.wait(5.0)
+    assert [type(action) for action in bench.held] == [do.StartGateway]
+    bench.feed(ev.GatewaySaid(pipeline=PipelineId("a"), incarnation=Incarnation(2), progress=Progress((implicit(8),))))
+    bench.release()
+    bench.wait(60.0)
+    assert bench.awake("a") == [0]
+
+
+def implicit(waiting: int) -> RolloutProgress:
+    return RolloutProgress(-1, waiting, 0, 0, implicit=True)
+
+
+def test_figures_of_a_gateway_that_dies_before_it_is_ready_go_with_it() -> None:
+    bench = Bench(1, spec("a", [0], [0]))
+    bench.hold = lambda action: isinstance(action, do.StartGateway)
+    bench.die(GatewayId(PipelineId("a")))
+    bench.feed(ev.GatewaySaid(pipeline=PipelineId("a"), incarnation=Incarnation(2), progress=Progress((implicit(8),))))
+    assert bench.unfinished("a") == 8
+    bench.die(GatewayId(PipelineId("a")), life=2)
+    assert bench.unfinished("a") == 0

@@ -13,6 +13,7 @@ from supervisor.scheduler.invariants import check
 from supervisor.scheduler.leases import LeaseBook
 from supervisor.scheduler.records import Fleet, Grant, TrainerState
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, Priority, TrainerSpec
+from tests.harness.defaults import default_limits, default_rules
 from trainers.protocol.ids import EngineId, GpuId, Incarnation, PipelineId, TrainerId, Version
 
 GPUS = tuple(map(GpuId, range(4)))
@@ -20,8 +21,8 @@ NAMES = ("a", "b")
 
 
 def context() -> Context:
-    specs = tuple(PipelineSpec(PipelineId(name), EngineSpec(GPUS, 2), TrainerSpec({"train": GPUS[:2]}, 1)) for name in NAMES)
-    box = BoxSpec(GPUS, specs)
+    specs = tuple(PipelineSpec(PipelineId(name), EngineSpec(GPUS, 2, 16), TrainerSpec({"train": GPUS[:2]}, 1, 7200.0)) for name in NAMES)
+    box = BoxSpec(GPUS, specs, default_limits(), default_rules())
     return Context(box, Fleet(box), LeaseBook(GPUS), InFlight(), 0.0)
 
 

@@ -5,9 +5,9 @@ from supervisor.scheduler import Scheduler
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.records import Engine, TrainerState
-from supervisor.scheduler.spec import Limits
 from tests.harness.boxes import box, pipeline
 from tests.harness.checked_scheduler import well
+from tests.harness.defaults import default_limits
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.gateway_messages import Progress, RolloutProgress
 from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId, TrainerId
@@ -21,7 +21,9 @@ class Box:
     """Two pipelines with one engine each on one GPU; `memory` is who holds some of it although nobody lent it to them."""
 
     def __init__(self) -> None:
-        self.scheduler = Scheduler(box(1, pipeline("p1", [0], [0], ranks=1), pipeline("p2", [0], [0], ranks=1), limits=Limits()), 0.0)
+        self.scheduler = Scheduler(
+            box(1, pipeline("p1", [0], [0], ranks=1), pipeline("p2", [0], [0], ranks=1), limits=default_limits()), 0.0
+        )
         self.memory: list[ev.Holder] = []
         self.done: list[do.Action] = []
         self.feed(ev.Tick())

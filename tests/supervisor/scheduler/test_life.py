@@ -98,6 +98,22 @@ def test_a_trainer_that_comes_back_publishes_what_it_restored_before_anything_is
     assert bench.unfinished("a") == 640
 
 
+@pytest.mark.parametrize(("there", "published"), [(1, 1), (0, 1), (0, 0)])
+def test_a_trainer_whose_newest_checkpoint_is_not_there_goes_on_from_the_older_one(there: int, published: int) -> None:
+    """`there` are the steps of the older one; without any, and without published weights, there is nothing to restore."""
+    bench = one()
+    for step in range(2):
+        bench.say("a", say.Checkpoint(step, f"/checkpoints/{step}"))
+    if published:
+        bench.say("a", say.Publish(call=0, name="step"))
+    bench.rule = lambda action: ev.TrainerStarted(id=action.id, steps_done=there) if isinstance(action, do.StartTrainer) else None
+    bench.die(TRAINER)
+    trainer = bench.record("a").trainer
+    assert bench.asked(do.StartTrainer)[-1].steps_done == 2
+    assert trainer.steps_done == there
+    assert trainer.restored is (not there and not published)
+
+
 def test_only_rank_0_decides() -> None:
     bench = one(2)
     bench.say("a", say.OpenRollout(0, 8), rank=1)

@@ -7,11 +7,11 @@ import msgspec
 import pytest
 
 from supervisor.errors import UsageError
-from supervisor.scheduler.spec import Rules
 from supervisor.simulate.workloads.box import Box, Outcome
 from supervisor.simulate.workloads.compare import POLICIES, figures, jain, run
 from supervisor.simulate.workloads.production import Production
 from supervisor.simulate.workloads.scenario import Scenario, read
+from tests.harness.defaults import default_rules
 
 FILE = Path(__file__).parents[2] / "data" / "scenarios.json"
 SCENARIOS = {scenario.name: scenario for scenario in read(FILE.read_bytes())}
@@ -78,7 +78,7 @@ def test_it_is_deterministic() -> None:
 
     def once() -> Outcome:
         box = Box(scenario, hints=True)
-        return box.run(Production(box, Rules()))
+        return box.run(Production(box, default_rules()))
 
     assert once() == once()
 

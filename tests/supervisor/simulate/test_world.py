@@ -21,7 +21,7 @@ def test_every_rollout_completes(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", BOXES)
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 60))])
 def test_faults_break_no_promise(name: str, seed: int) -> None:
     world = Simulation(BOXES[name](), seed, steps=3, faults=FAULTS)
     world.run()

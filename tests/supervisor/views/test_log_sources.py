@@ -7,6 +7,18 @@ import pytest
 
 from supervisor.errors import UsageError
 from supervisor.views.log_sources import Selection, Source, parts_of, select, source_of
+from trainers.protocol.ids import (
+    EngineId,
+    GatewayId,
+    GroupId,
+    LogName,
+    PipelineId,
+    TrainerId,
+    log_name,
+    model_log_name,
+    parse,
+    parse_log_name,
+)
 
 
 @pytest.fixture
@@ -67,3 +79,21 @@ def test_files_and_their_sources() -> None:
     ]
     for other in ("other.txt", "p1.engine.x.log", "P.gateway.log", "p1.motor.log", ".log"):
         assert source_of(other) is None
+
+
+@pytest.mark.parametrize(
+    ("group", "member", "file"),
+    [
+        (EngineId(PipelineId("p-1"), 3), None, "p-1.engine.3.log"),
+        (EngineId(PipelineId("p1"), 0), 1, "p1.engine.0.1.log"),
+        (TrainerId(PipelineId("p1")), 2, "p1.trainer.2.log"),
+        (GatewayId(PipelineId("p1")), None, "p1.gateway.log"),
+    ],
+)
+def test_log_names_are_read_as_they_are_written(group: GroupId, member: int | None, file: str) -> None:
+    assert log_name(group, member) == file
+    read = parse_log_name(file)
+    assert read is not None
+    assert read.pipeline == group.pipeline
+    assert parse(str(group)) == group
+    assert parse_log_name(model_log_name(group.pipeline)) == LogName(group.pipeline, "model")

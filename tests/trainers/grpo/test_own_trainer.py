@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.harness.fake_supervisor import FakeSupervisor, environment
 from tests.harness.sampler import Sampler
 from trainers.grpo import tiny
-from trainers.launch import environment as torchrun
+from trainers.user_code import torchrun_variables
 
 SCRIPT = Path(__file__).resolve().parents[3] / "examples" / "own_trainer.py"
 SEEN = """
@@ -24,6 +25,7 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """Runs the script and says which rank saves."""
 
 
+@pytest.mark.slow
 def test_it_learns_and_resumes_and_is_short(tmp_path: Path) -> None:
     assert len(SCRIPT.read_text().splitlines()) <= 60
     tiny.make(tmp_path / "model")
@@ -53,7 +55,7 @@ def weights_after_a_step(folder: Path, world_size: int) -> tuple[dict[str, Tenso
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-P", "-c", SEEN, os.fspath(SCRIPT), str(rank)],
-                env={**environment(supervisor, rank), **torchrun(rank, world_size, port), "GLOO_SOCKET_IFNAME": "lo"},
+                env={**environment(supervisor, rank), **torchrun_variables(rank, world_size, port), "GLOO_SOCKET_IFNAME": "lo"},
                 pass_fds=[supervisor.descriptor(rank)], stdout=subprocess.PIPE, text=True,
             )
             for rank in range(world_size)
@@ -63,6 +65,7 @@ def weights_after_a_step(folder: Path, world_size: int) -> tuple[dict[str, Tenso
         return load_file(supervisor.versions[-1] / "model.safetensors"), said
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_learns_and_only_the_first_saves(tmp_path: Path) -> None:
     """A share each, gradients averaged: the same weights, but for the order of sums."""
     one, _ = weights_after_a_step(tmp_path / "one", 1)

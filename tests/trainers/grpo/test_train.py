@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from trainshed import RolloutRefused, Sample
+from trainshed import RolloutRefused, Sample, launch
 
 from tests.harness.fake_supervisor import FakeSupervisor
 from tests.harness.sampler import Sampler
-from trainers import launch
 from trainers.grpo import checkpoint, tiny, train
+from trainers.user_code import torchrun_variables
 
 SMALL = {"prompts": 4, "group": 4, "minibatch": 8, "epochs": 2}
 
@@ -127,7 +127,7 @@ def _preloaded() -> Any:
 def _fork(supervisor: FakeSupervisor, rank: int, port: int) -> Any:
     context = _preloaded()
     descriptor = supervisor._theirs[rank]
-    process = context.Process(target=_rank, args=(descriptor, launch.environment(rank, 2, port)))
+    process = context.Process(target=_rank, args=(descriptor, torchrun_variables(rank, 2, port)))
     process.start()
     return process
 

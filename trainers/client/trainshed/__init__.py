@@ -1,14 +1,17 @@
-"""What training code imports: `pipeline = connect()`.
+"""This is what a training script imports: `import trainshed`, then `pipeline = trainshed.connect()`.
 
-One file, standard library only, Python >= 3.9: it may be copied into any environment. Every rank runs the same script with its
-own descriptor (`TRAINSHED_FD`). Rank 0's calls decide; the other ranks make the same calls in the same order and wait for the
-supervisor's answer on their own descriptor, never in a collective. All calls are safe from several threads.
+A script is started by Trainshed once a GPU (a *rank*), with torchrun's variables and a descriptor (`TRAINSHED_FD`) on which it talks to
+the supervisor. The supervisor lends GPUs: inside a *lease* the GPUs are the trainer's and empty; outside, other pipelines' engines compute
+on them. A *rollout* says how many samples are wanted; engines are woken for it, and the gateway at `pipeline.url` hands the requests out.
+`publish` makes the next *version* of the weights, which every engine loads before it serves again.
 
-    pipeline = connect()
+    import trainshed
+
+    pipeline = trainshed.connect()
     with pipeline.lease("init"):
         model, optimizer = build()
         pipeline.resident(model, optimizer)           # moved on to the GPU at each lease, off it at its end
-        load(pipeline.checkpoint_path)
+        load(pipeline.checkpoint_path)                # None on a fresh start
         pipeline.restore(model.state_dict)            # after a restart: publishes what was restored
     for step in range(pipeline.steps_done, pipeline.steps):
         with pipeline.rollout(target=len(prompts)) as rollout:
@@ -18,6 +21,17 @@ supervisor's answer on their own descriptor, never in a collective. All calls ar
             pipeline.publish(model.state_dict)
         pipeline.report(step, reward=reward, loss=loss)
         pipeline.checkpoint(step, save(step))
+
+Ranks. Every rank runs the same script and makes the same calls in the same order. Rank 0's calls decide; the others wait for the
+supervisor's answer on their own descriptor, never in a collective. All calls may be made from several threads.
+
+Life. One thread reads the descriptor and hands each answer to the call that waits for it (`_Channel`). A rollout has one thread for each
+request to the gateway (`_Fetch`), which asks again, under the same sample numbers, until every sample is there: lost connections and
+restarted gateways are not seen by the script. When the supervisor is gone, calls raise SupervisorGone, and the process ends itself 30 s later.
+
+This file is the whole client: the standard library alone, Python >= 3.9, good also when it is copied elsewhere without its folder
+(all but `resident()`). Beside it lie `resident`, `storages` and `virtual_gpu` (what `pipeline.resident` needs; imported at its first
+use) and `launch` (runs `entry = "module:function"`).
 """
 
 from __future__ import annotations
@@ -45,23 +59,415 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-MAX_FRAME = 1 << 20
-"""Bytes of one frame's body, as in `trainers.protocol.framing`."""
-MAX_LINE = 64 << 20
-"""Bytes of one sample's line from the gateway."""
-_TOKENS_ASKED = 2_000_000  # of prompts in one request; the gateway takes 64 MiB
-_HEADER = struct.Struct(">I")
-_HELLO_S = 60.0  # for the first answer; the supervisor is there, or something is wrong
-_LEAVE_S = 10.0  # how long a failing body waits for the supervisor's answer before its exception goes on
-_SILENCE_S = 60.0  # the gateway says something at least every 10 s; silence is a lost connection
-_UNKNOWN_S = 30.0  # how long a gateway that was just replaced may not know the rollout yet
-_LATE_S = 30.0  # how long after its close a rollout's partial samples are waited for
-_PASSING = ("full", "rollout_unknown")  # the gateway's codes of failures that asking again may mend
-_ORPHAN_S = 30.0  # how long a script may live on without its supervisor
+# --- the public API: connect, Pipeline, Lease, Rollout, Sample, errors -----------------------------------------------------------------
+
+_connected: Pipeline | None = None
+_connecting = threading.Lock()
+
+
+def connect() -> Pipeline:
+    """Returns the pipeline of this process, from the inherited descriptor; every call returns the same one. Raises NotSupervised."""
+    global _connected  # noqa: PLW0603  one descriptor, one pipeline, one process
+    with _connecting:
+        if _connected is None:
+            number = os.environ.get("TRAINSHED_FD")
+            if number is None:
+                raise NotSupervised("TRAINSHED_FD is not set: start this script from a [pipeline.trainer] of a Trainshed file")
+            rank = int(os.environ.get("RANK", "0"))
+            _connected = Pipeline(socket.socket(fileno=int(number)), rank, exit_when_gone=True)
+        return _connected
+
+
+class Pipeline:
+    """A pipeline as its trainer sees it; `connect()` makes it. The public attributes do not change in this life of the trainer:
+
+    `name`, `rank`, `world_size`, `seed`, `steps` (to do in all), `steps_done` (first step to do), `options` (from the TOML file),
+    `model` (path of version 0), `url` (the gateway), `directory` (for this trainer's files), `checkpoint_path` (None on a fresh start),
+    `gpus` (`virtual:0` or `cuda:0` …) and `device` (what torch calls the first of them: `cpu` for a virtual one).
+    """
+
+    def __init__(self, sock: socket.socket, rank: int = 0, exit_when_gone: bool = False) -> None:
+        self._channel = _Channel(sock, exit_when_gone)
+        self._channel.send("hello", rank=rank)
+        welcome = self._channel.wait("hello", 0, _HELLO_S)
+        self.name: str = welcome["pipeline"]
+        self.rank: int = welcome["rank"]
+        self.world_size: int = welcome["world_size"]
+        self.seed: int = welcome["seed"]
+        self.steps: int = welcome["steps"]
+        self.steps_done: int = welcome["steps_done"]
+        self.model: str = welcome["model"]
+        self.url: str = welcome["url"]
+        self.directory = Path(welcome["directory"])
+        self.gpus: tuple[str, ...] = tuple(welcome["gpus"])
+        self._roles = frozenset(welcome.get("roles") or ("init", "train"))
+        checkpoint = welcome.get("checkpoint_path")
+        self.checkpoint_path: Path | None = None if checkpoint is None else Path(checkpoint)
+        self.options: dict[str, Any] = dict(welcome.get("options") or {})
+        self.device = next((gpu for gpu in self.gpus if not gpu.startswith("virtual:")), "cpu")
+        self._weights = Path(welcome["weights"])
+        self._version_before: int = welcome.get("version", 0)
+        self._guard = threading.Lock()
+        self._publishing = threading.Lock()
+        self._numbers: dict[str, int] = {}
+        self._warned: set[str] = set()
+        self._next_rollout = self.steps_done
+        self._lease: Lease | None = None
+        self._residents = _Residents(self.gpus, self.device)
+
+    @property
+    def stopping(self) -> bool:
+        """Tells whether the supervisor is stopping: save what must be saved and return; a TERM follows. Calls that wait are refused (`stopping`)."""
+        return self._channel.stopping is not None
+
+    def _holds_own_gpu(self, roles: Iterable[str]) -> bool:
+        """Tells whether a lease of these roles holds this rank's own GPU."""
+        return not self._roles.isdisjoint(roles)
+
+    def lease(self, *roles: str) -> Lease:
+        """Leases the GPUs of all these roles for the length of a `with`. Raises LeaseRefused (NestedLease at once, without asking)."""
+        return Lease(self, roles)
+
+    def resident(self, *things: Any) -> None:
+        """Keeps these models (`parameters()`) and optimizers (`state`) on the GPU inside leases and in host memory outside."""
+        self._residents.add(things)
+
+    def rollout(self, target: int, number: int | None = None) -> Rollout:
+        """Demands `target` samples for the length of a `with`. `number` seeds them: by default the trainer's step (`steps_done`, then + 1 each).
+
+        Every rank asks for the same samples and gets all of them. Raises ValueError for a target below 1, RolloutRefused at the `with`.
+        """
+        if target < 1:
+            raise ValueError(f"a rollout wants at least one sample, not {target}")
+        if number is None:
+            with self._guard:
+                number, self._next_rollout = self._next_rollout, self._next_rollout + 1
+        return Rollout(self, target, number)
+
+    def publish(self, weights: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> int:
+        """Publishes the next weight version and returns its number, which is recorded then. Every rank calls it.
+
+        `weights` maps names to torch tensors of any device, or is a callable that returns such a mapping; every rank calls it (it may be
+        collective). Raises PublishFailed on every rank (on rank 0 NoRoom when the folder is full).
+        """
+        with self._publishing:
+            call = self._next_number("publish")
+            state = weights() if callable(weights) else weights
+            failure: Exception | None = None
+            if self.rank == 0:
+                name = f"snapshot-{call}-{secrets.token_hex(4)}"
+                folder = self._weights / name
+                try:
+                    write_snapshot(folder, state, Path(self.model))
+                except Exception as error:
+                    failure = error
+                    shutil.rmtree(folder, ignore_errors=True)
+                # Said even so: the supervisor refuses a folder that is not there, and that frees the other ranks.
+                self._channel.send("publish", call=call, name=name)
+            answer = self._channel.wait("publish", call)
+        if isinstance(failure, PublishFailed):
+            raise failure
+        if failure is not None:
+            raise PublishFailed("bad_snapshot", f"{type(failure).__name__}: {failure}") from failure
+        if answer["type"] == "refused":
+            raise PublishFailed(answer["code"], answer["reason"])
+        return int(answer["version"])
+
+    def restore(self, weights: Callable[[], Mapping[str, Any]]) -> int:
+        """Publishes what was restored, after a restart, and returns its version; on a fresh start does nothing and returns 0."""
+        if self.steps_done == 0 and self.checkpoint_path is None and self._version_before == 0:
+            return 0
+        return self.publish(weights)
+
+    def checkpoint(self, step: int, path: str | os.PathLike[str]) -> None:
+        """Says that the state after step `step` is saved at `path` (on rank 0); returns when that is recorded. Raises Refused.
+
+        A restart then has `steps_done = step + 1` and `checkpoint_path = path`.
+        """
+        if self.rank == 0:
+            self._channel.send("checkpoint", step=step, path=os.path.abspath(path))
+        answer = self._channel.wait("checkpoint", step)
+        if answer["type"] == "refused":
+            raise Refused(answer["code"], answer["reason"])
+
+    def report(self, step: int, **metrics: Any) -> None:
+        """Reports figures of one step; rank 0's are taken, and nobody waits for an answer. Never raises for a figure.
+
+        A figure that is not finite is reported as `<name>_not_finite = 1`. What is no number, the 65th figure and those after it, and
+        names of more than 128 characters are left out, which is said once for each name on stderr.
+        """
+        if self.rank != 0:
+            return
+        sent: dict[str, float] = {}
+        for name, value in metrics.items():
+            try:
+                figure = float(value)
+            except Exception as error:  # whatever a tensor, an array or a string raises
+                self._warn_once(name, f"report leaves out {name[:128]!r}: no number ({type(error).__name__}: {str(error)[:200]})")
+                continue
+            key, figure = (name, figure) if math.isfinite(figure) else (f"{name}_not_finite", 1.0)
+            if len(sent) == MAX_FIGURES or not 0 < len(key) <= MAX_NAME:
+                why = f"a report holds at most {MAX_FIGURES} figures with names of at most {MAX_NAME} characters"
+                self._warn_once(name, f"report leaves out {name[:128]!r}: {why}")
+                continue
+            sent[key] = figure
+        self._channel.send("report", step=step, metrics=sent)
+
+    def close(self) -> None:
+        """Closes the channel (the process's exit does it too)."""
+        self._channel.close()
+
+    def _warn_once(self, subject: str, text: str) -> None:
+        """Writes a warning on stderr, the first time for this subject (and for the first 100 subjects)."""
+        with self._guard:
+            if subject in self._warned or len(self._warned) == 100:
+                return
+            self._warned.add(subject)
+        sys.stderr.write(f"trainshed: {text}\n")
+
+    def _next_number(self, kind: str) -> int:
+        with self._guard:
+            number = self._numbers.get(kind, 0)
+            self._numbers[kind] = number + 1
+            return number
+
+    def _hold(self, lease: Lease) -> None:
+        with self._guard:
+            if self._lease is not None:
+                raise NestedLease
+            self._lease = lease
+
+    def _release(self, lease: Lease) -> None:
+        with self._guard:
+            if self._lease is lease:
+                self._lease = None
+
+
+class Lease:
+    """A grant of GPUs: inside `with pipeline.lease("train"):` the GPUs of these roles are this trainer's and were measured empty."""
+
+    def __init__(self, pipeline: Pipeline, roles: Sequence[str]) -> None:
+        if not roles:
+            raise ValueError('a lease names its roles: pipeline.lease("train")')
+        self.roles = tuple(roles)
+        self._pipeline = pipeline
+        self._call = -1
+
+    def __enter__(self) -> Lease:
+        self._pipeline._hold(self)
+        try:
+            self._ask("request_lease", self.roles)
+        except BaseException:
+            self._pipeline._release(self)
+            raise
+        try:
+            self._onload()
+        except BaseException:
+            self._leave(_LEAVE_S)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._leave(None)
+            return
+        # The body's exception matters more than the answer: other ranks may never come to their end of this lease.
+        with contextlib.suppress(SupervisorGone, TimeoutError):
+            self._leave(_LEAVE_S)
+
+    def become(self, *roles: str) -> None:
+        """Exchanges the grant for one of these roles in one event. Raises LeaseRefused; then the old grant is still held.
+
+        GPUs that only the old grant has are given up from the moment of asking: residents leave this rank's GPU before, if the new grant does
+        not have it, and come back if the exchange is refused.
+        """
+        if self._pipeline._lease is not self:
+            raise LeaseRefused("out_of_order", "this lease is not held")
+        if not self._pipeline._holds_own_gpu(roles):
+            self._pipeline._residents.leave()
+        try:
+            self._ask("exchange_lease", tuple(roles))
+        except LeaseRefused:
+            self._onload()
+            raise
+        self._onload()
+
+    def _onload(self) -> None:
+        """Moves residents on to this rank's GPU, if the lease holds it."""
+        if self._pipeline._holds_own_gpu(self.roles):
+            self._pipeline._residents.enter()
+
+    def _ask(self, kind: str, roles: tuple[str, ...]) -> None:
+        call = self._pipeline._next_number("lease")
+        if self._pipeline.rank == 0:
+            self._pipeline._channel.send(kind, call=call, roles=list(roles))
+        answer = self._pipeline._channel.wait("request_lease", call)
+        if answer["type"] == "refused":
+            raise LeaseRefused(answer["code"], answer["reason"])
+        self._call, self.roles = call, roles
+
+    def _leave(self, timeout: float | None) -> None:
+        try:
+            self._pipeline._residents.leave()
+            self._pipeline._channel.send("offloaded", call=self._call)
+            self._pipeline._channel.wait("offloaded", self._call, timeout)
+        finally:
+            self._pipeline._release(self)
+
+
+class Rollout:
+    """A demand for samples: inside `with pipeline.rollout(target=256) as rollout:` an engine is routable and requests are answered."""
+
+    def __init__(self, pipeline: Pipeline, target: int, number: int) -> None:
+        self.number = number
+        self.target = target
+        self._pipeline = pipeline
+        self._started = 0
+        self._results: dict[int, Sample | tuple[str, str]] = {}
+        self._failure: PipelineError | None = None
+        self._closed_at: float | None = None
+
+    def __enter__(self) -> Rollout:
+        channel = self._pipeline._channel
+        if self._pipeline.rank == 0:
+            channel.send("open_rollout", rollout=self.number, target=self.target)
+        answer = channel.wait("open_rollout", self.number)
+        if answer["type"] == "refused":
+            raise RolloutRefused(answer["code"], answer["reason"])
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._warn_of_ranks_that_ask_apart()
+            self._close(None)
+            return
+        with contextlib.suppress(SupervisorGone, TimeoutError):
+            self._close(_LEAVE_S)
+
+    def start(
+        self,
+        prompts: Iterable[Sequence[int]],
+        *,
+        expected_tokens: int | Sequence[int | None] | None = None,
+        session: str | Sequence[str | None] | None = None,
+        **sampling: Any,
+    ) -> range:
+        """Asks for one sample for each prompt (token ids) and returns at once, with the samples' indexes.
+
+        `sampling` goes to the engine as SGLang's sampling_params (`max_new_tokens=8, temperature=1.0 …`); each sample's seed is set here.
+        `expected_tokens`, one for all or one for each prompt, is how long the answer will be, as far as the script can tell. The longest are
+        started first; without it the gateway learns it from earlier samples. `session`, one for all or one for each prompt: samples of one
+        session go to one engine as long as that serves. Neither changes any answer.
+        """
+        asked = [[int(token) for token in prompt] for prompt in prompts]
+        expected, sessions = _per_prompt(expected_tokens, int, len(asked)), _per_prompt(session, str, len(asked))
+        with self._pipeline._channel.changed:
+            if self._closed_at is not None:
+                raise RolloutRefused("out_of_order", f"rollout {self.number} is closed")
+            indexes = range(self._started, self._started + len(asked))
+            self._started = indexes.stop
+        requests = {
+            index: {
+                "sample": index,
+                "input_ids": asked[index - indexes.start],
+                "sampling_params": {"sampling_seed": sample_seed(self._pipeline.seed, self.number, index), **sampling},
+                "expected_tokens": expected[index - indexes.start],
+                "session": sessions[index - indexes.start],
+            }
+            for index in indexes
+        }
+        for part in _batches(requests):
+            name = f"trainshed-rollout-{self.number}-{min(part)}"
+            threading.Thread(target=_Fetch(self, part).run, name=name, daemon=True).start()
+        return indexes
+
+    def samples(self, indexes: Iterable[int] | None = None) -> list[Sample]:
+        """Waits for these samples (default: all that were started) and returns them in index order. After the close some are partial.
+
+        Raises SamplesFailed, SupervisorGone or RolloutRefused (its code is `stopping` when the supervisor stops: return then).
+        """
+        channel = self._pipeline._channel
+        with channel.changed:
+            wanted = list(range(self._started) if indexes is None else indexes)
+            channel.changed.wait_for(lambda: self._failure or channel.closing or all(index in self._results for index in wanted))
+            missing = [index for index in wanted if index not in self._results]
+            if missing and channel.lost is None and channel.stopping is not None:
+                raise RolloutRefused(
+                    "stopping", f"the supervisor is stopping: {len(missing)} samples of rollout {self.number} will not come"
+                )
+            if missing and self._failure:
+                raise self._failure
+            if missing:
+                raise SupervisorGone(f"{len(missing)} samples of rollout {self.number} are missing: {channel.lost}")
+            results = [self._results[index] for index in wanted]
+        samples = [result for result in results if isinstance(result, Sample)]
+        if len(samples) < len(results):
+            raise SamplesFailed({i: r for i, r in ((i, self._results[i]) for i in wanted) if isinstance(r, tuple)}, samples)
+        return samples
+
+    def generate(self, prompts: Iterable[Sequence[int]], **sampling: Any) -> list[Sample]:
+        """Starts a sample for each prompt and waits for these samples: `start`, then `samples`. Raises what they raise.
+
+        Every rank that asks with the same prompts gets the same answers.
+        """
+        return self.samples(self.start(prompts, **sampling))
+
+    def _warn_of_ranks_that_ask_apart(self) -> None:
+        """Says on stderr when each rank seems to have asked for its own share: equal prompts of two ranks are one sample."""
+        pipeline, asked = self._pipeline, self._started
+        if pipeline.world_size > 1 and 0 < asked < self.target:
+            wanted = f"rollout {self.number} wants {self.target} samples, and rank {pipeline.rank} asked for {asked}"
+            pipeline._warn_once(
+                "ranks",
+                f"{wanted}: every rank gets every answer, so each must ask for all prompts, in the same order, and then take its share",
+            )
+
+    def _close(self, timeout: float | None) -> None:
+        channel = self._pipeline._channel
+        with channel.changed:
+            self._closed_at = time.monotonic()
+            channel.changed.notify_all()
+        if self._pipeline.rank == 0:
+            channel.send("close_rollout", rollout=self.number)
+        channel.wait("close_rollout", self.number, timeout)
+
+    def _given_up(self) -> bool:
+        """Tells whether asking the gateway again would be in vain."""
+        late = self._closed_at is not None and time.monotonic() - self._closed_at > _LATE_S
+        return late or self._pipeline._channel.closing
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of output tokens, `start:end`, that one engine made in one life with one weight version."""
+
+    engine: int
+    incarnation: int
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An answer. `output_ids` and `logprobs` are of equal length; `finish_reason["type"]` is `stop`, `length` or `abort` (partial)."""
+
+    index: int
+    prompt_ids: list[int]
+    output_ids: list[int]
+    logprobs: list[float]
+    finish_reason: dict[str, Any]
+    spans: list[Span]
+    text: str
+
+
+def sample_seed(seed: int, rollout: int, index: int) -> int:
+    """Returns the seed of one sample, 0 <= s < 2**63, from (pipeline seed, rollout, index) and nothing else, as `trainers.protocol.seeds` does."""
+    return int.from_bytes(hashlib.blake2b(b"%d:%d:%d" % (seed, rollout, index), digest_size=8).digest(), "big") >> 1
 
 
 class PipelineError(RuntimeError):
-    """Anything this module raises by intention."""
+    """The base of every error that this module raises on purpose."""
 
 
 class NotSupervised(PipelineError):
@@ -73,7 +479,7 @@ class SupervisorGone(PipelineError):
 
 
 class Refused(PipelineError):
-    """The supervisor will not do it. `code` is stable, see `trainers.protocol.trainer_messages.Refused`."""
+    """The supervisor refuses a call. `code` is stable, see `trainers.protocol.trainer_messages.Refused`."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
@@ -82,11 +488,11 @@ class Refused(PipelineError):
 
 
 class LeaseRefused(Refused):
-    """The GPUs will not be granted; nothing is held that was not held before."""
+    """The GPUs will not be granted; the trainer holds what it held before."""
 
 
 class NestedLease(LeaseRefused):
-    """A lease inside a lease: ask for both roles at once, or use `lease.become`."""
+    """A lease was asked for inside a lease: ask for both roles at once, or use `lease.become`."""
 
     def __init__(self) -> None:
         super().__init__("nested_lease", 'a lease is held already: ask for lease("a", "b") at once, or use lease.become("b")')
@@ -105,7 +511,7 @@ class NoRoom(PublishFailed):
 
 
 class SamplesFailed(PipelineError):
-    """Some samples were reported failed: `failures` (index -> (code, message)); `samples` holds the others, in order."""
+    """Some samples failed: `failures` (index -> (code, message)); `samples` holds the others, in order."""
 
     def __init__(self, failures: dict[int, tuple[str, str]], samples: list[Sample]) -> None:
         index, (code, message) = min(failures.items())
@@ -114,45 +520,38 @@ class SamplesFailed(PipelineError):
         self.samples = samples
 
 
-@dataclass(frozen=True)
-class Span:
-    """Output tokens `start:end` were made by this engine, in this life, with this weight version."""
+# --- limits and patience ---------------------------------------------------------------------------------------------------------------
 
-    engine: int
-    incarnation: int
-    version: int
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One answer. `output_ids` and `logprobs` are of equal length; `finish_reason["type"]` is `stop`, `length` or `abort` (partial)."""
-
-    index: int
-    prompt_ids: list[int]
-    output_ids: list[int]
-    logprobs: list[float]
-    finish_reason: dict[str, Any]
-    spans: list[Span]
-    text: str
+MAX_FRAME = 1 << 20
+"""Bytes of one frame's body, as in `trainers.protocol.framing`."""
+MAX_FIGURES, MAX_NAME = 64, 128
+"""Figures of one report, and characters of a figure's name, as in `trainers.protocol.trainer_messages.Report`."""
+MAX_LINE = 64 << 20
+"""Bytes of one sample's line from the gateway."""
+_TOKENS_PER_REQUEST = 2_000_000  # of prompts in one request; the gateway takes 64 MiB
+_HEADER = struct.Struct(">I")
+_HELLO_S = 60.0  # for the first answer; the supervisor is there, or something is wrong
+_LEAVE_S = 10.0  # how long a failing body waits for the supervisor's answer before its exception goes on
+_SILENCE_S = 60.0  # the gateway says something at least every 10 s; silence is a lost connection
+_UNKNOWN_S = 30.0  # how long a gateway that was just replaced may not know the rollout yet
+_LATE_S = 30.0  # how long after its close a rollout's partial samples are waited for
+_TRANSIENT = ("full", "rollout_unknown")  # the gateway's codes of failures that asking again may mend
+_ORPHAN_S = 30.0  # how long a script may live on without its supervisor
 
 
-def sample_seed(seed: int, rollout: int, index: int) -> int:
-    """The randomness of one sample: 0 <= s < 2**63, from (pipeline seed, rollout, index) and nothing else."""
-    return int.from_bytes(hashlib.blake2b(b"%d:%d:%d" % (seed, rollout, index), digest_size=8).digest(), "big") >> 1
+# --- the channel to the supervisor -----------------------------------------------------------------------------------------------------
 
 
 def encode(kind: str, **fields: Any) -> bytes:
-    """One frame (u32 big-endian length, JSON). Raises ValueError for what JSON or the limit cannot carry."""
+    """Returns one frame (u32 big-endian length, JSON). Raises ValueError for what JSON or the limit cannot carry."""
     body = json.dumps({"type": kind, **fields}, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8")
     if len(body) > MAX_FRAME:
         raise ValueError(f"a {kind} of {len(body)} bytes is over the limit of {MAX_FRAME}")
     return _HEADER.pack(len(body)) + body
 
 
-def cut(buffer: bytearray) -> Iterator[dict[str, Any]]:
-    """Takes the whole frames off the front of `buffer`. Raises ValueError on what is no frame of ours."""
+def decode(buffer: bytearray) -> Iterator[dict[str, Any]]:
+    """Takes complete frames off the front of `buffer` and yields their messages. Raises ValueError for bytes that are no frame of ours."""
     while len(buffer) >= _HEADER.size:
         (length,) = _HEADER.unpack_from(buffer)
         if length > MAX_FRAME:
@@ -181,8 +580,8 @@ _ANSWERS: dict[str, tuple[str, str | None]] = {
 }
 
 
-class _Wire:
-    """The descriptor: one thread reads it and hands answers to whoever waits; `changed` guards all that is waited for."""
+class _Channel:
+    """The descriptor to the supervisor. One thread reads it and hands each answer to the call that waits; `changed` guards what is waited for."""
 
     def __init__(self, sock: socket.socket, exit_when_gone: bool) -> None:
         sock.setblocking(True)
@@ -206,7 +605,7 @@ class _Wire:
             raise SupervisorGone(f"the supervisor does not read any more ({error})") from error
 
     def wait(self, call: str, number: int = 0, timeout: float | None = None) -> dict[str, Any]:
-        """The answer to `call`, which is then forgotten. Raises SupervisorGone, or TimeoutError after `timeout` seconds."""
+        """Returns the answer to `call`, once. Raises SupervisorGone, or TimeoutError after `timeout` seconds."""
         key = (call, number)
         with self.changed:
             if not self.changed.wait_for(lambda: key in self._answers or self.lost is not None, timeout):
@@ -216,8 +615,8 @@ class _Wire:
             raise SupervisorGone(f"no answer to {call} {number}: {self.lost}")
 
     @property
-    def ending(self) -> bool:
-        """Whether engines are leaving for good: no sample will come any more."""
+    def closing(self) -> bool:
+        """Tells whether the run is ending: no sample will come any more."""
         return self.lost is not None or self.stopping is not None
 
     def close(self) -> None:
@@ -231,7 +630,7 @@ class _Wire:
         try:
             while data := self._sock.recv(1 << 16):
                 buffer += data
-                for message in cut(buffer):
+                for message in decode(buffer):
                     self._take(message)
         except (OSError, ValueError, KeyError) as error:
             reason = f"the channel to the supervisor broke: {type(error).__name__}: {error}"
@@ -259,7 +658,7 @@ class _Wire:
 
 
 def _close_after_fork(sock: socket.socket) -> None:
-    """A forked helper (a data loader's worker) must not hold our end of the channel open."""
+    """Closes the descriptor in forked children: a data loader's worker must not hold our end of the channel open."""
     held = weakref.ref(sock)
 
     def close() -> None:
@@ -270,200 +669,23 @@ def _close_after_fork(sock: socket.socket) -> None:
     os.register_at_fork(after_in_child=close)
 
 
-class Lease:
-    """`with pipeline.lease("train"):` the GPUs of these roles are this trainer's and measured empty."""
-
-    def __init__(self, pipeline: Pipeline, roles: Sequence[str]) -> None:
-        if not roles:
-            raise ValueError('a lease names its roles: pipeline.lease("train")')
-        self.roles = tuple(roles)
-        self._pipeline = pipeline
-        self._call = -1
-
-    def __enter__(self) -> Lease:
-        self._pipeline._hold(self)
-        try:
-            self._ask("request_lease", self.roles)
-        except BaseException:
-            self._pipeline._release(self)
-            raise
-        try:
-            self._arrive()
-        except BaseException:
-            self._leave(_LEAVE_S)
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self._leave(None)
-            return
-        # The body's exception matters more than the answer: other ranks may never come to their end of this lease.
-        with contextlib.suppress(SupervisorGone, TimeoutError):
-            self._leave(_LEAVE_S)
-
-    def become(self, *roles: str) -> None:
-        """Exchanges the grant for one of these roles in one event. Raises LeaseRefused; then the old grant is still held.
-
-        What the old grant holds and the new one does not is given up from the moment of asking: residents leave this rank's GPU before, if it
-        is not among the new ones, and come back if that is refused.
-        """
-        if self._pipeline._lease is not self:
-            raise LeaseRefused("out_of_order", "this lease is not held")
-        if not self._pipeline._here(roles):
-            self._pipeline._residents.leave()
-        try:
-            self._ask("exchange_lease", tuple(roles))
-        except LeaseRefused:
-            self._arrive()
-            raise
-        self._arrive()
-
-    def _arrive(self) -> None:
-        """Residents move on to this rank's GPU, if that is one of the lease's."""
-        if self._pipeline._here(self.roles):
-            self._pipeline._residents.enter()
-
-    def _ask(self, kind: str, roles: tuple[str, ...]) -> None:
-        call = self._pipeline._count("lease")
-        if self._pipeline.rank == 0:
-            self._pipeline._wire.send(kind, call=call, roles=list(roles))
-        answer = self._pipeline._wire.wait("request_lease", call)
-        if answer["type"] == "refused":
-            raise LeaseRefused(answer["code"], answer["reason"])
-        self._call, self.roles = call, roles
-
-    def _leave(self, timeout: float | None) -> None:
-        try:
-            self._pipeline._residents.leave()
-            self._pipeline._wire.send("offloaded", call=self._call)
-            self._pipeline._wire.wait("offloaded", self._call, timeout)
-        finally:
-            self._pipeline._release(self)
+# --- samples from the gateway ----------------------------------------------------------------------------------------------------------
 
 
-class Rollout:
-    """`with pipeline.rollout(target=256) as rollout:` an engine is routable; requests are answered as long as it is open."""
-
-    def __init__(self, pipeline: Pipeline, target: int, number: int) -> None:
-        self.number = number
-        self.target = target
-        self._pipeline = pipeline
-        self._started = 0
-        self._results: dict[int, Sample | tuple[str, str]] = {}
-        self._broken: PipelineError | None = None
-        self._closed_at: float | None = None
-
-    def __enter__(self) -> Rollout:
-        wire = self._pipeline._wire
-        if self._pipeline.rank == 0:
-            wire.send("open_rollout", rollout=self.number, target=self.target)
-        answer = wire.wait("open_rollout", self.number)
-        if answer["type"] == "refused":
-            raise RolloutRefused(answer["code"], answer["reason"])
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self._close(None)
-            return
-        with contextlib.suppress(SupervisorGone, TimeoutError):
-            self._close(_LEAVE_S)
-
-    def start(
-        self,
-        prompts: Iterable[Sequence[int]],
-        *,
-        expected_tokens: int | Sequence[int | None] | None = None,
-        session: str | Sequence[str | None] | None = None,
-        **sampling: Any,
-    ) -> range:
-        """Asks for one sample a prompt (token ids) and returns at once, with the samples' indexes.
-
-        `sampling` goes to the engine as SGLang's sampling_params (`max_new_tokens=8, temperature=1.0 …`); each sample's seed is set here.
-        `expected_tokens`, for all or one a prompt: how long the answer will be, as far as the script can tell. The longest are started
-        first; without it the gateway learns it from earlier samples. `session`, for all or one a prompt: samples of one session go to
-        one engine as long as it is there. Neither changes any answer.
-        """
-        asked = [[int(token) for token in prompt] for prompt in prompts]
-        expected, sessions = _each(expected_tokens, int, len(asked)), _each(session, str, len(asked))
-        with self._pipeline._wire.changed:
-            if self._closed_at is not None:
-                raise RolloutRefused("out_of_order", f"rollout {self.number} is closed")
-            indexes = range(self._started, self._started + len(asked))
-            self._started = indexes.stop
-        requests = {
-            index: {
-                "sample": index,
-                "input_ids": asked[index - indexes.start],
-                "sampling_params": {"sampling_seed": sample_seed(self._pipeline.seed, self.number, index), **sampling},
-                "expected_tokens": expected[index - indexes.start],
-                "session": sessions[index - indexes.start],
-            }
-            for index in indexes
-        }
-        for part in _parts(requests):
-            name = f"trainshed-rollout-{self.number}-{min(part)}"
-            threading.Thread(target=_Fetch(self, part).run, name=name, daemon=True).start()
-        return indexes
-
-    def samples(self, indexes: Iterable[int] | None = None) -> list[Sample]:
-        """Waits for these samples (default: all started) and returns them in index order. After the close, cut ones are partial.
-
-        Raises SamplesFailed, SupervisorGone or RolloutRefused (its code is `stopping` when the supervisor stops: return then).
-        """
-        wire = self._pipeline._wire
-        with wire.changed:
-            wanted = list(range(self._started) if indexes is None else indexes)
-            wire.changed.wait_for(lambda: self._broken or wire.ending or all(index in self._results for index in wanted))
-            missing = [index for index in wanted if index not in self._results]
-            if missing and wire.lost is None and wire.stopping is not None:
-                raise RolloutRefused(
-                    "stopping", f"the supervisor is stopping: {len(missing)} samples of rollout {self.number} will not come"
-                )
-            if missing and self._broken:
-                raise self._broken
-            if missing:
-                raise SupervisorGone(f"{len(missing)} samples of rollout {self.number} are missing: {wire.lost}")
-            results = [self._results[index] for index in wanted]
-        samples = [result for result in results if isinstance(result, Sample)]
-        if len(samples) < len(results):
-            raise SamplesFailed({i: r for i, r in ((i, self._results[i]) for i in wanted) if isinstance(r, tuple)}, samples)
-        return samples
-
-    def generate(self, prompts: Iterable[Sequence[int]], **sampling: Any) -> list[Sample]:
-        """`start` and `samples` of just these prompts. Every rank that asks with the same prompts gets the same answers."""
-        return self.samples(self.start(prompts, **sampling))
-
-    def _close(self, timeout: float | None) -> None:
-        wire = self._pipeline._wire
-        with wire.changed:
-            self._closed_at = time.monotonic()
-            wire.changed.notify_all()
-        if self._pipeline.rank == 0:
-            wire.send("close_rollout", rollout=self.number)
-        wire.wait("close_rollout", self.number, timeout)
-
-    def _over(self) -> bool:
-        """Whether it is vain to ask the gateway again."""
-        late = self._closed_at is not None and time.monotonic() - self._closed_at > _LATE_S
-        return late or self._pipeline._wire.ending
-
-
-def _each(value: Any, kind: type, count: int) -> list[Any]:
-    """One value a prompt, of one for all or a list of them. Raises ValueError for a list of another length."""
+def _per_prompt(value: Any, kind: type, count: int) -> list[Any]:
+    """Returns one value for each prompt, given one for all or a list of them. Raises ValueError for a list of another length."""
     values = [value] * count if isinstance(value, str) or not hasattr(value, "__iter__") else list(value)
     if len(values) != count:
         raise ValueError(f"{len(values)} values for {count} prompts")
     return [None if one is None else kind(one) for one in values]
 
 
-def _parts(requests: dict[int, dict[str, Any]]) -> Iterator[dict[int, dict[str, Any]]]:
-    """Pieces of a batch small enough for one HTTP request each."""
+def _batches(requests: dict[int, dict[str, Any]]) -> Iterator[dict[int, dict[str, Any]]]:
+    """Splits the requests into batches that fit into one HTTP request each."""
     part: dict[int, dict[str, Any]] = {}
     tokens = 0
     for index, request in requests.items():
-        if part and tokens + len(request["input_ids"]) > _TOKENS_ASKED:
+        if part and tokens + len(request["input_ids"]) > _TOKENS_PER_REQUEST:
             yield part
             part, tokens = {}, 0
         part[index] = request
@@ -473,24 +695,24 @@ def _parts(requests: dict[int, dict[str, Any]]) -> Iterator[dict[int, dict[str, 
 
 
 class _Fetch:
-    """One thread's work: get these samples from the gateway, whatever happens to the connection or to the gateway."""
+    """The work of one thread: it gets these samples from the gateway, whatever happens to the connection or to the gateway."""
 
     def __init__(self, rollout: Rollout, requests: dict[int, dict[str, Any]]) -> None:
         self._rollout = rollout
         self._pending = requests
-        self._changed = rollout._pipeline._wire.changed
+        self._changed = rollout._pipeline._channel.changed
         self._unknown_since: float | None = None
 
     def run(self) -> None:
         pause = 0.05
         trouble = "the gateway did not answer"
-        while self._pending and not self._rollout._over():
+        while self._pending and not self._rollout._given_up():
             before = len(self._pending)
             try:
                 self._post()
                 trouble = "the gateway's answer ended early"
             except PipelineError as error:
-                self._break(error)
+                self._fail(error)
                 return
             except (OSError, http.client.HTTPException) as error:
                 trouble = f"{type(error).__name__}: {error}"
@@ -498,18 +720,18 @@ class _Fetch:
                 return
             pause = 0.05 if len(self._pending) < before else min(2.0, pause * 2)
             with self._changed:
-                self._changed.wait_for(self._rollout._over, pause)
+                self._changed.wait_for(self._rollout._given_up, pause)
         if self._pending:
             missing = f"rollout {self._rollout.number} ended with {len(self._pending)} samples missing"
-            self._break(RolloutRefused("closed", f"{missing}; {trouble}"))
+            self._fail(RolloutRefused("closed", f"{missing}; {trouble}"))
 
-    def _break(self, error: PipelineError) -> None:
+    def _fail(self, error: PipelineError) -> None:
         with self._changed:
-            self._rollout._broken = self._rollout._broken or error
+            self._rollout._failure = self._rollout._failure or error
             self._changed.notify_all()
 
     def _post(self) -> None:
-        """One request for all that is pending; returns at the end of the answer, complete or not."""
+        """Sends one request for all pending samples; returns at the end of the answer, complete or not."""
         url = urllib.parse.urlsplit(self._rollout._pipeline.url)
         connection = http.client.HTTPConnection(url.hostname or "127.0.0.1", url.port, timeout=_SILENCE_S)
         try:
@@ -518,7 +740,7 @@ class _Fetch:
             connection.request("POST", path, body, {"Content-Type": "application/json", "Accept": "application/x-ndjson"})
             answer = connection.getresponse()
             if answer.status != 200:
-                self._judge(answer.status, answer.read(1 << 16))
+                self._raise_unless_transient(answer.status, answer.read(1 << 16))
                 return
             self._unknown_since = None
             while self._pending:
@@ -530,8 +752,8 @@ class _Fetch:
         finally:
             connection.close()
 
-    def _judge(self, status: int, body: bytes) -> None:
-        """Returns when asking again may help; raises RolloutRefused when not."""
+    def _raise_unless_transient(self, status: int, body: bytes) -> None:
+        """Returns when asking again may help; raises RolloutRefused when it cannot."""
         code, message = f"http_{status}", body.decode("utf-8", "replace")[:500]
         with contextlib.suppress(ValueError, AttributeError):
             error = json.loads(body).get("error")
@@ -553,11 +775,13 @@ class _Fetch:
             if request is None:
                 return
             if "error" in line:
-                if line["error"]["code"] in _PASSING:
+                if line["error"]["code"] in _TRANSIENT:
                     return
                 result = (str(line["error"]["code"]), str(line["error"]["message"]))
+                if result[0] == "sample_mismatch" and self._rollout._pipeline.world_size > 1:
+                    result = (result[0], f"{result[1]}; every rank must ask for the same prompts in the same order")
             else:
-                result = _sample(line, request["input_ids"])
+                result = _parse_sample(line, request["input_ids"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:  # asking again would bring the same
             raise RolloutRefused("bad_answer", f"a line of the gateway's is no sample: {type(error).__name__}: {error}") from error
         del self._pending[index]
@@ -566,7 +790,7 @@ class _Fetch:
             self._changed.notify_all()
 
 
-def _sample(line: dict[str, Any], prompt: list[int]) -> Sample:
+def _parse_sample(line: dict[str, Any], prompt: list[int]) -> Sample:
     ids, logprobs = [int(token) for token in line["output_ids"]], [float(value) for value in line["logprobs"]]
     if len(ids) != len(logprobs):
         raise ValueError(f"sample {line['sample']} has {len(ids)} tokens and {len(logprobs)} logprobs")
@@ -574,17 +798,22 @@ def _sample(line: dict[str, Any], prompt: list[int]) -> Sample:
     return Sample(line["sample"], prompt, ids, logprobs, line["finish_reason"], spans, line.get("text") or "")
 
 
+# --- residents: what moves on to the GPU with a lease ----------------------------------------------------------------------------------
+
+
 class _Residents:
     """What is moved on to the GPU at each lease and off it at its end."""
 
     def __init__(self, gpus: Sequence[str], device: str) -> None:
-        self._mover = _mover(gpus, device)
+        self._gpus = gpus
+        self._device = device
         self._inside = False
-        self._any = False
+        self._mover: Any = None
 
     def add(self, things: Sequence[Any]) -> None:
+        if self._mover is None:
+            self._mover = _mover(self._gpus, self._device)
         self._mover.add(*things)
-        self._any = True
         if self._inside:
             self._mover.onload()
 
@@ -592,7 +821,7 @@ class _Residents:
         if self._inside:
             return
         self._inside = True
-        if self._any:  # a script that offloads by itself pays for nothing
+        if self._mover is not None:  # a script that offloads by itself pays for nothing
             self._mover.onload()
 
     def leave(self) -> None:
@@ -601,7 +830,7 @@ class _Residents:
         gpu = torch is not None and torch.cuda.is_initialized()
         if gpu:
             gc.collect()  # what a reference cycle holds would be measured as ours
-        if self._any and inside:
+        if self._mover is not None and inside:
             self._mover.offload()
         if torch is not None and gpu:
             clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
@@ -611,58 +840,15 @@ class _Residents:
 
 
 def _mover(gpus: Sequence[str], device: str) -> Any:
-    """Trainshed's own mover where this file is part of Trainshed (it knows virtual GPUs), else a plain one."""
-    if sys.version_info >= (3, 11) and gpus:
-        with contextlib.suppress(ImportError):
-            from trainshed.device import Resident
-
-            return Resident(gpus[0])
-    return _PlainMover(device)
-
-
-class _PlainMover:
-    """Moves torch models and optimizers between `device` and host memory; tensor objects stay, their `.data` changes."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._owners: list[Any] = []
-        self._on = False
-
-    def add(self, *owners: Any) -> None:
-        self._owners += [owner for owner in owners if all(owner is not known for known in self._owners)]
-        if self._on:
-            self._move(self._device)
-
-    def onload(self) -> None:
-        self._on = True
-        self._move(self._device)
-
-    def offload(self) -> None:
-        self._on = False
-        self._move("cpu")
-
-    def _move(self, device: str) -> None:
-        if self._device == "cpu":
-            return
-        moved: dict[tuple[int, Any, Any], Any] = {}  # tied tensors stay tied
-        for tensor in (tensor for owner in self._owners for tensor in _tensors_of(owner)):
-            key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-            if key not in moved:
-                moved[key] = tensor.detach().to(device)
-            tensor.data = moved[key]
+    """What moves residents: `trainshed.resident`, which a script that copied this file alone does not have."""
+    try:
+        from trainshed.resident import Resident
+    except ImportError as error:
+        raise PipelineError(f"resident() needs the whole folder trainshed, not this file alone ({error})") from error
+    return Resident(gpus[0] if gpus else device)
 
 
-def _tensors_of(owner: Any) -> Iterator[Any]:
-    if callable(getattr(owner, "parameters", None)):
-        for parameter in owner.parameters():
-            yield parameter
-            if parameter.grad is not None:
-                yield parameter.grad
-        yield from owner.buffers()
-        return
-    for state in owner.state.values():
-        yield from (value for value in state.values() if hasattr(value, "data_ptr") and value.ndim > 0)
-
+# --- weights as a snapshot -------------------------------------------------------------------------------------------------------------
 
 _DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
@@ -712,7 +898,7 @@ def write_snapshot(folder: Path, state: Mapping[str, Any], model: Path) -> None:
 
 
 def _untied(state: Mapping[str, Any], model: Path) -> dict[str, Any]:
-    """What is to be written: of tensors that are one (a tied output layer) only the first, where the configuration says so."""
+    """Returns the tensors to write: of tied ones (an output layer) only the first, where the model's configuration says that they are tied."""
     if not model.is_dir():
         raise PublishFailed("bad_snapshot", f"{model} is no folder with a configuration and tokenizer to publish")
     tied = False
@@ -736,156 +922,3 @@ def _write_all(file: Any, data: memoryview) -> None:
     done = 0
     while done < len(data):
         done += file.write(data[done : done + (1 << 30)])  # Linux writes at most 2 GiB at once
-
-
-class Pipeline:
-    """One pipeline as its trainer sees it; made by `connect()`. Public attributes are constants of this life of the trainer:
-
-    `name`, `rank`, `world_size`, `seed`, `steps` (to do in all), `steps_done` (first step to do), `options` (from the TOML file),
-    `model` (path of version 0), `url` (the gateway), `directory` (for this trainer's files), `checkpoint_path` (None on a fresh start),
-    `gpus` (`virtual:0` or `cuda:0` …) and `device` (what torch calls the first of them: `cpu` for a virtual one).
-    """
-
-    def __init__(self, sock: socket.socket, rank: int = 0, exit_when_gone: bool = False) -> None:
-        self._wire = _Wire(sock, exit_when_gone)
-        self._wire.send("hello", rank=rank)
-        welcome = self._wire.wait("hello", 0, _HELLO_S)
-        self.name: str = welcome["pipeline"]
-        self.rank: int = welcome["rank"]
-        self.world_size: int = welcome["world_size"]
-        self.seed: int = welcome["seed"]
-        self.steps: int = welcome["steps"]
-        self.steps_done: int = welcome["steps_done"]
-        self.model: str = welcome["model"]
-        self.url: str = welcome["url"]
-        self.directory = Path(welcome["directory"])
-        self.gpus: tuple[str, ...] = tuple(welcome["gpus"])
-        self._roles = frozenset(welcome.get("roles") or ("init", "train"))
-        checkpoint = welcome.get("checkpoint_path")
-        self.checkpoint_path: Path | None = None if checkpoint is None else Path(checkpoint)
-        self.options: dict[str, Any] = dict(welcome.get("options") or {})
-        self.device = next((gpu for gpu in self.gpus if not gpu.startswith("virtual:")), "cpu")
-        self._weights = Path(welcome["weights"])
-        self._version_before: int = welcome.get("version", 0)
-        self._guard = threading.Lock()
-        self._publishing = threading.Lock()
-        self._counts: dict[str, int] = {}
-        self._next_rollout = self.steps_done
-        self._lease: Lease | None = None
-        self._residents = _Residents(self.gpus, self.device)
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the supervisor is stopping: save what must be saved and return; a TERM follows. What is waited for is refused, `stopping`."""
-        return self._wire.stopping is not None
-
-    def _here(self, roles: Iterable[str]) -> bool:
-        """Whether a lease of these roles holds this rank's own GPU."""
-        return not self._roles.isdisjoint(roles)
-
-    def lease(self, *roles: str) -> Lease:
-        """The GPUs of all these roles, for the length of a `with`. Raises LeaseRefused (NestedLease at once, without asking)."""
-        return Lease(self, roles)
-
-    def resident(self, *things: Any) -> None:
-        """These models (`parameters()`) and optimizers (`state`) live on the GPU inside leases and in host memory outside."""
-        self._residents.add(things)
-
-    def rollout(self, target: int, number: int | None = None) -> Rollout:
-        """Demand for `target` samples, for the length of a `with`. `number` seeds it: the trainer's step (`steps_done`, then + 1 each)."""
-        if target < 1:
-            raise ValueError(f"a rollout wants at least one sample, not {target}")
-        if number is None:
-            with self._guard:
-                number, self._next_rollout = self._next_rollout, self._next_rollout + 1
-        return Rollout(self, target, number)
-
-    def publish(self, weights: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> int:
-        """The next weight version, recorded when this returns. Called on every rank, and so is a callable (it may be collective).
-
-        `weights` maps names to torch tensors of any device. Raises PublishFailed on every rank (on rank 0 NoRoom when the folder is full).
-        """
-        with self._publishing:
-            call = self._count("publish")
-            state = weights() if callable(weights) else weights
-            failure: Exception | None = None
-            if self.rank == 0:
-                name = f"snapshot-{call}-{secrets.token_hex(4)}"
-                folder = self._weights / name
-                try:
-                    write_snapshot(folder, state, Path(self.model))
-                except Exception as error:
-                    failure = error
-                    shutil.rmtree(folder, ignore_errors=True)
-                # Said even so: the supervisor refuses a folder that is not there, and that frees the other ranks.
-                self._wire.send("publish", call=call, name=name)
-            answer = self._wire.wait("publish", call)
-        if isinstance(failure, PublishFailed):
-            raise failure
-        if failure is not None:
-            raise PublishFailed("bad_snapshot", f"{type(failure).__name__}: {failure}") from failure
-        if answer["type"] == "refused":
-            raise PublishFailed(answer["code"], answer["reason"])
-        return int(answer["version"])
-
-    def restore(self, weights: Callable[[], Mapping[str, Any]]) -> int:
-        """After a restart publishes what was restored and returns its version; on a fresh start does nothing and returns 0."""
-        if self.steps_done == 0 and self.checkpoint_path is None and self._version_before == 0:
-            return 0
-        return self.publish(weights)
-
-    def checkpoint(self, step: int, path: str | os.PathLike[str]) -> None:
-        """The state after step `step` is saved at `path` (on rank 0): a restart has `steps_done = step + 1`. Returns when recorded."""
-        if self.rank == 0:
-            self._wire.send("checkpoint", step=step, path=os.path.abspath(path))
-        answer = self._wire.wait("checkpoint", step)
-        if answer["type"] == "refused":
-            raise Refused(answer["code"], answer["reason"])
-
-    def report(self, step: int, **metrics: float) -> None:
-        """Figures of one step; rank 0's are taken, not answered. What is no finite number is reported as `<name>_not_finite = 1`."""
-        if self.rank != 0:
-            return
-        figures = {name: float(value) for name, value in metrics.items()}
-        sent = {name if math.isfinite(f) else f"{name}_not_finite": f if math.isfinite(f) else 1.0 for name, f in figures.items()}
-        if len(sent) > 64 or not all(0 < len(name) <= 128 for name in sent):
-            raise ValueError("a report holds at most 64 figures with names of at most 128 characters")
-        self._wire.send("report", step=step, metrics=sent)
-
-    def close(self) -> None:
-        """Closes the channel (the process's exit does it too)."""
-        self._wire.close()
-
-    def _count(self, kind: str) -> int:
-        with self._guard:
-            number = self._counts.get(kind, 0)
-            self._counts[kind] = number + 1
-            return number
-
-    def _hold(self, lease: Lease) -> None:
-        with self._guard:
-            if self._lease is not None:
-                raise NestedLease
-            self._lease = lease
-
-    def _release(self, lease: Lease) -> None:
-        with self._guard:
-            if self._lease is lease:
-                self._lease = None
-
-
-_connected: Pipeline | None = None
-_connecting = threading.Lock()
-
-
-def connect() -> Pipeline:
-    """The pipeline of this process, from the inherited descriptor; every call returns the same one. Raises NotSupervised."""
-    global _connected  # noqa: PLW0603  one descriptor, one pipeline, one process
-    with _connecting:
-        if _connected is None:
-            number = os.environ.get("TRAINSHED_FD")
-            if number is None:
-                raise NotSupervised("TRAINSHED_FD is not set: start this script from a [pipeline.trainer] of a Trainshed file")
-            rank = int(os.environ.get("RANK", "0"))
-            _connected = Pipeline(socket.socket(fileno=int(number)), rank, exit_when_gone=True)
-        return _connected

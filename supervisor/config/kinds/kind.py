@@ -1,0 +1,67 @@
+"""This module is the contract of an engine kind: what the configuration asks of each, and what a kind may ask of the machine."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from supervisor.config.schema.findings import Finding, GpuFact, ModelSize
+from supervisor.config.schema.rules import DraftPipeline
+from supervisor.config.schema.tables import EngineTable
+
+
+class ModelFiles(NamedTuple):
+    """A model that lies on this machine. `context` is the tokens that it was made for, None where its config.json does not say it."""
+
+    folder: str
+    context: int | None
+
+
+class Installed(NamedTuple):
+    """The version of a package that an interpreter has. Without one, `problem` says why; it is empty where nobody knows."""
+
+    version: str | None
+    problem: str = ""
+
+
+class Program(NamedTuple):
+    """An engine's process runs this: a command line, or a module of our own Python's."""
+
+    text: str
+    own_python: bool
+
+
+class Machine(Protocol):
+    """This machine, as far as a kind may look at it while a file is checked. Raises nothing."""
+
+    def model(self, engine: EngineTable) -> ModelFiles | None:
+        """Returns the model of the file, None for one that is made later, or that is not there (which is said elsewhere)."""
+
+    def longest_shm(self) -> str | None:
+        """Returns the longest path that a run's folder in shared memory may have, None where `[host]` could not be read."""
+
+    def installed(self, python: str, package: str, called: str) -> Installed:
+        """Asks an interpreter, once and in a process of its own, for the version of `package` (`sglang`; people know it as `SGLang`)."""
+
+
+class EngineKindConfig(Protocol):
+    """An engine kind, as `[pipeline.engine]` knows it. A module with these names is one."""
+
+    MEASURED_ON_VIRTUAL_GPUS: bool
+    """True if the memory of its engines shows on a virtual GPU."""
+
+    def findings(self, engine: EngineTable, path: str) -> Iterator[Finding]:
+        """Yields what breaks a rule that this kind adds. `path` is that of its table (`pipeline[0].engine`)."""
+
+    def premises(self, pipeline: DraftPipeline, engine: EngineTable, machine: Machine) -> Iterator[Finding]:
+        """Yields what the machine lacks for this kind. `pipeline` is the one that `engine` belongs to."""
+
+    def filled(self, engine: EngineTable, size: ModelSize | None, context: int | None, gpus: Sequence[GpuFact]) -> EngineTable:
+        """Fills in what the table leaves out. `context` is what the model was made for; `gpus` are those of the host, empty where unknown."""
+
+    def program(self, engine: EngineTable) -> Program:
+        """Says what one engine runs."""
+
+    def needs(self, engine: EngineTable, size: ModelSize) -> int | None:
+        """Returns a lower bound of the bytes that an awake engine takes on each of its GPUs, None where it is not known."""
+
+    def advice(self, engine: EngineTable, size: ModelSize) -> str | None:
+        """Says what to change in a file whose engine does not fit its GPUs, if the kind knows it."""

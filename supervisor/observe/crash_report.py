@@ -1,0 +1,70 @@
+"""This module says why a child ended, from how it ended and the last lines of its log. It is for people, never for decisions."""
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from supervisor.host.processes.child import Status
+from supervisor.observe.sanitize import plain
+
+KEPT_LINES: Final = 20
+KEPT_COLUMNS: Final = 400
+SIGKILL, SIGTERM = 9, 15
+
+
+class CrashClass(Enum):
+    """What to call the end of a child."""
+
+    CLEAN = "clean"
+    MEMORY = "out of memory"
+    PORT = "port"
+    DEVICE = "CUDA/NCCL"
+    CONFIG = "config"
+    KILLED = "killed"
+    SIGNAL = "crashed"
+    ERROR = "error"
+
+
+_SIGNS: Final = (
+    (CrashClass.MEMORY, re.compile(r"out of memory|OutOfMemory|MemoryError|Cannot allocate memory|can't allocate memory|oom-kill", re.I)),
+    (CrashClass.PORT, re.compile(r"address already in use|EADDRINUSE|port \d+ is (already )?(in use|taken|not available)", re.I)),
+    (CrashClass.DEVICE, re.compile(r"CUDA error|cuda(Error|rt)|CUDA driver|NCCL (error|WARN)|nccl\w*Error|Xid|device-side assert", re.I)),
+    (
+        CrashClass.CONFIG,
+        re.compile(
+            r"ModuleNotFoundError|ImportError|No module named|FileNotFoundError|No such file or directory|unrecognized arguments|error: argument"
+            r"|invalid choice|does not appear to have a file named|is not a valid model identifier|PermissionError|usage: ",
+            re.I,
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class CrashRecord:
+    """The class of an exit, and the last lines of the child's log, fit for a terminal."""
+
+    crash: CrashClass
+    last_lines: tuple[str, ...]
+
+
+def exit_class(log_tail: bytes, status: Status) -> CrashRecord:
+    """Classify an exit. `log_tail` is the end of the child's log (a few ten KiB do); later lines count more than earlier ones."""
+    last = _last_lines(log_tail)
+    if status.code == 0:
+        return CrashRecord(CrashClass.CLEAN, last)
+    for line in reversed(last):
+        for crash, sign in _SIGNS:
+            if sign.search(line):
+                return CrashRecord(crash, last)
+    if status.signal in (SIGKILL, SIGTERM) or status.code in (128 + SIGKILL, 128 + SIGTERM):
+        return CrashRecord(CrashClass.KILLED, last)
+    return CrashRecord(CrashClass.SIGNAL if status.signal is not None else CrashClass.ERROR, last)
+
+
+def _last_lines(log_tail: bytes) -> tuple[str, ...]:
+    """Return the last lines that are not empty, sanitized and cut."""
+    text = log_tail.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    lines = (plain(line).replace("\t", "    ")[:KEPT_COLUMNS].rstrip() for line in text.split("\n"))
+    return tuple([line for line in lines if line.strip()][-KEPT_LINES:])

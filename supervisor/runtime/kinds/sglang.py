@@ -1,0 +1,254 @@
+"""SGLang runs with an interpreter that has it, in a folder of each incarnation; what it leaves in /dev/shm is removed afterwards.
+
+Which version an engine reports is a label that we gave it ourselves; only bytes prove that a load was complete. Engines of one pipeline
+have one shape, so with the same weights they agree.
+"""
+
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Final
+
+import anyio
+from anyio import to_thread
+
+from engines.control import EngineControl, EnginePoisoned
+from engines.lifecycle import members
+from engines.sglang import command as sglang
+from engines.sglang.versions import Profile, UnknownVersion, profile
+from supervisor.config.machine.interpreter import NotInstalled, installed_version
+from supervisor.host.gpus.meter import visible
+from supervisor.host.processes.child import Command, SpawnFailed
+from supervisor.host.processes.guardian import LEFT_OVER, TRACES
+from supervisor.observe.event_log import log_for
+from supervisor.runtime.kinds.engine_kind import EngineLife, EngineStart, Log
+from supervisor.runtime.run_facts import RunFacts
+from trainers.protocol.ids import EngineId, Incarnation, PipelineId, Version
+
+NAME: Final = "sglang"
+ASK_S: Final = 60.0
+"""Seconds for an interpreter to say which SGLang it has; a cold disk is slow."""
+SHM: Final = Path("/dev/shm")
+FOLLOW_S: Final = 1.0
+"""Between two looks at what a starting engine has open in /dev/shm."""
+VERIFY_EVERY: Final = 8
+"""Of an incarnation's loads one in so many is verified, beside its first: a checksum reads all weights once."""
+
+
+class Sglang:
+    """Starts engines of SGLang (`engines.sglang`). Each interpreter of the configuration is asked once which SGLang it has."""
+
+    skips_unknown_tensors: ClassVar[bool] = True
+
+    def __init__(self, facts: RunFacts, log: Log) -> None:
+        self._facts = facts
+        self._log = log
+        self._found: dict[str, Profile | SpawnFailed] = {}
+        self._checksums = Checksums()
+
+    async def look(self) -> None:
+        """Asks every interpreter of the configuration; the answer counts when an engine is prepared."""
+        pythons = {table.engine.python for _, table in self._facts.pipelines if table.engine.kind == NAME}
+        async with anyio.create_task_group() as tasks:
+            for python in pythons - self._found.keys():
+                assert python is not None, "a rule refuses it"
+                tasks.start_soon(self._ask, python)
+
+    async def _ask(self, python: str) -> None:
+        log = self._log.bind(python=python)
+        environ = self._facts.environment.inherited("engine").kept
+        try:
+            version = await to_thread.run_sync(_version, python, environ, abandon_on_cancel=True)
+            known, warning = profile(version)
+        except (SpawnFailed, UnknownVersion) as error:
+            self._found[python] = SpawnFailed(f"{python}: {error}")
+            log.error("no engine can start with this interpreter", why=str(error))
+            return
+        self._found[python] = known
+        log.info("SGLang found", version=version)
+        if warning:
+            log.warning(warning)
+
+    def prepare(self, start: EngineStart) -> "SglangLife":
+        python = start.table.python
+        assert python is not None, "a rule refuses it"
+        known = self._found[python]
+        if isinstance(known, SpawnFailed):
+            raise known
+        folder = start.facts.paths.scratch(start.engine, start.incarnation)
+        if len(os.fsencode(folder)) > sglang.SOCKET_ROOM:
+            shm = start.facts.pipelines.config.host.shm
+            raise SpawnFailed(f"host.shm = {shm!r} is too long: SGLang makes sockets in {folder}; name a shorter folder")
+        folder.mkdir(parents=True, mode=0o700)
+        descriptor = os.open(folder / "settings.yaml", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(sglang.settings(start.endpoint.key))
+        commands = _commands(start, folder, known)
+        return SglangLife(commands, Traces(folder, self._log), known, self._checksums, start, self._log)
+
+
+class SglangLife(EngineLife):
+    """One incarnation, with its traces and its checksums."""
+
+    def __init__(
+        self, commands: Sequence[Command], traces: "Traces", known: Profile, checksums: "Checksums", start: EngineStart, log: Log
+    ) -> None:
+        super().__init__(commands)
+        self.retract_flushes = known.retract_flushes
+        self._traces = traces
+        self._checksums = checksums if known.checksum else None
+        self._engine, self._incarnation = start.engine, start.incarnation
+        self._log = log
+
+    async def follow(self, pids: Callable[[], Awaitable[Iterable[int]]]) -> None:
+        while True:
+            await anyio.sleep(FOLLOW_S)
+            await self._traces.look(await pids())
+
+    async def trace(self, pids: Iterable[int]) -> None:
+        await self._traces.look(pids)
+
+    async def verify(self, control: EngineControl, version: Version, within: float) -> None:
+        if self._checksums is None or not self._checksums.due(self._engine, self._incarnation):
+            return
+        checksum = await control.checksum(within)
+        if (complaint := self._checksums.disagreement(self._engine, version, checksum)) is not None:
+            raise EnginePoisoned(complaint, 200)
+        log_for(self._log, self._engine, self._incarnation).info("weights verified", version=version, checksum=checksum[:16])
+
+    def clean_up(self) -> None:
+        self._traces.remove()
+
+
+# -- its commands
+
+
+def _commands(start: EngineStart, folder: Path, known: Profile) -> list[Command]:
+    shape = members.shape(start.table.members, start.table.tp)
+    return [_command(start, folder, known, member, len(shape)) for member in shape]
+
+
+def _command(start: EngineStart, folder: Path, known: Profile, member: members.Member, count: int) -> Command:
+    table, environment, directory = start.table, start.facts.environment, start.facts.paths.directory
+    bundle = start.gpus
+    shape = members.arguments(member, count, members.Ports(start.endpoint.window.first), tp=table.tp, ep=table.ep)
+    described = _described(start, folder, known, shape)
+    inherited = sglang.environment(described, environment.inherited("engine", table.pass_env).kept, table.env)
+    gpus = visible([bundle[position] for position in member.gpus])
+    return Command(
+        argv=sglang.arguments(described),
+        env=environment.complete(inherited, start.tag, python_path=None, gpus=gpus),
+        cwd=directory.path,
+        log=directory.log_of(start.engine, member.index or None),
+        niceness=described.niceness,
+    )
+
+
+def _described(start: EngineStart, folder: Path, known: Profile, shape: list[str]) -> sglang.Spec:
+    table = start.table
+    assert table.python is not None, "a rule refuses it"
+    assert table.context is not None, "load fills it in"
+    return sglang.Spec(
+        python=table.python,
+        model=str(start.model),
+        shape=shape,
+        device="cuda" if start.gpus[0].uuid is not None else "cpu",
+        gpus=table.tp,
+        slots=table.slots,
+        context=table.context,
+        kv_tokens=table.kv_tokens or table.slots * table.context,
+        seed=sglang.seed(start.pipeline.seed, start.engine.rank, start.incarnation),
+        folder=str(folder),
+        profile=known,
+        cpus=sorted(os.sched_getaffinity(0)),
+        args=table.args,
+    )
+
+
+def _version(python: str, environ: dict[str, str]) -> str:
+    """Return which SGLang an interpreter has. Raises SpawnFailed."""
+    try:
+        return installed_version(python, "sglang", "SGLang", environ, ASK_S)
+    except NotInstalled as error:
+        raise SpawnFailed(f"{error}; name the interpreter of an environment that has it") from error
+
+
+# -- what it leaves in /dev/shm
+
+
+@dataclass(slots=True)
+class Traces:
+    """The TMPDIR of one incarnation, and the files in /dev/shm that its processes were seen to have open: removed when they are gone.
+
+    They are noted in a file, too: should the supervisor be killed, its guardian (or, after both, the next start) reads it.
+    """
+
+    folder: Path
+    log: Log
+    seen: set[Path] = field(default_factory=set)
+
+    @property
+    def note(self) -> Path:
+        """The file lies beside the TMPDIR, not in it."""
+        return self.folder.with_name(self.folder.name + TRACES)
+
+    async def look(self, pids: Iterable[int]) -> None:
+        """Notes what these living processes have open."""
+        found = await to_thread.run_sync(open_in_shm, frozenset(pids), abandon_on_cancel=True)
+        if not found <= self.seen:
+            self.seen |= found
+            try:
+                self.note.write_text("".join(f"{path.name}\n" for path in sorted(self.seen)), "utf-8")
+            except OSError as error:  # it costs a file in /dev/shm if we are killed, and nothing else
+                self.log.warning("cannot note what an engine has open in /dev/shm", error=str(error))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in self.seen:
+            path.unlink(missing_ok=True)
+        self.note.unlink(missing_ok=True)
+
+
+def open_in_shm(pids: frozenset[int]) -> set[Path]:
+    """Return the files of /dev/shm that these processes have mapped. They are compared by inode: the C library maps a semaphore before it names it."""
+    mapped: set[int] = set()
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+                mapped |= {int(line.split(maxsplit=5)[4]) for line in maps if " /dev/shm/" in line}
+        except OSError:  # it has ended
+            continue
+    with os.scandir(SHM) as entries:
+        return {Path(entry.path) for entry in entries if entry.name.startswith(LEFT_OVER) and entry.inode() in mapped}
+
+
+# -- whether engines that say they have a version have its bytes
+
+
+class Checksums:
+    """The first checksum of each pipeline's newest versions, and whose it was."""
+
+    def __init__(self) -> None:
+        self._seen: dict[PipelineId, dict[Version, tuple[str, EngineId]]] = {}
+        self._loads: dict[EngineId, tuple[Incarnation, int]] = {}
+
+    def due(self, engine: EngineId, incarnation: Incarnation) -> bool:
+        """Counts one load. True for the first of each incarnation, and now and then."""
+        life, loads = self._loads.get(engine, (incarnation, 0))
+        if life != incarnation:
+            loads = 0
+        self._loads[engine] = (incarnation, loads + 1)
+        return loads % VERIFY_EVERY == 0
+
+    def disagreement(self, engine: EngineId, version: Version, checksum: str) -> str | None:
+        """Compares with the first that was seen of this version, or remembers it as the first. Returns what differs, in words, or None."""
+        seen = self._seen.setdefault(engine.pipeline, {})
+        for old in [known for known in seen if known < version - 1]:
+            del seen[old]
+        first, whose = seen.setdefault(version, (checksum, engine))
+        if first == checksum:
+            return None
+        del seen[version]  # nobody knows which of the two is right; the next to load it is compared with nobody
+        return f"checksum {checksum[:16]} of version {version} is not {first[:16]}, which {whose} has loaded"

@@ -1,0 +1,138 @@
+"""Trainers hand over weights, which become versions that engines load, and checkpoints, from which a restart resumes.
+
+How weights travel is a `WeightTransport`, one a pipeline: what a trainer says it has written is adopted as a version, an engine is told
+where the version lies, and it is dropped when nobody needs it. Today's is a folder in shared memory. Names of snapshot folders are known
+here, in `trainers.weights`, and in the client that writes them, and nowhere else.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+from anyio import to_thread
+
+from supervisor.attempt.checkpoints import Checkpoints, Remembered
+from supervisor.scheduler.actions import AdoptSnapshot, DropSnapshot, RecordCheckpoint
+from supervisor.scheduler.events import ActionFailed, CheckpointKept, SnapshotAdopted, Told
+from trainers import weights
+from trainers.protocol.ids import PipelineId, Version
+
+
+class WeightTransport(Protocol):
+    """How the published weights of one pipeline come from its trainer to its engines. Its calls may block on a disk."""
+
+    @property
+    def inbox(self) -> str:
+        """Where the trainer's client leaves what it publishes; the client is told at its start."""
+
+    def adopt(self, name: str, version: Version) -> list[str]:
+        """Makes what the trainer has left as `name` this version, in one step. Returns the names of the model's tensors that it lacks.
+
+        Raises SnapshotError, OSError: it cannot be used, and nothing of it is left.
+        """
+
+    def locate(self, version: Version) -> str:
+        """Returns what an engine is told to load; version 0 is the model path itself."""
+
+    def drop(self, version: Version) -> None:
+        """Removes a version that nobody needs any more; nothing happens when it is not there. Raises OSError."""
+
+    def abandon(self) -> None:
+        """Removes what was being written: the trainer has died. Versions stay. Raises OSError."""
+
+
+@dataclass(slots=True)
+class SharedMemory:
+    """Snapshots are folders in `folder` in Hugging Face layout, which every engine can load.
+
+    `compares_names`: the engines skip tensors that they do not know without a word, so a snapshot that names them in another way is refused.
+    """
+
+    folder: Path
+    model: Path
+    compares_names: bool
+    _names: frozenset[str] | None = field(default=None, init=False)
+
+    @property
+    def inbox(self) -> str:
+        return str(self.folder)
+
+    def adopt(self, name: str, version: Version) -> list[str]:
+        names = self._model_names()
+        path = weights.adopt(self.folder, name, version, names)
+        return weights.missing(path, names)
+
+    def _model_names(self) -> frozenset[str]:
+        """Returns the names of version 0's tensors; none where nothing is compared."""
+        if self._names is None:
+            self._names = weights.layout_of(self.model) if self.compares_names else frozenset()
+        return self._names
+
+    def locate(self, version: Version) -> str:
+        return str(self.model) if version == 0 else os.fspath(weights.path_of(self.folder, version))
+
+    def drop(self, version: Version) -> None:
+        weights.drop(self.folder, version)
+
+    def abandon(self) -> None:
+        weights.abandon(self.folder)
+
+
+def folder_of(shm: Path, pipeline: PipelineId) -> Path:
+    """Returns the folder of a pipeline's snapshots in the shared memory of a run."""
+    return shm / pipeline
+
+
+def make_folders(shm: Path, pipelines: Iterable[PipelineId]) -> None:
+    """Makes the folders anew: snapshots are worth nothing after the run that made them. Raises OSError."""
+    shutil.rmtree(shm, ignore_errors=True)
+    for pipeline in pipelines:
+        folder_of(shm, pipeline).mkdir(parents=True, mode=0o700)
+
+
+class TrainerOutput:
+    """Takes what every pipeline's trainer hands over, and knows where its next life resumes."""
+
+    def __init__(
+        self,
+        transports: Mapping[PipelineId, WeightTransport],
+        checkpoints: Mapping[PipelineId, Checkpoints],
+        log: "structlog.typing.FilteringBoundLogger",
+    ) -> None:
+        self._transports = transports
+        self._checkpoints = checkpoints
+        self._log = log
+
+    def transport(self, pipeline: PipelineId) -> WeightTransport:
+        return self._transports[pipeline]
+
+    async def resume_point(self, pipeline: PipelineId) -> Remembered:
+        """Returns the checkpoints that are on the disk now, and the last version that was published."""
+        return await to_thread.run_sync(self._checkpoints[pipeline].usable)
+
+    async def adopt(self, action: AdoptSnapshot) -> SnapshotAdopted | ActionFailed:
+        try:
+            lacking = await to_thread.run_sync(self._transports[action.pipeline].adopt, action.name, action.version)
+        except (weights.SnapshotError, OSError) as error:
+            return ActionFailed(id=action.id, reason=str(error) or type(error).__name__, code="bad_snapshot")
+        if lacking:
+            self._log.warning(
+                "published weights lack tensors of the model; the engine keeps what it has for them",
+                pipeline=action.pipeline, version=action.version, tensors=len(lacking), first=lacking[0],
+            )  # fmt: skip
+        await to_thread.run_sync(self._checkpoints[action.pipeline].published, action.version)
+        return SnapshotAdopted(id=action.id)
+
+    async def drop(self, action: DropSnapshot) -> Told:
+        """Raises OSError."""
+        await to_thread.run_sync(self._transports[action.pipeline].drop, action.version)
+        return Told(id=action.id)
+
+    async def record(self, action: RecordCheckpoint) -> CheckpointKept:
+        """Raises OSError: the checkpoint is not there, or the disk does not take the record."""
+        await to_thread.run_sync(self._checkpoints[action.pipeline].record, action.step, action.path)
+        return CheckpointKept(id=action.id)

@@ -1,0 +1,40 @@
+"""Why a child ended, from its exit and the last lines of its log."""
+
+import pytest
+
+from supervisor.host.processes.child import Status
+from supervisor.observe.crash_report import KEPT_COLUMNS, KEPT_LINES, CrashClass, exit_class
+
+
+@pytest.mark.parametrize(
+    ("log", "code", "signal", "expected"),
+    [
+        (b"bye", 0, None, CrashClass.CLEAN),
+        (b"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", 1, None, CrashClass.MEMORY),
+        (b"RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory", 1, None, CrashClass.MEMORY),
+        (b"OSError: [Errno 98] error while attempting to bind: address already in use", 1, None, CrashClass.PORT),
+        (b"torch.AcceleratorError: CUDA error: an illegal memory access was encountered", 1, None, CrashClass.DEVICE),
+        (b"torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp", None, 6, CrashClass.DEVICE),
+        (b"ModuleNotFoundError: No module named 'sglang'", 1, None, CrashClass.CONFIG),
+        (b"launch_server.py: error: unrecognized arguments: --no-such", 2, None, CrashClass.CONFIG),
+        (b"working", None, 9, CrashClass.KILLED),
+        (b"working", 137, None, CrashClass.KILLED),
+        (b"Fatal Python error: Segmentation fault", None, 11, CrashClass.SIGNAL),
+        (b"ValueError: x", 1, None, CrashClass.ERROR),
+        (b"", 1, None, CrashClass.ERROR),
+        (b"ImportError: optional thing\nlater: CUDA error: device-side assert triggered", 1, None, CrashClass.DEVICE),
+    ],
+)
+def test_classes(log: bytes, code: int | None, signal: int | None, expected: CrashClass) -> None:
+    assert exit_class(log, Status(code, signal)).crash is expected
+
+
+def test_last_lines_are_harmless_and_bounded() -> None:
+    log = b"\x1b[31mred\x1b[0m \x1b]0;title\x07\x00\x08nul\r50%\r100%\n\xff\xfe\n" + b"x" * 5000 + b"\n" + "\u2028\x9b1mtail".encode()
+    lines = exit_class(log, Status(1)).last_lines
+    assert lines[0] == "red nul"
+    assert lines[1:3] == ("50%", "100%")
+    assert len(lines[4]) == KEPT_COLUMNS
+    assert lines[-1] == "tail", "a control sequence in eight bits is one, too"
+    assert len(exit_class(b"line\n" * 1000, Status(1)).last_lines) == KEPT_LINES
+    assert exit_class(b"a\tb", Status(1)).last_lines == ("a    b",)
