@@ -106,7 +106,7 @@ class PipelineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rules say who gets how many engines; `supervisor.config.limits` makes them from the table `[scheduler]`."""
+    """Rules say who gets how many engines; `supervisor.config.limits` makes them from `[scheduler]`."""
 
     targets: str
     minimum_hold: float
