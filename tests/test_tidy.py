@@ -14,7 +14,7 @@ import pytest
 
 import supervisor
 from engines.lifecycle import state
-from tests.harness import import_graph
+from tests.harness import file_map, import_graph
 from trainers.protocol.child_env import OUR_PATH
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -200,3 +200,8 @@ def test_supervisor_side_modules_never_load_torch() -> None:
         [sys.executable, "-P", "-c", code], env={"PYTHONPATH": OUR_PATH}, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "False"
+
+
+def test_the_map_of_files_in_the_architecture_is_today_s() -> None:
+    """`python -m tests.harness.file_map` writes it."""
+    assert file_map.BEGIN + file_map.file_map() + file_map.END in (CHECKOUT / "ARCHITECTURE.md").read_text()

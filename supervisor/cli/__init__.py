@@ -16,7 +16,7 @@ above every form of `run`, and calls the rest directly.
 `supervise FILE`, in steps:
 
 1. `bin/supervise` sees that it is a run and executes the guardian, which starts `python -P -m supervisor` and watches it.
-2. `main` makes `run FILE` of it; `run` loads the file (ConfigError: every mistake on a line, exit 2) and asks `attempt.choose` what to go on with.
+2. `main` makes `run FILE` of it; `run` loads the file (ConfigError: every mistake on a line, exit 2) and asks `attempt.find.choose` what to go on with.
 3. `attempt.open_chosen` makes or locks the attempt; `runtime.run` runs it and returns a `Summary`.
 4. `views.summary` prints it. The exit code is the summary's; an error's is in its type (`supervisor.errors`).
 """

@@ -16,14 +16,14 @@ One call of `handle` does three things, in this order:
     should be awake, every engine takes its next step, and the invariants are checked.
 What is under way is recorded (`op` of each group, `inflight`); a second look at an unchanged state emits nothing.
 
-Parts; each may import those of the lines below it (a contract of pyproject.toml):
+Parts, each may import those to its right in a line and all of the lines below:
     scheduler                   the loop, and the face that others read. Nobody outside touches the context
-    operators, view             what an operator asks for; what the planner sees of the records, and the reasons of its last plan
-    groups/, invariants         one life each: engines, trainers, gateways; what must hold after every event
-    context                     what every rule gets as `ctx`
-    records                     engines, trainers, gateways, pipelines
-    planning/                   which engines should be awake: functions of a view, without records
-    engine_life, faults, restarts, rollouts        parts of records
+    operators                   what an operator asks for
+    planner_view                the planner's view of the records, and the reasons of the last plan
+    groups/                     one life each: engines (and their teardown), trainers (their leases, rollouts, stop), gateways
+    invariants, context         what must hold after every event; what every rule gets as `ctx`
+    records                     engines, trainers, gateways, pipelines; below them engine_life, faults, restarts, rollouts,
+                                planning/{planner, packing, costs, reservations, reasons}
     inflight, leases            actions that are not answered yet; who holds which GPU, and which are fenced or withheld
     events, actions, spec       what comes in, what goes out, and the box: plain data, and a file format (recordings)
 """

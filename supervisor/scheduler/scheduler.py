@@ -57,9 +57,9 @@ from .groups import engine_teardown, engines, gateways, trainer_stop, trainers
 from .inflight import Awaited, InFlight
 from .invariants import check
 from .leases import LeaseBook
+from .planner_view import explain, held_by_trainers, view
 from .records import Engine, Fleet, Gateway, Group, Pipeline, Trainer, TrainerState, TrainerTransition
 from .spec import BoxSpec
-from .view import explain, held_by_trainers, view
 
 NOT_MEASURED = "not measured yet"
 

@@ -10,7 +10,7 @@ S = "supervisor/scheduler/"
 LEASES, OPERATORS, SCHEDULER, INFLIGHT, FLEET = (f"{S}{name}.py" for name in ("leases", "operators", "scheduler", "inflight", "records"))
 RESTARTS, ROLLOUTS = (f"{S}{name}.py" for name in ("restarts", "rollouts"))
 RESERVATIONS, PLANNER = (f"{S}planning/{name}.py" for name in ("reservations", "planner"))
-VIEW = f"{S}view.py"
+VIEW = f"{S}planner_view.py"
 GROUPS, ENDINGS, TRAINERS, GATEWAYS, GRANTS, DEMAND = (
     f"{S}groups/{name}.py" for name in ("engines", "engine_teardown", "trainers", "gateways", "trainer_leases", "rollout_requests")
 )

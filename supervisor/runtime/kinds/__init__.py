@@ -17,6 +17,6 @@ answers the action. All kinds speak SGLang's control dialect (`engines.control`)
 The files: `engine_kind` (the contract, and `Endpoint`), `embedded` (our own small engine), `sglang`, `registry` (the rows). `registry`
 imports the kinds, these import `engine_kind`, and that imports `run_facts`; of the runtime, a kind imports nothing else.
 
-To add a kind: write `kinds/vllm.py` with a class like `Sglang` and a subclass of `EngineLife`, and add a row here and in
+To add a kind: write `kinds/vllm.py` with a class like `Sglang` and a subclass of `EngineLife`, and add a row in `registry.py` and in
 `supervisor.config.kinds`. `tests/supervisor/runtime/test_third_kind.py` has a sketch, which it starts.
 """

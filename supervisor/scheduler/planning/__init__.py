@@ -1,7 +1,6 @@
 """Planning says which engines should be awake, and which trainer gets GPUs next. It emits no action: what to wake and to pause is the difference.
 
-It knows neither records nor groups: the planner must not care how an engine is drained or started. `supervisor.scheduler.view` makes it a `View`:
-the GPUs that no trainer, fence or teardown keeps, and a `Share` for each pipeline that asks for engines.
+It knows neither records nor groups: it plans on a `View`, plain numbers that `scheduler/planner_view` makes of the records.
 
     planner       `plan(view)`: the engines that should be awake. `must_leave`: whose GPUs somebody needs
     packing       a first engine for as many pipelines as any assignment can serve, with the fewest moves

@@ -1,21 +1,20 @@
-"""This module stands between the records and the planner, in both directions.
+"""This module stands between the records and the planner: it makes the planner's view of the fleet, and explains what came of it.
 
-`view` tells the planner what is free to share, and who wants it. `explain` tells others why a pipeline has the engines that it has, and why it
-was not given more: it plans again what was planned last, from the same view and by the same functions, lets them write down their rules, and
-changes nothing.
+The view says what is free to share, and who wants it. `explain` says why a pipeline has the engines that it has, and why it was not given
+more: it plans again what was planned last, from the same view and by the same functions, lets them write down their rules, and changes nothing.
 """
 
 from collections.abc import Iterable
 from functools import lru_cache
 
 from engines.lifecycle.state import EngineState
+from supervisor.scheduler.groups.engines import waits_for
+from supervisor.scheduler.planning.planner import Bundle, Share, View, plan
+from supervisor.scheduler.planning.reasons import Denied, EngineReason, Explanation, Party, Trace, Wait
+from supervisor.scheduler.planning.reservations import Reservations
 from trainers.protocol.ids import GpuId
 
 from .context import Context
-from .groups.engines import waits_for
-from .planning.planner import Bundle, Share, View, plan
-from .planning.reasons import Denied, EngineReason, Explanation, Party, Trace, Wait
-from .planning.reservations import Reservations
 from .records import Engine, Pipeline
 from .rollouts import work
 from .spec import Priority
