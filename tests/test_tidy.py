@@ -27,7 +27,6 @@ UNTIL_MERGED = "until merged"
 LONGEST = 400
 LONG_FOR_A_REASON = {
     "trainers/client/trainshed/__init__.py": "the client is one file, good alone when it is copied",
-    "supervisor/scheduler/scheduler.py": UNTIL_MERGED,
 }
 SHORTEST = 40
 SHORT_FOR_A_REASON = {
@@ -40,12 +39,7 @@ FULL_FOR_A_REASON: dict[str, str] = {}
 PATHS_FOR_A_REASON = {
     "tests/harness/faulty_trainer.py": "a rank has nothing of ours on its path but the client, and this one needs its neighbour"
 }
-BORROWED_FOR_A_REASON = {
-    "tests/supervisor/scheduler/test_engine_teardown.py": UNTIL_MERGED,
-    "tests/supervisor/scheduler/test_explain.py": UNTIL_MERGED,
-    "tests/supervisor/scheduler/test_on_publish.py": UNTIL_MERGED,
-    "tests/supervisor/scheduler/test_rollout_work.py": UNTIL_MERGED,
-}
+BORROWED_FOR_A_REASON: dict[str, str] = {}
 """Tests that import from other tests."""
 
 THEORY_TO_COME = (
@@ -53,11 +47,7 @@ THEORY_TO_COME = (
     "supervisor",
     "supervisor/runtime",
     "supervisor/runtime/kinds",
-    "supervisor/scheduler",
-    "supervisor/scheduler/groups",
-    "supervisor/scheduler/planning",
     "supervisor/simulate",
-    "supervisor/simulate/faults",
 )
 until_merged = pytest.mark.xfail(reason="until merged", strict=False)
 
