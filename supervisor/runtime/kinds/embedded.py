@@ -13,7 +13,6 @@ class Embedded:
     """See `engines.embedded`. One process an engine; it refuses a snapshot whose tensors are not the model's."""
 
     measured_on_virtual_gpus: ClassVar[bool] = True
-    skips_unknown_tensors: ClassVar[bool] = False
 
     def __init__(self, facts: RunFacts, log: Log) -> None:
         pass

@@ -101,8 +101,6 @@ class EngineKind(Protocol):
 
     measured_on_virtual_gpus: ClassVar[bool]
     """Whether what it holds on a virtual GPU can be seen from outside. Only programs that allocate through `trainshed.virtual_gpu` show."""
-    skips_unknown_tensors: ClassVar[bool]
-    """Whether it loads a snapshot with other tensors than the model's without a word: then their names are compared before."""
 
     def __init__(self, facts: RunFacts, log: Log) -> None: ...
 

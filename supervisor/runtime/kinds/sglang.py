@@ -41,7 +41,6 @@ class Sglang:
     """See `engines.sglang`. Each interpreter of the configuration is asked once which SGLang it has."""
 
     measured_on_virtual_gpus: ClassVar[bool] = False
-    skips_unknown_tensors: ClassVar[bool] = True
 
     def __init__(self, facts: RunFacts, log: Log) -> None:
         self._facts = facts

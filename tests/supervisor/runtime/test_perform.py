@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import structlog
 
 from supervisor.attempt.checkpoints import Checkpoints
 from supervisor.runtime.perform import Performer
@@ -41,7 +40,7 @@ class Fails:
 
 def performer(tmp_path: Path, **parts: Any) -> Performer:
     checkpoints = {P1: Checkpoints.open(tmp_path, 2, lambda error: None)}
-    output = TrainerOutput(parts.pop("transports", {}), checkpoints, structlog.get_logger())
+    output = TrainerOutput(parts.pop("transports", {}), checkpoints)
     names = ("feed", "lifecycle", "engines", "ranks", "gateways", "models", "memory")
     return Performer(**{**dict.fromkeys(names, None), "output": output, **parts})
 
@@ -108,7 +107,7 @@ def left(folder: Path, name: bytes, is_folder: bool) -> None:
 @pytest.mark.parametrize("is_folder", [False, True])
 async def test_a_name_that_is_no_text_in_a_snapshot_is_said_in_text(tmp_path: Path, name: bytes, is_folder: bool) -> None:
     left(tmp_path / "w" / "snap", name, is_folder)
-    answer = await answered(performer(tmp_path, transports={P1: SharedMemory(tmp_path / "w", tmp_path / "model", False)}), ADOPT)
+    answer = await answered(performer(tmp_path, transports={P1: SharedMemory(tmp_path / "w", tmp_path / "model")}), ADOPT)
     assert isinstance(answer, ActionFailed)
     assert answer.code == "bad_snapshot"
     assert "\x1b" not in answer.reason
