@@ -43,7 +43,6 @@ from supervisor.runtime.engines import Engines
 from supervisor.runtime.gateways import Gateways, Listeners
 from supervisor.runtime.gpu_memory import GpuMemory, unmeasured_gpus, unmeasured_pipelines
 from supervisor.runtime.group_lifecycle import GroupLifecycle, Groups
-from supervisor.runtime.kinds.registry import KINDS
 from supervisor.runtime.model_recipe import Models
 from supervisor.runtime.operator_requests import OperatorRequests, StatusSource, Stopper
 from supervisor.runtime.perform import Performer
@@ -209,11 +208,8 @@ class Run:
         processes = Processes(_prewarm(facts) if config.host.prewarm else None)
         groups = Groups(processes, machine.journal)
         lifecycle = GroupLifecycle(groups, loop, machine.ports, config.health)
-        transports = {
-            id: SharedMemory(folder_of(facts.paths.shm, id), facts.paths.model(table), KINDS[table.engine.kind].skips_unknown_tensors)
-            for id, table in facts.pipelines
-        }
-        output = TrainerOutput(transports, checkpoints, logs.log)
+        transports = {id: SharedMemory(folder_of(facts.paths.shm, id), facts.paths.model(table)) for id, table in facts.pipelines}
+        output = TrainerOutput(transports, checkpoints)
         engines = Engines(facts, lifecycle, transports, logs.log)
         memory = GpuMemory(machine.meter, groups, loop, config.host.residual_mib)
         performer = Performer(

@@ -3,8 +3,6 @@
 All its memory is on a device that is measured (`trainshed.virtual_gpu`), and it refuses a snapshot whose tensors are not the model's.
 """
 
-from typing import ClassVar
-
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.child import Command
 from supervisor.runtime.kinds.engine_kind import EngineLife, EngineStart, Log
@@ -14,8 +12,6 @@ from trainers.protocol.child_env import API_KEY
 
 class Embedded:
     """Starts engines of `engines.embedded`."""
-
-    skips_unknown_tensors: ClassVar[bool] = False
 
     def __init__(self, facts: RunFacts, log: Log) -> None:
         """It needs neither: everything that it uses is in each start."""

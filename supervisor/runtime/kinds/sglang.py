@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 import anyio
 from anyio import to_thread
@@ -39,8 +39,6 @@ VERIFY_EVERY: Final = 8
 
 class Sglang:
     """Starts engines of SGLang (`engines.sglang`). Each interpreter of the configuration is asked once which SGLang it has."""
-
-    skips_unknown_tensors: ClassVar[bool] = True
 
     def __init__(self, facts: RunFacts, log: Log) -> None:
         self._facts = facts

@@ -52,7 +52,6 @@ def anyio_backend() -> str:
 class Vllm:
     """A server with an interpreter of its own, that reads its key from a file; the scripted engine stands for it."""
 
-    skips_unknown_tensors: ClassVar[bool] = True
     poisoned: ClassVar[bool] = False
 
     def __init__(self, facts: RunFacts, log: Log) -> None:
