@@ -18,7 +18,7 @@ from supervisor.runtime.kinds.engine_kind import Endpoint
 from supervisor.runtime.run_facts import RunFacts
 from supervisor.scheduler import actions as do
 from supervisor.scheduler.events import ActionFailed, GatewayReady, GatewaySaid, Ordered, PeerFailed
-from trainers.protocol.child_env import FD
+from trainers.protocol.child_env import API_KEY, FD
 from trainers.protocol.gateway_messages import (
     CloseRollout,
     Done,
@@ -58,6 +58,8 @@ def arguments(gateway: GatewayTable, health: HealthTable) -> list[str]:
         made += ["--max-version-lag", str(gateway.max_version_lag)]
     if gateway.prefix_affinity:
         made += ["--prefix-slack", str(gateway.prefix_slack)]
+    if not gateway.auth:
+        made.append("--no-auth")
     return made
 
 
@@ -137,9 +139,9 @@ class Gateways:
     def _command(self, action: do.StartGateway, descriptor: int) -> Command:
         id, paths, environment, pipelines = action.pipeline, self._facts.paths, self._facts.environment, self._facts.pipelines
         listener, table = self._listeners.fileno(id), pipelines.table(id)
-        env = environment.complete(
-            environment.inherited("gateway").kept, paths.tag(GatewayId(id), action.incarnation), ours={FD: str(descriptor)}
-        )
+        key = {API_KEY: pipelines.keys[id]} if id in pipelines.keys else {}
+        ours = {FD: str(descriptor), **key}
+        env = environment.complete(environment.inherited("gateway").kept, paths.tag(GatewayId(id), action.incarnation), ours=ours)
         who = ["--pipeline", id, "--listen-fd", str(listener), "--seed", str(table.seed), "--model", str(paths.model(table))]
         return Command(
             argv=[*who, *arguments(table.gateway, pipelines.config.health)],

@@ -85,11 +85,13 @@ class Groups:
 class GroupLifecycle:
     """Starts and ends groups. A start that is under way when its group is to be stopped is interrupted first."""
 
-    def __init__(self, groups: Groups, loop: Loop, ports: Ports, health: HealthTable) -> None:
+    def __init__(self, groups: Groups, loop: Loop, ports: Ports, health: HealthTable, hide: Callable[[str], str]) -> None:
+        """`hide` takes secrets out of what a child has written, before it becomes part of an event."""
         self._groups = groups
         self._loop = loop
         self._ports = ports
         self._health = health
+        self._hide = hide
         self._starting: dict[GroupId, tuple[anyio.CancelScope, anyio.Event]] = {}
         self._held: dict[GroupId, contextlib.ExitStack] = {}
 
@@ -165,7 +167,7 @@ class GroupLifecycle:
             last_lines=list(record.last_lines),
         )
         last = record.last_lines[-1] if record.last_lines and record.crash is not CrashClass.KILLED else ""
-        return f"{record.crash.value}{': ' + last if last else ''}"
+        return self._hide(f"{record.crash.value}{': ' + last if last else ''}")
 
     def watch_tree(self, group: GroupId, incarnation: Incarnation) -> None:
         """Watch the other processes of a group that is ready: from now on the exit of any of them counts as the exit of a member."""

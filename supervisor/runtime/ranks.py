@@ -16,7 +16,7 @@ from supervisor.runtime.run_facts import RunFacts
 from supervisor.runtime.snapshots import TrainerOutput
 from supervisor.scheduler.actions import StartTrainer, TellTrainer
 from supervisor.scheduler.events import ActionFailed, PeerFailed, Told, TrainerSaid, TrainerStarted
-from trainers.protocol.child_env import FD, URL
+from trainers.protocol.child_env import API_KEY, FD, OPENAI_KEY, URL
 from trainers.protocol.ids import PipelineId, TrainerId
 from trainers.protocol.trainer_messages import Hello, TrainerMessage, Welcome
 from trainers.user_code import python_path, torchrun_variables
@@ -115,9 +115,11 @@ class Ranks:
         id, paths, environment = action.pipeline, self._facts.paths, self._facts.environment
         trainer = self._facts.pipelines.table(id).trainer
         chosen = environment.inherited("trainer", trainer.pass_env, trainer.env)
+        key = self._facts.pipelines.keys.get(id)
         base = {
             "GLOO_SOCKET_IFNAME": "lo",  # ranks are on one host, whatever its name resolves to
             "NCCL_SOCKET_IFNAME": "lo",
+            **({OPENAI_KEY: key} if key is not None else {}),  # a script that asks the real OpenAI has set its own
             **chosen.kept,
             **torchrun_variables(rank, len(trainer.gpus), port),
             "LOCAL_RANK": "0",  # each rank sees its own GPU only
@@ -127,7 +129,7 @@ class Ranks:
             paths.tag(TrainerId(id), action.incarnation),
             python_path=python_path(trainer.entry, trainer.cwd, trainer.env.get("PYTHONPATH")),
             gpus=visible(self._facts.pipelines.select([trainer.gpus[rank]])),
-            ours={FD: str(descriptor), URL: self._facts.pipelines.urls[id]},
+            ours={FD: str(descriptor), URL: self._facts.pipelines.urls[id], **({API_KEY: key} if key is not None else {})},
         )
         if rank == 0 and chosen.dropped:
             self._log_dropped(action, chosen.dropped)

@@ -17,6 +17,7 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
+from supervisor.attempt import gateway_keys
 from supervisor.attempt.checkpoints import Checkpoints
 from supervisor.attempt.directory import RunDirectory
 from supervisor.attempt.journal import Journal
@@ -153,7 +154,8 @@ class Run:
                 stack.enter_context(metrics)
             listeners = self._listeners(ports)
             stack.callback(listeners.close)
-            pipelines = Pipelines(config, meter.gpus, listeners.urls)
+            keys = self._keys(listeners, logs)
+            pipelines = Pipelines(config, meter.gpus, listeners.urls, keys)
             facts = RunFacts(pipelines, RunPaths(directory, shm), ChildEnvironment(dict(os.environ), directory.path))
             with self._accounted_for(journal, logs):
                 yield Machine(facts, logs, journal, meter, ports, listeners, metrics)
@@ -174,6 +176,17 @@ class Run:
             return Listeners.open(ports, [PipelineId(pipeline.name) for pipeline in self._config.pipeline])
         except (OSError, NoPortFree) as error:
             raise SetUpError(f"host.ports = {list(self._config.host.ports)}: {error}") from error
+
+    def _keys(self, listeners: Listeners, logs: Logs) -> dict[PipelineId, str]:
+        open_to_all = frozenset(PipelineId(table.name) for table in self._config.pipeline if not table.gateway.auth)
+        keys = gateway_keys.keep(self._directory.path, listeners.urls, open_to_all)
+        for key in keys.values():
+            logs.secrets.register(key)
+        for pipeline in sorted(open_to_all):
+            logs.log.warning(
+                "its gateway answers everybody (auth = false): every user of this machine, and every web page", pipeline=pipeline
+            )
+        return keys
 
     @contextlib.contextmanager
     def _accounted_for(self, journal: Journal, logs: Logs) -> Iterator[None]:
@@ -207,7 +220,7 @@ class Run:
 
         processes = Processes(_prewarm(facts) if config.host.prewarm else None)
         groups = Groups(processes, machine.journal)
-        lifecycle = GroupLifecycle(groups, loop, machine.ports, config.health)
+        lifecycle = GroupLifecycle(groups, loop, machine.ports, config.health, logs.secrets.hide)
         transports = {id: SharedMemory(folder_of(facts.paths.shm, id), facts.paths.model(table)) for id, table in facts.pipelines}
         output = TrainerOutput(transports, checkpoints)
         engines = Engines(facts, lifecycle, transports, logs.log)

@@ -22,6 +22,7 @@ from trainers.protocol.seeds import sample_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 15.0
+KEY = "the key of the tests' pipeline"
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Tokens 4, 5, 6 … of the tests' model."""
 
@@ -57,7 +58,7 @@ class Box:
                 stdout=log,
                 stderr=log,
                 pass_fds=fds,
-                env={"PYTHONPATH": str(ROOT), "TRAINSHED_FD": str(theirs.fileno()), "PATH": os.environ["PATH"]},
+                env={"PYTHONPATH": str(ROOT), "TRAINSHED_FD": str(theirs.fileno()), "TRAINSHED_API_KEY": KEY, "PATH": os.environ["PATH"]},
                 cwd="/",
             )
         self.ready.clear()
@@ -143,7 +144,8 @@ async def box(model: Path, tmp_path: Path, *arguments: str) -> AsyncIterator[tup
     made = Box(model, tmp_path / "gateway.log", *arguments)
     await made.start()
     try:
-        async with aiohttp.ClientSession(base_url=made.url, timeout=aiohttp.ClientTimeout(total=60)) as session:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with aiohttp.ClientSession(base_url=made.url, headers=headers, timeout=aiohttp.ClientTimeout(total=60)) as session:
             yield made, session
         assert await made.stop() == 0, made._log.read_text()
     finally:

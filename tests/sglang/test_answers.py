@@ -9,7 +9,7 @@ import pytest
 
 from engines.gateway.upstream.sglang_stream import PER_TOKEN
 from tests.harness.answers import alike, answer, comparable, differences, matrix
-from tests.harness.gateway_box import box
+from tests.harness.gateway_box import KEY, box
 from tests.harness.sglang.served import Served
 from trainers.protocol import gateway_messages
 
@@ -25,7 +25,7 @@ async def test_answers_are_the_engines_own(engine: Served, tmp_path: Path, strea
         different = []
         for name, body in matrix(max_new_tokens=12, temperature=0.0, ignore_eos=True):
             direct = comparable(await answer(session, engine.url, body, engine.key))
-            got = comparable(await answer(session, gateway.url, {**body, "stream": stream}))
+            got = comparable(await answer(session, gateway.url, {**body, "stream": stream}, KEY))
             if not alike(got, direct):
                 different.append((name, differences(got, direct)))
         assert not different, (len(different), different[:2])
@@ -41,7 +41,7 @@ async def test_what_is_interrupted_has_every_row_once(engine: Served, tmp_path: 
         direct = {name: comparable(await answer(session, engine.url, body, engine.key)) for name, body in asked.items()}
         life = 1
         await gateway.order(gateway_messages.Route, engine=0, incarnation=life, url=engine.url, key=engine.key, slots=4, version=0)
-        work = {name: asyncio.create_task(answer(session, gateway.url, body)) for name, body in asked.items()}
+        work = {name: asyncio.create_task(answer(session, gateway.url, body, KEY)) for name, body in asked.items()}
         while not all(task.done() for task in work.values()):
             await asyncio.sleep(0.1)
             await gateway.drain(0, life)

@@ -11,7 +11,7 @@ import aiohttp
 import openai
 import pytest
 
-from tests.harness.gateway_box import ROOT, box, right, sample, samples, text_of
+from tests.harness.gateway_box import KEY, ROOT, box, right, sample, samples, text_of
 from tests.harness.scripted_engine import Script, ScriptedEngine, expected
 from trainers.protocol.seeds import sample_seed
 
@@ -224,7 +224,7 @@ def test_a_stream_survives_a_drain_without_a_gap(model: Path, tmp_path: Path) ->
     async def play() -> None:
         async with box(model, tmp_path) as (gateway, _), ScriptedEngine(Script(delay=0.005)) as one, ScriptedEngine() as two:
             await gateway.route(one)
-            client = openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="none", max_retries=0)
+            client = openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key=KEY, max_retries=0)
             stream = await client.completions.create(model="p1", prompt="01", max_tokens=40, seed=3, stream=True, logprobs=0)
             text, tokens = "", []
             async for event in stream:

@@ -17,7 +17,7 @@ from engines.gateway.routes.server import Serving, application
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
 from engines.gateway.upstream.engine_client import EngineClient
-from tests.harness.gateway_box import ROOT, box, byte_level, right, sample, samples, text_of
+from tests.harness.gateway_box import KEY, ROOT, box, byte_level, right, sample, samples, text_of
 from tests.harness.scripted_engine import Script, ScriptedEngine, expected
 from trainers.protocol import gateway_messages
 from trainers.protocol.seeds import sample_seed
@@ -87,7 +87,7 @@ def test_openai_clients_are_served(model: Path, tmp_path: Path) -> None:
     async def play() -> None:
         async with box(model, tmp_path) as (gateway, _), ScriptedEngine(Script(eos=[4 + 7])) as engine:
             await gateway.route(engine)
-            client = openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="none", max_retries=0)
+            client = openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key=KEY, max_retries=0)
             assert [model.id async for model in client.models.list()] == ["p1"]
             ids, logprobs = expected([4, 5, 3], {"max_new_tokens": 9, "sampling_seed": 3})
             ids = ids[: ids.index(11) + 1] if 11 in ids else ids
@@ -121,6 +121,7 @@ def test_openai_clients_are_served(model: Path, tmp_path: Path) -> None:
     asyncio.run(play())
 
 
+JSON = {"Content-Type": "application/json"}
 BAD = [
     ("/generate", b"{", 400, "bad_request"),
     ("/generate", b"[" * 100_000, 400, "bad_request"),
@@ -170,9 +171,9 @@ def test_bad_requests_get_typed_errors_and_do_no_harm(model: Path, tmp_path: Pat
     async def play() -> None:
         async with box(model, tmp_path) as (gateway, session), ScriptedEngine(Script(status=400, error="too long")) as engine:
             for path, body, status, code in BAD:
-                async with session.post(path, data=body) as response:
+                async with session.post(path, data=body, headers=JSON) as response:
                     assert (response.status, (await response.json())["error"]["code"]) == (status, code), (path, body[:60])
-            async with session.post("/generate", data=b'"' + b"x" * (65 << 20)) as response:
+            async with session.post("/generate", data=b'"' + b"x" * (65 << 20), headers=JSON) as response:
                 assert response.status == 413
             async with session.post("/generate", json={"input_ids": [1]}, headers={"X-Trainshed-Rollout": "a"}) as response:
                 assert response.status == 400
@@ -298,7 +299,7 @@ def test_an_error_after_the_headers_ends_the_stream_as_its_protocol_says(
         shell = Shell(Dispatch(), EngineClient(), lambda *_, **__: None)
         listener = socket.create_server(("127.0.0.1", 0))
         quiet = lambda *_, **__: None  # noqa: E731
-        serving = await Serving(application(shell, text, pipeline="p1", model="m", log=quiet), listener, quiet).start()
+        serving = await Serving(application(shell, text, pipeline="p1", model="m", access=None, log=quiet), listener, quiet).start()
         bodies: dict[str, Any] = {
             "/generate": {"input_ids": [4], "stream": True},
             "/v1/completions": {"prompt": [4], "stream": True},

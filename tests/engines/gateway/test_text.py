@@ -62,7 +62,7 @@ def test_streams_say_something_while_nothing_comes(tmp_path: Path, monkeypatch: 
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         text = byte_level(tmp_path)
         quiet = lambda *_, **__: None  # noqa: E731
-        serving = await Serving(application(shell, text, pipeline="p1", model="m", log=quiet), listener, quiet).start()
+        serving = await Serving(application(shell, text, pipeline="p1", model="m", access=None, log=quiet), listener, quiet).start()
         async with aiohttp.ClientSession(base_url=url, timeout=aiohttp.ClientTimeout(total=10)) as session:
             async with session.post("/generate", json={"text": "a", "stream": True}) as response:
                 assert await response.content.readline() == b": keep-alive\n"

@@ -82,8 +82,9 @@ class Pipeline:
     """A pipeline as its trainer sees it; `connect()` makes it. The public attributes do not change in this life of the trainer:
 
     `name`, `rank`, `world_size`, `seed`, `steps` (to do in all), `steps_done` (first step to do), `options` (from the TOML file),
-    `model` (path of version 0), `url` (the gateway), `directory` (for this trainer's files), `checkpoint_path` (None on a fresh start),
-    `gpus` (`virtual:0` or `cuda:0` …) and `device` (what torch calls the first of them: `cpu` for a virtual one).
+    `model` (path of version 0), `url` (the gateway), `api_key` (its key; None where it asks for none), `directory` (for this trainer's
+    files), `checkpoint_path` (None on a fresh start), `gpus` (`virtual:0` or `cuda:0` …) and `device` (what torch calls the first of
+    them: `cpu` for a virtual one).
     """
 
     def __init__(self, sock: socket.socket, rank: int = 0, exit_when_gone: bool = False) -> None:
@@ -98,6 +99,7 @@ class Pipeline:
         self.steps_done: int = welcome["steps_done"]
         self.model: str = welcome["model"]
         self.url: str = welcome["url"]
+        self.api_key: str | None = os.environ.get("TRAINSHED_API_KEY") or None
         self.directory = Path(welcome["directory"])
         self.gpus: tuple[str, ...] = tuple(welcome["gpus"])
         self._roles = frozenset(welcome.get("roles") or ("init", "train"))
@@ -737,7 +739,10 @@ class _Fetch:
         try:
             body = json.dumps({"samples": list(self._pending.values())}).encode("ascii")
             path = f"{url.path.rstrip('/')}/rollouts/{self._rollout.number}/samples"
-            connection.request("POST", path, body, {"Content-Type": "application/json", "Accept": "application/x-ndjson"})
+            headers = {"Content-Type": "application/json", "Accept": "application/x-ndjson"}
+            if (key := self._rollout._pipeline.api_key) is not None:
+                headers["Authorization"] = f"Bearer {key}"
+            connection.request("POST", path, body, headers)
             answer = connection.getresponse()
             if answer.status != 200:
                 self._raise_unless_transient(answer.status, answer.read(1 << 16))
