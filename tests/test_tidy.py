@@ -31,6 +31,7 @@ LONG_FOR_A_REASON = {
 SHORTEST = 40
 SHORT_FOR_A_REASON = {
     "supervisor.runtime.kinds.embedded": "a kind of engine is one file a side",
+    "supervisor.runtime.kinds.registry": "the rows, which a new kind adds to, apart from the contract and from what reads them",
     "trainers.protocol.seeds": "what two processes must agree on; the client repeats it, and a test compares",
     "supervisor.observe.metrics_server": "it alone imports the server's half of aiohttp, which only who asks for metrics pays for",
     "supervisor.views.progress": "what a console shows while a run goes on, apart from tables",
