@@ -125,7 +125,7 @@ async def box(tmp_path: Path) -> AsyncIterator[Box]:
     config = Config([table], HostTable(virtual=2), health=HealthTable(start_s=20.0))
     directory, shm, meter = new_attempt(tmp_path, "q"), tmp_path / "shm", VirtualGpus(2)
     make_folders(shm, [P1])
-    facts = RunFacts(Pipelines(config, meter.gpus, {}), RunPaths(directory, shm), ChildEnvironment(dict(os.environ), directory.path))
+    facts = RunFacts(Pipelines(config, meter.gpus, {}, {}), RunPaths(directory, shm), ChildEnvironment(dict(os.environ), directory.path))
     logs, journal, ports = Logs(None, run="r", console="none"), Journal(directory.journal, lambda: 0.0), Ports(28100, 28199)
     events: list[ev.Event] = []
     try:
