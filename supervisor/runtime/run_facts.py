@@ -28,7 +28,7 @@ class Pipelines:
     config: Config
     gpus: tuple[Gpu, ...]
     urls: Mapping[PipelineId, str]
-    keys: Mapping[PipelineId, str] = field(default_factory=dict, repr=False)
+    keys: Mapping[PipelineId, str] = field(repr=False)
 
     def __iter__(self) -> Iterator[tuple[PipelineId, PipelineTable]]:
         return ((PipelineId(table.name), table) for table in self.config.pipeline)
