@@ -74,7 +74,7 @@ class Calls:
         raw = await self.send(verb, body)
         try:
             return msgspec.json.decode(raw, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # all that msgspec raises: a field that is skipped may be nested too deeply
             raise EngineGarbled(f"{verb.path} of {self.url} answered {raw[:200]!r}: {error}") from error
 
     async def send(self, verb: Verb, body: object = None) -> bytes:
@@ -138,7 +138,7 @@ def _message(raw: bytes) -> str:
     """What an error body says, in whichever of the dialect's shapes."""
     try:
         body = msgspec.json.decode(raw, type=_Message)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         return raw[:500].decode("utf-8", "replace").strip()
     inner = body.error.message if isinstance(body.error, _Message) else body.error
     return (inner or body.message or raw[:500].decode("utf-8", "replace"))[:2000]

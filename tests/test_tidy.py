@@ -14,7 +14,7 @@ import pytest
 
 import supervisor
 from engines.lifecycle import state
-from tests.harness import import_graph
+from tests.harness import file_map, import_graph
 from trainers.protocol.child_env import OUR_PATH
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -27,26 +27,19 @@ UNTIL_MERGED = "until merged"
 LONGEST = 400
 LONG_FOR_A_REASON = {
     "trainers/client/trainshed/__init__.py": "the client is one file, good alone when it is copied",
-    "supervisor/scheduler/scheduler.py": UNTIL_MERGED,
 }
 SHORTEST = 40
 SHORT_FOR_A_REASON = {
     "supervisor.runtime.kinds.embedded": "a kind of engine is one file a side",
     "trainers.protocol.seeds": "what two processes must agree on; the client repeats it, and a test compares",
-    "supervisor.cli.target": UNTIL_MERGED,
-    "supervisor.observe.metrics_server": UNTIL_MERGED,
-    "supervisor.views.progress": UNTIL_MERGED,
+    "supervisor.observe.metrics_server": "it alone imports the server's half of aiohttp, which only who asks for metrics pays for",
+    "supervisor.views.progress": "what a console shows while a run goes on, apart from tables",
 }
 FULL_FOR_A_REASON: dict[str, str] = {}
 PATHS_FOR_A_REASON = {
     "tests/harness/faulty_trainer.py": "a rank has nothing of ours on its path but the client, and this one needs its neighbour"
 }
-BORROWED_FOR_A_REASON = {
-    "tests/supervisor/scheduler/test_engine_teardown.py": UNTIL_MERGED,
-    "tests/supervisor/scheduler/test_explain.py": UNTIL_MERGED,
-    "tests/supervisor/scheduler/test_on_publish.py": UNTIL_MERGED,
-    "tests/supervisor/scheduler/test_rollout_work.py": UNTIL_MERGED,
-}
+BORROWED_FOR_A_REASON: dict[str, str] = {}
 """Tests that import from other tests."""
 
 THEORY_TO_COME = (
@@ -54,11 +47,7 @@ THEORY_TO_COME = (
     "supervisor",
     "supervisor/runtime",
     "supervisor/runtime/kinds",
-    "supervisor/scheduler",
-    "supervisor/scheduler/groups",
-    "supervisor/scheduler/planning",
     "supervisor/simulate",
-    "supervisor/simulate/faults",
 )
 until_merged = pytest.mark.xfail(reason="until merged", strict=False)
 
@@ -211,3 +200,8 @@ def test_supervisor_side_modules_never_load_torch() -> None:
         [sys.executable, "-P", "-c", code], env={"PYTHONPATH": OUR_PATH}, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "False"
+
+
+def test_the_map_of_files_in_the_architecture_is_today_s() -> None:
+    """`python -m tests.harness.file_map` writes it."""
+    assert file_map.BEGIN + file_map.file_map() + file_map.END in (CHECKOUT / "ARCHITECTURE.md").read_text()

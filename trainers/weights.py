@@ -1,30 +1,83 @@
 """This module keeps weight snapshots for the supervisor: folders `v<version>` in a pipeline's weights folder in shared memory.
 
-A trainer writes `<weights>/<name>/` in Hugging Face layout, then sends `Publish(name)`; `adopt` inspects the folder and renames it in one
-step. Nothing that a trainer writes or sends is trusted: names and links that lead elsewhere are refused, and only the headers of
-safetensors files are read, within limits. Nothing is synced to disk: a snapshot is worth nothing after the run.
+A trainer writes `<weights>/<name>/` in Hugging Face layout, then sends `Publish(name)`; `adopt` inspects the folder, compares its tensors with
+the model's and renames it in one step. Nothing that a trainer writes or sends is trusted: names and links that lead elsewhere are refused, and
+only the headers of safetensors files are read, within limits. Their values are not read here, as a snapshot may have gigabytes: whether they are
+finite the client checks, which has them in hand. Nothing is synced to disk: a snapshot is worth nothing after the run.
 """
 
 import json
+import math
 import os
 import re
 import shutil
 import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 MAX_HEADER: Final = 64 << 20
 """Bytes of a safetensors header (a description of about 100 bytes a tensor)."""
 MAX_FILES: Final = 10_000
 """Entries of one snapshot."""
 TIED: Final = frozenset({"lm_head.weight"})
-"""The output layer is tied to the embedding in many models: their files leave it out, and a trainer's state has it."""
+"""The output layer is tied to the embedding in many models: their files leave it out, and a trainer's state has it, or the other way round."""
+COMPUTED: Final = re.compile(
+    r"\.(?:rotary_emb\.(?:inv_freq|cos_cached|sin_cached)|(?:attn|attention)\.(?:bias|masked_bias)|position_ids)\Z"
+)
+"""The end of a tensor's name that engines compute and never load; old files have them, and a trainer's state has not."""
+FILE: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+"""One file, or an index that names the file of each tensor: so are a model's tensors laid out."""
+_FLOATS: Final = frozenset({"F64", "F32", "F16", "BF16"})
+"""Engines convert one of these into another."""
+_BYTES: Final = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "C64": 8,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+_NAMED: Final = 3
+"""Tensors that a refusal names."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION: Final = re.compile(r"v[0-9]+")
 
 
 class SnapshotError(Exception):
-    """A snapshot that a trainer announced cannot be used: the trainer has failed to publish, nobody else has."""
+    """A snapshot that a trainer announced cannot be used: the trainer has failed to publish, nobody else has.
+
+    `code` is for programs: `bad_snapshot` (no snapshot at all), `does_not_fit` (other names, shapes or types than the model's), `incomplete`.
+    """
+
+    def __init__(self, text: str, code: str = "bad_snapshot") -> None:
+        super().__init__(text)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """What a safetensors header says of one tensor; `dtype` in its words (`F32`, `BF16`, `I8` …)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def loads_into(self, other: "TensorType") -> bool:
+        """Tells whether an engine can load this tensor where the model's files have `other`: a float's width is converted, nothing else is."""
+        return self.shape == other.shape and (self.dtype == other.dtype or {self.dtype, other.dtype} <= _FLOATS)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The tensors of a model by name. `tied`: its configuration says that the output layer is the embedding."""
+
+    tensors: Mapping[str, TensorType] = field(default_factory=dict)
+    tied: bool = False
+
+
+UNKNOWN: Final = Layout()
+"""The layout of a model whose files do not tell: nothing is compared with it."""
 
 
 def path_of(weights_dir: Path, version: int) -> Path:
@@ -34,23 +87,22 @@ def path_of(weights_dir: Path, version: int) -> Path:
     return weights_dir / f"v{version}"
 
 
-def adopt(weights_dir: Path, name: str, version: int, layout: frozenset[str] = frozenset()) -> Path:
-    """Makes the snapshot `name` version `version`: inspects it, renames it, returns its new path. Raises SnapshotError; the snapshot is removed then.
+def adopt(weights_dir: Path, name: str, version: int, model: Layout = UNKNOWN) -> Path:
+    """Makes the snapshot `name` version `version`: inspects it, compares it with the model's tensors, renames it, returns its new path.
 
-    `layout` has the names of the tensors of version 0, for engines that silently skip names that they do not know (SGLang). A snapshot that
-    has other names *instead* is refused: such an engine would confirm the version and keep its old weights.
+    Raises SnapshotError (or whatever a file system makes of it); the snapshot is removed then.
     """
     if not _NAME.fullmatch(name) or _VERSION.fullmatch(name):
         raise SnapshotError(f"{name[:64]!r} is not a name for a snapshot")
     source, target = weights_dir / name, path_of(weights_dir, version)
     try:
-        _compare_names(name, _inspect(source), layout)
+        _refuse_unfit(_inspect(source), model)
         # A target that is there already would be our own mistake; rename onto a full folder fails.
         os.rename(source, target)
     except OSError as error:
         _remove(source)
         raise SnapshotError(f"snapshot {name} in {weights_dir}: {error.strerror or error}") from error
-    except SnapshotError:
+    except Exception:
         _remove(source)
         raise
     return target
@@ -80,52 +132,129 @@ def _remove(path: Path) -> None:
         return
 
 
-def layout_of(folder: Path) -> frozenset[str]:
-    """Returns the names of all tensors of a model, for `adopt` and `missing`; an empty set where its files do not tell."""
+def layout_of(folder: Path) -> Layout:
+    """Returns the tensors of a model, for `adopt`; UNKNOWN where its files do not tell. They may be links, as in a cache of models."""
     try:
-        return _inspect(folder, links=True)
+        files = _indexed(Path(os.path.realpath(folder / INDEX))) if (folder / INDEX).exists() else None
+        names = {FILE} if (folder / FILE).exists() else {path.name for path in folder.glob("*.safetensors")}
+        read = [_inspect_tensors(Path(os.path.realpath(folder / file))) for file in sorted(names if files is None else set(files.values()))]
     except (SnapshotError, OSError):
-        return frozenset()
+        return UNKNOWN
+    return Layout({name: tensor for tensors in read for name, tensor in tensors.items()}, _tied(folder / "config.json"))
 
 
-def missing(folder: Path, layout: frozenset[str]) -> list[str]:
-    """Returns the names of the layout that a snapshot lacks, in order. Raises SnapshotError, OSError."""
-    return sorted(layout - _inspect(folder)) if layout else []
+def _tied(config: Path) -> bool:
+    """Returns what a model's configuration says of its output layer, or of that of the text part of the model."""
+    try:
+        table = json.loads(config.read_bytes())
+        return bool(table.get("tie_word_embeddings", (table.get("text_config") or {}).get("tie_word_embeddings")))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
-def _compare_names(name: str, names: frozenset[str], layout: frozenset[str]) -> None:
-    """Raises SnapshotError when the snapshot has other names in place of some of the layout's."""
-    absent, unknown = layout - names, names - layout - TIED
-    if layout and absent and unknown:
+def _refuse_unfit(found: Mapping[str, TensorType], model: Layout) -> None:
+    """Raises SnapshotError unless an engine that has the model's tensors can load all of them from the snapshot.
+
+    Tensors besides the model's are passed over by every engine, so they are allowed, unless they stand *instead* of the model's.
+    """
+    wanted = model.tensors
+    if not wanted:
+        return
+    spared = TIED if model.tied else frozenset()
+    absent = [name for name in wanted if name not in found and name not in spared and not COMPUTED.search(name)]
+    unknown = [name for name in found if name not in wanted and name not in TIED]
+    if absent and unknown:
         raise SnapshotError(
-            f"snapshot {name} names its tensors in another way than the model: it has {min(unknown)[:200]!r} and {len(unknown) - 1} more that"
-            f" the model has not, and lacks {min(absent)[:200]!r} and {len(absent) - 1} more; publish them under the names of the model's files"
+            f"the snapshot names its tensors in another way than the model: it has {_few(unknown)} that the model has not,"
+            f" and lacks {_few(absent)}; publish them under the names of the model's files",
+            "does_not_fit",
+        )
+    unlike = [
+        f"{_quoted(name)} is {tensor}, and {wanted[name]} in the model's files"
+        for name, tensor in found.items()
+        if name in wanted and not tensor.loads_into(wanted[name])
+    ]
+    if unlike:
+        raise SnapshotError(
+            f"{len(unlike)} of {len(found)} tensors do not fit the model: {_listed(unlike, '; ')}. Publish the shapes of the model's files"
+            " (without padding, not transposed, not flattened) and their kind of number: the width of a float may differ, nothing else",
+            "does_not_fit",
+        )
+    if absent:
+        raise SnapshotError(
+            f"the snapshot lacks {len(absent)} of the model's {len(wanted)} tensors: {_few(absent)};"
+            " publish all of them, or publish(weights, partial=True), which takes the others from the version before",
+            "incomplete",
         )
 
 
-def _inspect(folder: Path, links: bool = False) -> frozenset[str]:
-    """Returns the names of a snapshot's tensors. With `links` files may be links, as in a cache of models.
+def _quoted(name: str) -> str:
+    return repr(name[:200])
 
-    Raises SnapshotError (or OSError) unless this is a real, flat folder of real files with at least one valid safetensors file.
+
+def _few(names: list[str]) -> str:
+    """Returns the first names, and how many there are besides."""
+    return _listed(map(_quoted, sorted(names)), ", ")
+
+
+def _listed(parts: Iterable[str], between: str) -> str:
+    every = list(parts)
+    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
+    return between.join(every[:_NAMED]) + more
+
+
+def _inspect(folder: Path) -> Mapping[str, TensorType]:
+    """Returns the tensors that an engine finds in a snapshot. Raises SnapshotError (or OSError) unless this is a real, flat folder of real
+    files in Hugging Face layout: `model.safetensors`, or files that an index names.
     """
-    if not stat.S_ISDIR((folder.stat() if links else folder.lstat()).st_mode):
+    if not stat.S_ISDIR(folder.lstat().st_mode):
         raise SnapshotError(f"{folder} is not a folder")
-    found: list[frozenset[str]] = []
+    read: dict[str, Mapping[str, TensorType]] = {}
+    indexed = False
     with os.scandir(folder) as entries:
         for count, entry in enumerate(entries):
             if count >= MAX_FILES:
                 raise SnapshotError(f"{folder} holds more than {MAX_FILES} files")
-            if not links and not entry.is_file(follow_symlinks=False):
+            if not entry.is_file(follow_symlinks=False):
                 raise SnapshotError(f"{entry.path} is not a plain file")
             if entry.name.endswith(".safetensors"):
-                found.append(_inspect_tensors(Path(os.path.realpath(entry.path) if links else entry.path)))
-    if not found:
-        raise SnapshotError(f"{folder} holds no *.safetensors")
-    return frozenset().union(*found)
+                read[entry.name] = _inspect_tensors(Path(entry.path))
+            indexed = indexed or entry.name == INDEX
+    if not indexed:
+        if set(read) != {FILE}:
+            raise SnapshotError(f"{folder} holds neither {FILE} alone nor {INDEX} beside its *.safetensors")
+        return read[FILE]
+    files = _indexed(folder / INDEX)
+    for name, file in files.items():
+        if name not in read.get(file, ()):
+            raise SnapshotError(f"{folder}: {INDEX} says that {_quoted(name)} is in {_quoted(file)}, and it is not")
+    found: dict[str, TensorType] = {}
+    for file in sorted(set(files.values())):
+        if twice := found.keys() & read[file].keys():
+            raise SnapshotError(f"{folder} holds {_few(list(twice))} twice")
+        found.update(read[file])
+    return found
 
 
-def _inspect_tensors(path: Path) -> frozenset[str]:
-    """Returns the names of the tensors of one safetensors file, from its header. Raises SnapshotError, OSError."""
+def _indexed(index: Path) -> Mapping[str, str]:
+    """Returns the file of each tensor, as an index says. Raises SnapshotError, OSError."""
+    try:
+        files = json.loads(_beginning(index, MAX_HEADER))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SnapshotError(f"{index} is no index ({type(error).__name__}: {error})") from error
+    if not isinstance(files, dict) or not all(isinstance(file, str) and os.path.basename(file) == file for file in files.values()):
+        raise SnapshotError(f"{index} names no files of its folder")
+    return files
+
+
+def _beginning(path: Path, limit: int) -> bytes:
+    """Returns at most `limit` bytes of a plain file. Raises OSError."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        return file.read(limit)
+
+
+def _inspect_tensors(path: Path) -> Mapping[str, TensorType]:
+    """Returns the tensors of one safetensors file, from its header. Raises SnapshotError, OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -139,18 +268,29 @@ def _inspect_tensors(path: Path) -> frozenset[str]:
         raise SnapshotError(f"{path}: the header is no JSON ({error})") from error
     if not isinstance(tensors, dict):
         raise SnapshotError(f"{path}: the header is no table of tensors")
-    ends = [_end(path, name, tensor) for name, tensor in tensors.items() if name != "__metadata__"]
-    if not ends or max(ends) != size - 8 - length:
-        raise SnapshotError(f"{path}: the tensors end at byte {max(ends, default=0)}, the file's data at {size - 8 - length}")
-    return frozenset(tensors) - {"__metadata__"}
+    found: dict[str, TensorType] = {}
+    last = 0
+    for name, tensor in tensors.items():
+        if name != "__metadata__":
+            found[name], end = _described(path, name, tensor)
+            last = max(last, end)
+    if not found or last != size - 8 - length:
+        raise SnapshotError(f"{path}: the tensors end at byte {last}, the file's data at {size - 8 - length}")
+    return found
 
 
-def _end(path: Path, name: str, tensor: object) -> int:
-    """Returns where the tensor's bytes end, counted from the end of the header. Raises SnapshotError for a wrong description."""
-    if isinstance(tensor, dict) and isinstance(tensor.get("dtype"), str) and isinstance(tensor.get("shape"), list):
-        offsets = tensor.get("data_offsets")
-        if isinstance(offsets, list) and len(offsets) == 2 and all(type(offset) is int for offset in offsets):
+def _described(path: Path, name: str, tensor: object) -> tuple[TensorType, int]:
+    """Returns a tensor's type, and where its bytes end, counted from the end of the header. Raises SnapshotError for a wrong description."""
+    if isinstance(tensor, dict):
+        dtype, shape, offsets = tensor.get("dtype"), tensor.get("shape"), tensor.get("data_offsets")
+        if isinstance(dtype, str) and _counts(shape) and _counts(offsets) and len(offsets) == 2:
             start, end = offsets
-            if 0 <= start <= end:
-                return int(end)
+            count = end - start
+            if count >= 0 and (dtype not in _BYTES or count == math.prod(shape) * _BYTES[dtype]):
+                return TensorType(dtype, tuple(shape)), end
     raise SnapshotError(f"{path}: tensor {name[:64]!r} is described wrongly")
+
+
+def _counts(value: object) -> TypeGuard[list[int]]:
+    """Tells whether this is a list of at most 64 integers of at least 0, none of them beyond what a file can hold."""
+    return isinstance(value, list) and len(value) <= 64 and all(type(one) is int and 0 <= one < 1 << 63 for one in value)

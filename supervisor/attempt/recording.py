@@ -59,7 +59,7 @@ class Decided(_Line, frozen=True, tag="decided"):
 Line = Opened | Heard | Decided
 
 
-class Recorded:
+class RecordedScheduler:
     """A scheduler that is written down while it is used. A full disk loses the recording (until a new segment can begin), never the run."""
 
     def __init__(self, scheduler: Scheduler, now: float, folder: Path, *, segment: int = SEGMENT_BYTES, kept: int = KEPT_BYTES) -> None:

@@ -1,4 +1,4 @@
-"""What an attempt has behind it, and what of it is left to do."""
+"""This module says what earlier starts of an attempt have done, and what is still to do."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,28 +10,28 @@ from supervisor.attempt.directory import RunDirectory
 from supervisor.attempt.summary import Figures, PipelineSummary, Summary, figures, read, write
 from supervisor.config.schema.tables import Config, PipelineTable
 from supervisor.errors import ExitCode
-from supervisor.observe.status import PipelineView, Snapshot
+from supervisor.observe.status import PipelineView, Status
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
-    """`finished` are the pipelines that have done all their steps: they are not started again."""
+class EarlierStarts:
+    """What earlier starts came to. `finished` are the pipelines that have done all their steps: they are not started again."""
 
     figures: Figures = field(default_factory=lambda: Figures(starts=0))
     finished: frozenset[str] = frozenset()
 
 
-def behind(directory: RunDirectory, config: Config) -> Behind:
-    """Of an attempt that is resumed; of a new one nothing is."""
+def earlier_starts(directory: RunDirectory, config: Config) -> EarlierStarts:
+    """Return what earlier starts of a resumed attempt have done; of a new attempt, nothing."""
     if not directory.resumed:
-        return Behind()
+        return EarlierStarts()
     known = figures(directory.path) or Figures()
     finished = {pipeline.name for pipeline in config.pipeline if _finished(directory, pipeline, known.pipelines)}
-    return Behind(known, frozenset(finished))
+    return EarlierStarts(known, frozenset(finished))
 
 
 def _finished(directory: RunDirectory, pipeline: PipelineTable, known: Mapping[str, PipelineSummary]) -> bool:
-    """By its checkpoints. One that saves none (a script that only sends requests) has, when it ended well and is not known to lack a step."""
+    """Judge by checkpoints. One that saves none (a script of requests only) has finished when it ended well and is not known to lack a step."""
     record = remembered(directory.path / "checkpoints" / pipeline.name)
     if record.checkpoints:
         return record.steps_done >= pipeline.trainer.steps
@@ -39,8 +39,8 @@ def _finished(directory: RunDirectory, pipeline: PipelineTable, known: Mapping[s
     return then is not None and then.outcome == "done" and then.of >= pipeline.trainer.steps and (then.complete or then.samples > 0)
 
 
-def settle(directory: RunDirectory, config: Config) -> None:
-    """A run that was killed when all was done, and before it could say so: now it is said. Raises OSError."""
+def conclude_finished(directory: RunDirectory, config: Config) -> None:
+    """Write the summary of a run that was killed when all was done, before it could write it. Raises OSError."""
     if read(directory.path) is not None:
         return
     known = figures(directory.path) or Figures()
@@ -53,13 +53,13 @@ def settle(directory: RunDirectory, config: Config) -> None:
     write(directory.path, Summary(run=directory.run_id, exit=code, wall_s=known.wall_s, starts=known.starts, pipelines=pipelines))
 
 
-def left(config: Config, finished: frozenset[str]) -> Config:
-    """The configuration without them."""
+def without(config: Config, finished: frozenset[str]) -> Config:
+    """Return the configuration without these pipelines."""
     return msgspec.structs.replace(config, pipeline=[pipeline for pipeline in config.pipeline if pipeline.name not in finished])
 
 
-def seen_before(before: Behind, now: Snapshot) -> Snapshot:
-    """A run that goes on, as one: its first reward is that of its first start."""
+def merge_earlier(before: EarlierStarts, now: Status) -> Status:
+    """Show a resumed run as one: its first reward is that of its first start."""
     if not before.figures.pipelines:
         return now
     return msgspec.structs.replace(

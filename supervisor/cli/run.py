@@ -63,7 +63,7 @@ class _Asked:
 def _run(asked: _Asked) -> int:
     from supervisor.attempt.directory import runs_directory
     from supervisor.attempt.find import open_chosen
-    from supervisor.attempt.resume import behind, settle
+    from supervisor.attempt.resume import conclude_finished, earlier_starts
     from supervisor.runtime.startup import Options
     from supervisor.views.progress import Progress
 
@@ -71,9 +71,9 @@ def _run(asked: _Asked) -> int:
     runs = runs_directory(loaded.config)
     attempt = open_chosen(choice, runs, loaded.name)
     try:
-        finished = behind(attempt, loaded.config).finished
+        finished = earlier_starts(attempt, loaded.config).finished
         if len(finished) == len(loaded.config.pipeline):
-            settle(attempt, loaded.config)
+            conclude_finished(attempt, loaded.config)
             return _nothing_left(attempt.path, loaded)
         _announce(attempt, choice, runs / loaded.name)
         console: Console = "none" if asked.detach else "json" if asked.json else "readable"

@@ -51,7 +51,7 @@ class Chosen(NamedTuple):
 
 
 def choose(child: Child, environ: Mapping[str, str], pass_env: Iterable[str] = (), env: Mapping[str, str] | None = None) -> Chosen:
-    """The part of `environ` that a child of this kind gets, with `env` over it."""
+    """Returns the part of `environ` that a child of this kind gets, with `env` over it."""
     patterns = (*DEFAULTS[child], *pass_env)
     kept = {name: value for name, value in environ.items() if matches(name, patterns) and not matches(name, NEVER)}
     dropped = tuple(sorted(name for name in environ if name not in kept))
@@ -63,5 +63,5 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def secrets(environ: Mapping[str, str]) -> list[str]:
-    """Values that should never be seen in a log."""
+    """Returns values that should never be seen in a log."""
     return [value for name, value in environ.items() if matches(name.upper(), SECRET) and value]

@@ -19,7 +19,7 @@ from trainers.protocol.ids import EngineId, GpuId, PipelineId
 
 MIB = 1 << 20
 SNAPSHOTS = 3
-"""Of one pipeline's weights in shared memory at most: one being written, one published, one being loaded."""
+"""One pipeline has at most so many copies of its weights in shared memory: one being written, one published, one being loaded."""
 TRAINING_BYTES = 4
 """Float32 weights, gradients and two moments of Adam: this many times the weights' float32 bytes, shared by the ranks."""
 
@@ -28,7 +28,7 @@ Verdict = Literal["fits", "does not fit", "unmeasured"]
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the box has. None where it could not be found out."""
+    """What the box has: bytes that are free, and our environment. None stands for what could not be found out."""
 
     gpus: tuple[GpuFact, ...]
     memory_free: int | None
@@ -38,7 +38,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One who may hold a GPU. `needs` is a lower bound of device bytes on that GPU while it is held."""
+    """A claim is one holder's right to a GPU in one role. `needs` is a lower bound of device bytes on that GPU while it is held."""
 
     pipeline: PipelineId
     holder: str
@@ -69,7 +69,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Variables:
-    """What these children (all alike) see of our environment, by name."""
+    """These children (all alike) see these variables of our environment, and not those that are dropped; by name."""
 
     children: tuple[str, ...]
     kept: tuple[str, ...]
@@ -142,7 +142,7 @@ def _gpu(gpu: GpuFact, config: Config, sizes: Mapping[str, ModelSize | None]) ->
 
 
 def _claims(pipeline: PipelineTable, gpu: GpuId, size: ModelSize | None) -> Iterator[Claim]:
-    """Who of this pipeline may hold the GPU, highest priority first."""
+    """Yields who of this pipeline may hold the GPU, the highest priority first."""
     name = PipelineId(pipeline.name)
     trainer, engine = pipeline.trainer, pipeline.engine
     share = size.weights * TRAINING_BYTES // len(trainer.gpus) if size is not None and trainer.entry is not None else None
@@ -158,7 +158,7 @@ def _claims(pipeline: PipelineTable, gpu: GpuId, size: ModelSize | None) -> Iter
 
 
 def _advice(config: Config, gpus: Sequence[GpuPlan], sizes: Mapping[str, ModelSize | None]) -> Iterator[str]:
-    """What to change where engines do not fit, as far as their kind knows it."""
+    """Yields what to change where engines do not fit, as far as their kind knows it."""
     for pipeline in config.pipeline:
         size, engine = sizes.get(pipeline.name), pipeline.engine
         tight = any(plan.verdict == "does not fit" and plan.gpu.id in engine.gpus for plan in gpus)
@@ -208,8 +208,8 @@ def _notes(config: Config, machine: Machine) -> Iterator[str]:
     outer = machine.environ.get("TRAINSHED_OUTER_PYTHONPATH")
     for pipeline in config.pipeline:
         if outer and pipeline.trainer.command is not None and "PYTHONPATH" not in pipeline.trainer.env:
-            said = 'what its trainer needs of it goes into its table: env = { PYTHONPATH = "…" }'
-            yield f"{pipeline.name}: PYTHONPATH of this shell ({outer}) is not passed on; {said}."
+            remedy = 'what its trainer needs of it goes into its table: env = { PYTHONPATH = "…" }'
+            yield f"{pipeline.name}: PYTHONPATH of this shell ({outer}) is not passed on; {remedy}."
 
 
 def _wanted(pipeline: PipelineTable) -> Sequence[int]:

@@ -9,7 +9,7 @@ from supervisor.scheduler.spec import Limits, Rules
 
 
 def limits(health: HealthTable) -> Limits:
-    """What `[health]` says of the scheduler's deadlines and restarts; all in seconds."""
+    """Returns the scheduler's deadlines (in seconds) and restart budget, from `[health]`."""
     return Limits(
         start=health.start_s,
         drain=health.drain_s,
@@ -25,12 +25,12 @@ def limits(health: HealthTable) -> Limits:
 
 
 def rules(scheduler: SchedulerTable) -> Rules:
-    """What `[scheduler]` says of who gets how many engines."""
+    """Returns the rules by which pipelines get engines, from `[scheduler]`."""
     return Rules(scheduler.targets, scheduler.minimum_hold_s, scheduler.max_starting)
 
 
 def rates(health: HealthTable) -> Rates:
-    """What `[health]` says of how often engines are probed, and which failures condemn one."""
+    """Returns how often engines are probed (in seconds) and which failures condemn one, from `[health]`."""
     return Rates(
         liveness_every=health.probe_s,
         liveness_within=health.probe_timeout_s,

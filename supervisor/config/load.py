@@ -1,4 +1,6 @@
-"""A TOML file -> `Config`, or a `ConfigError` with all the mistakes of the file at once. Starts nothing, imports nothing of the file's.
+"""This module reads a TOML file: it returns a `Config`, or raises a `ConfigError` with all the mistakes of the file at once.
+
+It starts nothing, and imports nothing that the file names.
 
 `load` never raises anything but `ConfigError`, whatever the bytes of the file are.
 """
@@ -29,10 +31,10 @@ from trainers.protocol.ids import PipelineId
 LIMIT: Final = 256 * 1024
 """Bytes of a configuration file."""
 _MOST: Final = 100
-"""Mistakes that are told of one file."""
+"""Mistakes that are shown of one file."""
 
 Inventory = Callable[[HostTable], Sequence[GpuFact]]
-"""The GPUs that `[host]` names, in its order. Raises SetUpError when one is not there."""
+"""An inventory looks up the GPUs that `[host]` names, in its order. Raises SetUpError when one is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ RESOLVED: Final = "config.resolved.json"
 
 
 def _gpus(host: HostTable | None, inventory: Inventory | None) -> tuple[tuple[GpuFact, ...], list[Finding]]:
-    """The GPUs of the host, where they can be looked up, or what is wrong with them."""
+    """Returns the GPUs of the host, where they can be looked up, and what is wrong with them."""
     if inventory is None or host is None or (host.gpus is None) == (host.virtual is None):
         return (), []
     try:
@@ -94,7 +96,7 @@ def _folder(file: Path) -> Path:
 
 
 def _stem(file: Path) -> str:
-    """The name of the runs of this file, safe as a folder's name."""
+    """Returns the name of the runs of this file, safe as a folder's name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", file.stem).strip(".-")[:64] or "run"
 
 
@@ -136,7 +138,7 @@ def _parse(source: bytes, file: str) -> tuple[str, dict[str, Any]]:
 
 
 def _parse_json(source: bytes, file: str) -> tuple[str, dict[str, Any]]:
-    """Our own record; what is null there was not given."""
+    """Reads our own record; what is null there was not given."""
     try:
         table = msgspec.json.decode(source, type=dict[str, Any])
         return "", {key: _given(value) for key, value in table.items() if value is not None}
@@ -155,8 +157,8 @@ def _broken(file: str | Path, problem: str, remedy: str, line: int | None = None
 
 
 def _draft(table: dict[str, Any], found: list[Finding]) -> tuple[Config | None, rules.Draft]:
-    """Everything that has the right shape; what has not is appended to `found`."""
-    whole = read(_described(Config), table, "", found.append)
+    """Returns everything that has the right shape; what has not is appended to `found`."""
+    config = read(_described(Config), table, "", found.append)
     quiet: list[Finding] = []
     host = read(describe(HostTable), table.get("host", {}), "host", quiet.append)
     entries = table.get("pipeline")
@@ -164,7 +166,7 @@ def _draft(table: dict[str, Any], found: list[Finding]) -> tuple[Config | None, 
     pipelines = tuple(_draft_pipeline(entry, f"pipeline[{i}]") for i, entry in enumerate(entries[:_MOST]) if isinstance(entry, dict))
     if table.get("pipeline") == []:
         found.append(Finding("pipeline", [], "is empty", "Write at least one [[pipeline]] table."))
-    return None if whole is BAD else whole, rules.Draft(None if host is BAD else host, pipelines)
+    return None if config is BAD else config, rules.Draft(None if host is BAD else host, pipelines)
 
 
 def _draft_pipeline(entry: dict[str, Any], path: str) -> rules.DraftPipeline:
@@ -178,7 +180,7 @@ def _draft_pipeline(entry: dict[str, Any], path: str) -> rules.DraftPipeline:
 
 
 def _described(table: type[msgspec.Struct]) -> StructType:
-    """The description of a table, with the kinds of engines that there are."""
+    """Describes a table, with the kinds of engines that there are."""
     return describe(table, {EngineTable: {"kind": registry.KINDS}})
 
 
@@ -186,7 +188,7 @@ _NAME: Final = next(field.type for field in describe(PipelineTable).fields if fi
 
 
 def _consequence(finding: Finding, unread: set[str]) -> bool:
-    """Whether it was concluded from a default that stands for something unreadable."""
+    """Returns whether the finding was concluded from a default that stands for something unreadable."""
     return any(other == key or other.startswith(f"{key}[") for key in (finding.key, *finding.also) for other in unread)
 
 
@@ -199,11 +201,11 @@ def _place(key: str, names: Mapping[str, str]) -> str:
 def _mistakes(found: Sequence[Finding], file: str, where: dict[str, int], draft: rules.Draft) -> list[Mistake]:
     names = {pipeline.path: pipeline.name for pipeline in draft.pipelines if pipeline.name is not None}
 
-    def told(finding: Finding) -> Mistake:
+    def as_mistake(finding: Finding) -> Mistake:
         value = "" if finding.value == "" else shown(finding.value)
         return Mistake(file, finding.key, value, finding.problem, finding.remedy, line_of(finding.key, where), _place(finding.key, names))
 
-    mistakes = sorted(map(told, found[:_MOST]), key=lambda mistake: mistake.line or 0)
+    mistakes = sorted(map(as_mistake, found[:_MOST]), key=lambda mistake: mistake.line or 0)
     if len(found) > _MOST:
         mistakes.append(Mistake(file, "", "", f"has {len(found) - _MOST} more mistakes", "Correct these first."))
     return mistakes

@@ -18,7 +18,8 @@ import anyio.abc
 import msgspec
 
 from supervisor.errors import SetUpError, SupervisorError, UsageError
-from supervisor.observe.status import Snapshot
+from supervisor.observe.status import Status
+from trainers.protocol import ids
 from trainers.protocol.framing import FrameError, FrameReader, encode
 from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
@@ -40,6 +41,14 @@ class WholePipeline(msgspec.Struct, frozen=True, order=True, tag="pipeline", tag
 
 
 Target = WholePipeline | EngineId | TrainerId | GatewayId
+
+
+def parse_target(text: str) -> Target:
+    """Parse what an operator writes: `p1`, `p1/engine/0`, `p1/trainer` or `p1/gateway`. Raises UsageError."""
+    found = ids.parse(text)
+    if found is None:
+        raise UsageError(f"{text!r} names nothing to act on; write p1, p1/engine/0, p1/trainer or p1/gateway.")
+    return WholePipeline(found) if isinstance(found, str) else found
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
@@ -64,7 +73,7 @@ class ActRequest(_Message, frozen=True, tag="act"):
 
 
 class StatusReply(_Message, frozen=True, tag="status_reply"):
-    snapshot: Snapshot
+    snapshot: Status
 
 
 class Done(_Message, frozen=True, tag="done"):

@@ -98,8 +98,8 @@ class PipelineView(_View, frozen=True, kw_only=True):
     gateway: GatewayView
 
 
-class Snapshot(_View, frozen=True, kw_only=True):
-    """A whole run. `started_at` is seconds since the epoch."""
+class Status(_View, frozen=True, kw_only=True):
+    """How a run stands. `started_at` is in seconds since the epoch."""
 
     run: str
     started_at: float

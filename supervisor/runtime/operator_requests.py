@@ -1,4 +1,4 @@
-"""What an operator asks of a running supervisor: the signals, and the requests that come over the control socket."""
+"""An operator asks a running supervisor by signals, and by requests over the control socket; both are answered here."""
 
 import signal
 import time
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import anyio
 import anyio.abc
 
-from supervisor.attempt.resume import Behind, seen_before
+from supervisor.attempt.resume import EarlierStarts, merge_earlier
 from supervisor.errors import UsageError
 from supervisor.observe.control_socket import ActRequest, Done, Reply, Request, StatusReply, StatusRequest, StopRequest
-from supervisor.observe.status import Snapshot
-from supervisor.observe.status_builder import Constants, snapshot
+from supervisor.observe.status import Status
+from supervisor.observe.status_builder import Constants, build_status
 from supervisor.runtime.driver import Loop
 from supervisor.runtime.gpu_memory import GpuMemory
 from supervisor.scheduler import Scheduler
@@ -20,18 +20,18 @@ from trainers.protocol.ids import EngineId, GatewayId, TrainerId
 
 
 class StatusSource:
-    """The state of the run as people see it, over all starts of the attempt."""
+    """Makes the state of the run as people see it, over all starts of the attempt."""
 
-    def __init__(self, constants: Constants, scheduler: Scheduler, memory: GpuMemory, before: Behind) -> None:
+    def __init__(self, constants: Constants, scheduler: Scheduler, memory: GpuMemory, before: EarlierStarts) -> None:
         self._constants, self._scheduler, self._memory, self._before = constants, scheduler, memory, before
         self._began = time.monotonic()
 
-    def now(self) -> Snapshot:
+    def now(self) -> Status:
         """Returns the state, with the use of memory where it has been measured in this moment."""
         uptime = time.monotonic() - self._began
-        return seen_before(self._before, snapshot(self._constants, self._scheduler, self._memory.seen, uptime_s=uptime))
+        return merge_earlier(self._before, build_status(self._constants, self._scheduler, self._memory.seen, uptime_s=uptime))
 
-    async def measured(self) -> Snapshot:
+    async def measured(self) -> Status:
         """Measures first what is used."""
         await self._memory.look_on()
         return self.now()

@@ -4,9 +4,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar, assert_never
 
+import msgspec
+
 from engines.control import EngineError
 from supervisor.host.ports import NoPortFree
 from supervisor.host.processes.child import SpawnFailed
+from supervisor.observe.sanitize import plain
 from supervisor.runtime.driver import Work
 from supervisor.runtime.engines import Engines
 from supervisor.runtime.gateways import Gateways
@@ -20,6 +23,8 @@ from supervisor.scheduler.events import ActionFailed, Event
 
 CHILDS_FAULT = (SpawnFailed, NoPortFree, EngineError, OSError, TimeoutError)
 """What an action may fail with. Anything else is a bug of ours and ends the supervisor."""
+CHILDS_WORDS_FAULT = (*CHILDS_FAULT, ValueError, OverflowError, RecursionError, MemoryError)
+"""What an action may fail with that works on what a child has said or left: a path may hold a NUL, a file may be nested or large beyond reason."""
 AnAction = TypeVar("AnAction", bound=do.Action)
 
 
@@ -40,7 +45,7 @@ class Performer:
         """Returns what is still to be done, or None when the answer has been fed or will come from a child's descriptor."""
         match action:
             case do.PrepareModel():
-                return self._later(self.models.prepare, action)
+                return self._later(self.models.prepare, action, CHILDS_WORDS_FAULT)
             case do.StartGroup():
                 return self._later(self.engines.start, action)
             case do.StartTrainer():
@@ -58,11 +63,11 @@ class Performer:
             case do.LoadWeights():
                 return self._later(self.engines.load, action)
             case do.AdoptSnapshot():
-                return self._later(self.output.adopt, action)
+                return self._later(self.output.adopt, action, CHILDS_WORDS_FAULT)
             case do.DropSnapshot():
                 return self._later(self.output.drop, action)
             case do.RecordCheckpoint():
-                return self._later(self.output.record, action)
+                return self._later(self.output.record, action, CHILDS_WORDS_FAULT)
             case do.TellTrainer():
                 return self._now(self.ranks.tell(action))
             case do.Route():
@@ -79,11 +84,19 @@ class Performer:
             self.feed(answer)
         return None
 
-    def _later(self, perform: Callable[[AnAction], Awaitable[Event]], action: AnAction) -> Work:
+    def _later(
+        self,
+        perform: Callable[[AnAction], Awaitable[Event]],
+        action: AnAction,
+        faults: tuple[type[Exception], ...] = CHILDS_FAULT,
+    ) -> Work:
+        """Returns the work of an action. One of the `faults` is its failure; why it failed becomes text that can be recorded, told and shown."""
+
         async def work() -> Event:
             try:
-                return await perform(action)
-            except CHILDS_FAULT as error:
-                return ActionFailed(id=action.id, reason=str(error) or type(error).__name__)
+                answer = await perform(action)
+            except faults as error:
+                answer = ActionFailed(id=action.id, reason=str(error) or type(error).__name__)
+            return msgspec.structs.replace(answer, reason=plain(answer.reason)) if isinstance(answer, ActionFailed) else answer
 
         return work

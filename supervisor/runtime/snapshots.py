@@ -1,4 +1,4 @@
-"""What trainers hand over: weights, which become versions that engines load, and checkpoints, from which a restart resumes.
+"""Trainers hand over weights, which become versions that engines load, and checkpoints, from which a restart resumes.
 
 How weights travel is a `WeightTransport`, one a pipeline: what a trainer says it has written is adopted as a version, an engine is told
 where the version lies, and it is dropped when nobody needs it. Today's is a folder in shared memory. Names of snapshot folders are known
@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import structlog
 from anyio import to_thread
 
 from supervisor.attempt.checkpoints import Checkpoints, Remembered
@@ -29,10 +28,10 @@ class WeightTransport(Protocol):
     def inbox(self) -> str:
         """Where the trainer's client leaves what it publishes; the client is told at its start."""
 
-    def adopt(self, name: str, version: Version) -> list[str]:
-        """Makes what the trainer has left as `name` this version, in one step. Returns the names of the model's tensors that it lacks.
+    def adopt(self, name: str, version: Version) -> None:
+        """Makes what the trainer has left as `name` this version, in one step.
 
-        Raises SnapshotError, OSError: it cannot be used, and nothing of it is left.
+        Raises SnapshotError, OSError: no engine of the pipeline could use it, and nothing of it is left.
         """
 
     def locate(self, version: Version) -> str:
@@ -49,28 +48,22 @@ class WeightTransport(Protocol):
 class SharedMemory:
     """Snapshots are folders in `folder` in Hugging Face layout, which every engine can load.
 
-    `compares_names`: the engines skip tensors that they do not know without a word, so a snapshot that names them in another way is refused.
+    A snapshot must have the names, shapes and types of the tensors of `model`: an engine that is given others dies, or keeps its old weights
+    without a word (SGLang).
     """
 
     folder: Path
     model: Path
-    compares_names: bool
-    _names: frozenset[str] | None = field(default=None, init=False)
+    _layout: weights.Layout | None = field(default=None, init=False)
 
     @property
     def inbox(self) -> str:
         return str(self.folder)
 
-    def adopt(self, name: str, version: Version) -> list[str]:
-        names = self._model_names()
-        path = weights.adopt(self.folder, name, version, names)
-        return weights.missing(path, names)
-
-    def _model_names(self) -> frozenset[str]:
-        """Returns the names of version 0's tensors; none where nothing is compared."""
-        if self._names is None:
-            self._names = weights.layout_of(self.model) if self.compares_names else frozenset()
-        return self._names
+    def adopt(self, name: str, version: Version) -> None:
+        if self._layout is None:
+            self._layout = weights.layout_of(self.model)
+        weights.adopt(self.folder, name, version, self._layout)
 
     def locate(self, version: Version) -> str:
         return str(self.model) if version == 0 else os.fspath(weights.path_of(self.folder, version))
@@ -101,11 +94,9 @@ class TrainerOutput:
         self,
         transports: Mapping[PipelineId, WeightTransport],
         checkpoints: Mapping[PipelineId, Checkpoints],
-        log: "structlog.typing.FilteringBoundLogger",
     ) -> None:
         self._transports = transports
         self._checkpoints = checkpoints
-        self._log = log
 
     def transport(self, pipeline: PipelineId) -> WeightTransport:
         return self._transports[pipeline]
@@ -116,14 +107,9 @@ class TrainerOutput:
 
     async def adopt(self, action: AdoptSnapshot) -> SnapshotAdopted | ActionFailed:
         try:
-            lacking = await to_thread.run_sync(self._transports[action.pipeline].adopt, action.name, action.version)
-        except (weights.SnapshotError, OSError) as error:
-            return ActionFailed(id=action.id, reason=str(error) or type(error).__name__, code="bad_snapshot")
-        if lacking:
-            self._log.warning(
-                "published weights lack tensors of the model; the engine keeps what it has for them",
-                pipeline=action.pipeline, version=action.version, tensors=len(lacking), first=lacking[0],
-            )  # fmt: skip
+            await to_thread.run_sync(self._transports[action.pipeline].adopt, action.name, action.version)
+        except weights.SnapshotError as error:
+            return ActionFailed(id=action.id, reason=str(error), code=error.code)
         await to_thread.run_sync(self._checkpoints[action.pipeline].published, action.version)
         return SnapshotAdopted(id=action.id)
 

@@ -214,6 +214,7 @@ async def test_releases_are_sent_once_and_questions_twice(session: aiohttp.Clien
         (_ok(b"not json"), EngineGarbled),
         (_ok(b'{"model_path": 7}'), EngineGarbled),
         (_ok(b"\xff\xfe"), EngineGarbled),
+        (_ok(b'{"zz":' + b"[" * 50_000), EngineGarbled),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + b"x" * (5 << 20), EngineGarbled),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", EngineGarbled),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{", EngineUnreachable),

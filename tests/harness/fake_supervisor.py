@@ -138,9 +138,9 @@ class FakeSupervisor:
 
     def _publish(self, call: int, name: str) -> None:
         try:
-            path = weights.adopt(self.weights, name, self.version + 1)
+            path = weights.adopt(self.weights, name, self.version + 1, weights.layout_of(Path(self._welcome["model"])))
         except weights.SnapshotError as error:
-            self.tell(m.Refused("publish", call, "bad_snapshot", str(error)))
+            self.tell(m.Refused("publish", call, error.code, str(error)))
             return
         self.version += 1
         self.versions.append(path)

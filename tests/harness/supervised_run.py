@@ -11,7 +11,7 @@ from pathlib import Path
 
 from supervisor.host.ports import holder
 from supervisor.observe.control_socket import NotRunning, Request, StatusReply, StatusRequest, ask
-from supervisor.observe.status import PipelineView, Snapshot
+from supervisor.observe.status import PipelineView, Status
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 GUARDIAN = CHECKOUT / "supervisor" / "host" / "processes" / "guardian.py"
@@ -48,7 +48,7 @@ class Run:
                 raise AssertionError(f"the run ended with {self.process.returncode} before {what}; output:\n{self.tail()}")
             time.sleep(POLL_S)
 
-    def status(self) -> Snapshot | None:
+    def status(self) -> Status | None:
         request: Request = StatusRequest()
         try:
             reply = ask(self.directory / "control.sock", request)

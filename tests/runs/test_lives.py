@@ -61,7 +61,7 @@ async def test_the_last_lines_of_a_life_are_its_own(tmp_path: Path) -> None:
     async with Processes().running() as processes, anyio.create_task_group() as tasks:
         journal: Any = SimpleNamespace(spawned=nothing)
         not_used: Any = None
-        lifecycle = GroupLifecycle(Groups(processes, journal), Loop(feed, tasks.start_soon, log), not_used, HealthTable())
+        lifecycle = GroupLifecycle(Groups(processes, journal), Loop(feed, tasks.start_soon, log), not_used, HealthTable(), str)
         for number, program in enumerate(("print('one'); print('ValueError: first')", "print('two')"), 1):
             env = {"PATH": os.environ["PATH"], "TRAINSHED_TAG": f"r:{ENGINE}:{number}"}
             argv = (sys.executable, "-I", "-S", "-c", f"{program}; raise SystemExit(3)")

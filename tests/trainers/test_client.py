@@ -16,6 +16,7 @@ import trainshed
 
 from tests.harness.fake_supervisor import FakeGateway, FakeSupervisor, echo, environment, line
 from trainers.protocol import trainer_messages as m
+from trainers.protocol.child_env import CLIENT
 from trainers.protocol.framing import FrameReader
 from trainers.protocol.framing import encode as frame
 
@@ -95,6 +96,15 @@ def test_it_is_one_file_of_the_standard_library_for_python_3_9() -> None:
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) == {"trainshed"}  # trainshed.resident, where it is there
+
+
+def test_a_rank_gets_one_package_and_imports_only_the_client() -> None:
+    assert [entry.name for entry in CLIENT.iterdir() if entry.name != "__pycache__"] == ["trainshed"]
+    code = "import sys, trainshed; print(sorted(name for name in sys.modules if name.split('.')[0] in ('trainshed', 'torch', 'trainers')))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env={"PYTHONPATH": str(CLIENT)}, capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout == "['trainshed']\n"
 
 
 def test_it_works_alone(tmp_path: Path) -> None:

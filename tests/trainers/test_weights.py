@@ -64,6 +64,11 @@ HEADERS: list[tuple[object, bytes, int | None]] = [
     ({"w": {"dtype": "F32", "shape": [2], "data_offsets": [False, 8]}}, b"12345678", None),
     ({"w": {"dtype": 3, "shape": [2], "data_offsets": [0, 8]}}, b"12345678", None),
     ({"w": 3}, b"12345678", None),
+    ({"w": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, b"12345678", None),
+    ({"w": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}}, b"12345678", None),
+    ({"w": {"dtype": "F32", "shape": [2.0], "data_offsets": [0, 8]}}, b"12345678", None),
+    ({"w": {"dtype": "F32", "shape": [10**400], "data_offsets": [0, 8]}}, b"12345678", None),
+    ({"w": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 8]}}, b"12345678", None),
     (None, b"12345678", 2**63),
     (None, b"12345678", 10_000),
 ]

@@ -61,5 +61,6 @@ class FrameReader(Generic[T]):
             del self._buffer[:end]
             try:
                 yield self._decoder.decode(body)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # bad UTF-8 is not a MsgspecError
+            # Not all of it is a MsgspecError: bad UTF-8 is a UnicodeDecodeError, and a field that is skipped may be nested too deeply.
+            except (ValueError, RecursionError, MemoryError, OverflowError) as error:
                 raise FrameError(f"a frame does not decode: {error}") from error

@@ -19,8 +19,10 @@ from typing import Annotated
 import msgspec
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-Text = Annotated[str, msgspec.Meta(max_length=4096)]
+_TEXT = r"^[^\x00\ud800-\udfff]*\Z"
+"""What may stand in a path and be written as UTF-8: no NUL, no half of a pair."""
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=_TEXT)]
+Text = Annotated[str, msgspec.Meta(max_length=4096, pattern=_TEXT)]
 
 
 class _FromTrainer(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):

@@ -15,6 +15,9 @@ class Engine:
 
     `completed`, `failures` (in a row) and `tokens` are for the supervisor's health checks. `strikes`: failures since the last success, for the
     back-off; `retry_at`: until then it gets no request (0: it does not back off).
+
+    `unproven` counts the attempts that have not made a token yet; `trial`: one of them is of a sample with which another life has died, and
+    until it makes a token nothing else is sent here.
     """
 
     rank: int
@@ -29,6 +32,8 @@ class Engine:
     failures: int = 0
     tokens: int = 0
     strikes: int = 0
+    unproven: int = 0
+    trial: bool = False
     retry_at: float = 0.0
 
     @property
@@ -98,11 +103,22 @@ class Engines:
 
     def eligible(self, engine: Engine, now: float) -> bool:
         """Whether a new request may go to it now."""
-        return engine.routed and engine.version == self.newest and engine.running < engine.slots and engine.retry_at <= now
+        has_room = engine.running < engine.slots and not engine.trial
+        return engine.routed and engine.version == self.newest and has_room and engine.retry_at <= now
 
     def pick(self, now: float) -> Engine | None:
         """Return the least loaded engine with a free slot; of equals the one with the lowest rank."""
         free = [engine for engine in self._engines.values() if self.eligible(engine, now)]
+        return min(free, key=lambda engine: (engine.load, engine.rank), default=None)
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether an engine is on trial."""
+        return any(engine.trial for engine in self._engines.values())
+
+    def for_trial(self, now: float) -> Engine | None:
+        """Return the least loaded engine on which a suspect would be the only one that has not made a token yet."""
+        free = [engine for engine in self._engines.values() if self.eligible(engine, now) and not engine.unproven]
         return min(free, key=lambda engine: (engine.load, engine.rank), default=None)
 
     def next_retry(self) -> float | None:

@@ -1,4 +1,4 @@
-"""The contract of an engine kind: what the configuration asks of each, and what a kind may ask of the machine."""
+"""This module is the contract of an engine kind: what the configuration asks of each, and what a kind may ask of the machine."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
@@ -23,7 +23,7 @@ class Installed(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What an engine's process runs: a command line, or a module of our own Python's."""
+    """An engine's process runs this: a command line, or a module of our own Python's."""
 
     text: str
     own_python: bool
@@ -33,35 +33,35 @@ class Machine(Protocol):
     """This machine, as far as a kind may look at it while a file is checked. Raises nothing."""
 
     def model(self, engine: EngineTable) -> ModelFiles | None:
-        """The model of the file, None for one that is made later, or that is not there (which is said elsewhere)."""
+        """Returns the model of the file, None for one that is made later, or that is not there (which is said elsewhere)."""
 
     def longest_shm(self) -> str | None:
-        """The longest path that a run's folder in shared memory may have, None where `[host]` could not be read."""
+        """Returns the longest path that a run's folder in shared memory may have, None where `[host]` could not be read."""
 
     def installed(self, python: str, package: str, called: str) -> Installed:
-        """The version of `package` (`sglang`; people call it `SGLang`) that an interpreter has: it is asked once, in a process of its own."""
+        """Asks an interpreter, once and in a process of its own, for the version of `package` (`sglang`; people know it as `SGLang`)."""
 
 
 class EngineKindConfig(Protocol):
-    """One kind of engine, as `[pipeline.engine]` knows it. A module with these names is one."""
+    """An engine kind, as `[pipeline.engine]` knows it. A module with these names is one."""
 
     MEASURED_ON_VIRTUAL_GPUS: bool
-    """Whether its memory shows on a virtual GPU."""
+    """True if the memory of its engines shows on a virtual GPU."""
 
     def findings(self, engine: EngineTable, path: str) -> Iterator[Finding]:
-        """The rules that this kind adds. `path` is that of its table (`pipeline[0].engine`)."""
+        """Yields what breaks a rule that this kind adds. `path` is that of its table (`pipeline[0].engine`)."""
 
     def premises(self, pipeline: DraftPipeline, engine: EngineTable, machine: Machine) -> Iterator[Finding]:
-        """What the machine lacks for this kind. `pipeline` is the one that `engine` belongs to."""
+        """Yields what the machine lacks for this kind. `pipeline` is the one that `engine` belongs to."""
 
     def filled(self, engine: EngineTable, size: ModelSize | None, context: int | None, gpus: Sequence[GpuFact]) -> EngineTable:
-        """The table with what was left out. `context` is what the model was made for; `gpus` are those of the host, empty where unknown."""
+        """Fills in what the table leaves out. `context` is what the model was made for; `gpus` are those of the host, empty where unknown."""
 
     def program(self, engine: EngineTable) -> Program:
-        """What one engine runs."""
+        """Says what one engine runs."""
 
     def needs(self, engine: EngineTable, size: ModelSize) -> int | None:
-        """A lower bound of the bytes that an awake engine takes on each of its GPUs, None where it is not known."""
+        """Returns a lower bound of the bytes that an awake engine takes on each of its GPUs, None where it is not known."""
 
     def advice(self, engine: EngineTable, size: ModelSize) -> str | None:
-        """What to change in a file whose engine does not fit its GPUs, if the kind knows it."""
+        """Says what to change in a file whose engine does not fit its GPUs, if the kind knows it."""

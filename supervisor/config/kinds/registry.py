@@ -1,4 +1,4 @@
-"""The kinds of engines that a file may name, one row each."""
+"""This table has the kinds of engines that a file may name, one row each."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from supervisor.config.schema.findings import Finding
 from supervisor.config.schema.tables import EngineTable
 
 KINDS: dict[str, EngineKindConfig] = {"embedded": embedded, "sglang": sglang}
-"""What `engine.kind` may be; the order is that in which an operator reads the choices."""
+"""`engine.kind` may be one of these keys. An operator reads the choices in this order."""
 
 
 def kind_of(engine: EngineTable) -> EngineKindConfig:
@@ -16,5 +16,5 @@ def kind_of(engine: EngineTable) -> EngineKindConfig:
 
 
 def findings(engine: EngineTable, path: str) -> Iterator[Finding]:
-    """The rules that an engine's own kind adds."""
+    """Yields what breaks the rules of the engine's own kind."""
     return kind_of(engine).findings(engine, path)

@@ -14,7 +14,7 @@ from supervisor.config.schema.rules import DraftPipeline
 from supervisor.config.schema.tables import EngineTable
 
 STATIC_SHARE: Final = 0.75
-"""Of a GPU's memory, for weights and KV pool where the file does not size the pool; the rest is for graphs, activations and sleepers."""
+"""Weights and KV pool take this share of a GPU's memory where the file does not size the pool; the rest is for graphs, activations and sleepers."""
 MEASURED_ON_VIRTUAL_GPUS: Final = False
 
 
@@ -49,7 +49,7 @@ def premises(pipeline: DraftPipeline, engine: EngineTable, machine: Machine) -> 
 
 
 def _context(engine: EngineTable, key: str, machine: Machine) -> Iterator[Finding]:
-    """Where the file does not say it, the model must."""
+    """The model must say how long a sequence may be where the file does not."""
     remedy = "Write the tokens of prompt and answer together, for example context = 8192."
     if not isinstance(engine.model, str):
         yield Finding(key, "", "is missing, and the model, which is made when the run starts, cannot say it yet", remedy)
@@ -69,7 +69,7 @@ def _sockets(pipeline: DraftPipeline, machine: Machine) -> Iterator[Finding]:
 
 
 def _interpreter(python: str, key: str, machine: Machine) -> Iterator[Finding]:
-    """Whether an engine could start with it. One that takes too long to answer is believed."""
+    """An engine must be able to start with the interpreter. One that takes too long to answer is believed."""
     version, problem = machine.installed(python, "sglang", "SGLang")
     if problem:
         yield Finding(key, python, problem, "Name the interpreter of an environment that has it: `pip install sglang` there.")

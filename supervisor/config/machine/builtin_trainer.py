@@ -1,4 +1,4 @@
-"""The options of the built-in trainer and of its model recipe are checked here: their names and values are known before anything is started."""
+"""This module checks the options of the built-in trainer and of its model recipe, whose names and values are known before a start."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,7 @@ def trainer_options(options: Mapping[str, object], path: str) -> Iterator[Findin
 
 
 def recipe_options(options: Mapping[str, object], path: str) -> Iterator[Finding]:
-    """Values only: names are checked against the function itself."""
+    """Checks values only; names are checked against the function itself."""
     for key, value in options.items():
         where = join(path, key)
         if key not in ("task", "seed", "layers", *tiny.SIZES):

@@ -1,4 +1,4 @@
-"""What `module:function` names, found without importing it: sources are read and nothing of them is executed.
+"""This module finds what `module:function` names without importing it: sources are read, and nothing of them is executed.
 
 Only what is sure is complained of: a module that builds its names as it runs (`__getattr__`, `from x import *`) may have any.
 """
@@ -15,14 +15,14 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Missing(NamedTuple):
-    """Why it cannot be run. `remedy` is empty where the caller knows better."""
+    """A function cannot be run, and why. `remedy` is empty where the caller knows better."""
 
     problem: str
     remedy: str = ""
 
 
 def find(spec: str, places: Sequence[str]) -> Function | Missing | None:
-    """The function that `module:function` names, why there is none, or None where that cannot be said. `places` are searched in order."""
+    """Returns the function that `module:function` names, why there is none, or None where that cannot be said. `places` are searched in order."""
     module, _, name = spec.partition(":")
     found: Any = None
     parts = module.split(".")
@@ -59,7 +59,7 @@ def _in_file(path: str, module: str, name: str) -> Function | Missing | None:
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Those that bind names of the module, inside `if`, `try`, `with` and loops too."""
+    """Yields the statements that bind names of the module, inside `if`, `try`, `with` and loops too."""
     for statement in body:
         yield statement
         if not isinstance(statement, Function | ast.ClassDef):
@@ -92,7 +92,7 @@ def needs(function: Function) -> list[str]:
 
 
 def misfits(function: Function, options: Mapping[str, object]) -> Iterator[tuple[str, Missing]]:
-    """Of a call `function(directory, **options)`: options that it does not take, and those that it must have."""
+    """Yields the options that a call `function(directory, **options)` does not take, and those that it lacks."""
     arguments = function.args
     ordered = [*arguments.posonlyargs, *arguments.args]
     known = [each.arg for each in (*ordered[1:], *arguments.kwonlyargs)]

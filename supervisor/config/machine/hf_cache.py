@@ -1,4 +1,4 @@
-"""A model's name on the Hugging Face hub (`org/name`) as the folder that its local cache holds. Looks, and downloads nothing."""
+"""This module finds the folder of the local Hugging Face cache for a model's name on the hub (`org/name`). It downloads nothing."""
 
 import os
 import re
@@ -17,12 +17,12 @@ class _Index(msgspec.Struct, frozen=True):
 
 
 def is_name(model: str) -> bool:
-    """Whether it could be one. A folder of that name, relative to the file, goes before."""
+    """Returns whether it could be such a name. A folder of that name, relative to the file, goes before."""
     return _NAME.fullmatch(model) is not None
 
 
 def cache(environ: Mapping[str, str]) -> Path:
-    """Where `hf download` and transformers keep models."""
+    """Returns the folder in which `hf download` and transformers keep models."""
     if (named := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")) is not None:
         return Path(os.path.expanduser(named))
     default = os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
@@ -30,7 +30,7 @@ def cache(environ: Mapping[str, str]) -> Path:
 
 
 def snapshot(name: str, environ: Mapping[str, str]) -> Path | None:
-    """The complete folder of the model's main revision, or None. Raises nothing."""
+    """Returns the complete folder of the model's main revision, or None. Raises nothing."""
     home = cache(environ) / f"models--{name.replace('/', '--')}"
     try:
         revision = (home / "refs" / "main").read_text("ascii").strip()

@@ -1,4 +1,4 @@
-"""The version of a package that somebody's interpreter has: it is asked, in a process of its own. No code of the configuration's is run."""
+"""This module asks an interpreter, in a process of its own, which version of a package it has. No code of the operator's is run."""
 
 import subprocess
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class Unanswered(NotInstalled):
 
 
 def installed_version(python: str, package: str, called: str, environ: Mapping[str, str], limit: float) -> str:
-    """The version of `package`, which people know as `called`. Raises NotInstalled; Unanswered after `limit` seconds."""
+    """Returns the version of `package`, which people know as `called`. Raises NotInstalled; Unanswered after `limit` seconds."""
     ask = [python, "-I", "-c", f"import importlib.metadata as m; print(m.version({package!r}))"]
     try:
         done = subprocess.run(ask, env=dict(environ), stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False)

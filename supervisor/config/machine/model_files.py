@@ -1,4 +1,4 @@
-"""How large a model on disk is, as far as its files say so. Reads headers and sizes only; never raises for a broken model."""
+"""This module finds how large a model on disk is, as far as its files say so. It never raises for a broken model."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from supervisor.config.schema.findings import ModelSize
 _CONFIG_LIMIT: Final = 1 << 20
 _LENGTHS: Final = ("max_position_embeddings", "max_sequence_length", "seq_length", "max_seq_len", "n_positions")
 _TEXT: Final = ("text_config", "llm_config", "thinker_config")
-"""Where a model of several kinds of input keeps the part that writes."""
+"""A model of several kinds of input keeps the part that writes at one of these keys."""
 
 
 class _ModelConfig(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ def _kv_token(path: Path) -> int | None:
             config = msgspec.json.decode(file.read(_CONFIG_LIMIT), type=_ModelConfig)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    if config.kv_lora_rank is not None:  # latent attention: much less, and not told by these numbers
+    if config.kv_lora_rank is not None:  # latent attention: much less, and these numbers do not say it
         return None
     if min(config.num_hidden_layers, config.num_attention_heads, config.hidden_size) < 1:
         return None

@@ -1,4 +1,4 @@
-"""Whether the ports of a file are enough: groups reserve windows of ports in a row, so that counting free ones says too little."""
+"""This module checks whether the ports of a file are enough. Groups reserve windows of ports in a row, so that counting free ones says too little."""
 
 from collections.abc import Iterable, Iterator
 
@@ -44,7 +44,7 @@ def sizes(draft: Draft) -> list[int]:
 
 
 def unplaced(wanted: Iterable[int], free: Iterable[int]) -> list[int]:
-    """Those of the wanted sizes for which no free ports in a row are left, each placed where it first fits."""
+    """Returns those of the wanted sizes for which no free ports in a row are left, each placed where it first fits."""
     runs: list[tuple[int, int]] = []  # first, length
     for port in free:
         if runs and sum(runs[-1]) == port:

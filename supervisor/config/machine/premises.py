@@ -1,4 +1,4 @@
-"""What the machine must have for a configuration: paths, interpreters, modules, ports. Looks, and leaves everything as it was.
+"""The premises are what the machine must have for a configuration: folders, interpreters, modules, ports. Everything stays as it was.
 
 Paths of the file are taken from the file's own folder, so that a configuration means the same from everywhere.
 """
@@ -27,7 +27,7 @@ from trainers.user_code import BUILT_IN, python_path
 
 
 def findings(draft: Draft, base: Path, name: str, ask: bool) -> Iterator[Finding]:
-    """What is not there. `base` is the folder of the configuration file, `name` that of its runs; with `ask` interpreters are asked for their SGLang."""
+    """Yields what is not there. `base` is the folder of the configuration file, `name` that of its runs; with `ask` interpreters are asked what they have."""
     machine = _Machine(base, name, draft.host, ask)
     if draft.host is not None:
         yield from _host(draft.host, base)
@@ -43,7 +43,7 @@ def findings(draft: Draft, base: Path, name: str, ask: bool) -> Iterator[Finding
 
 
 def resolved(config: Config, base: Path, gpus: Sequence[GpuFact] = ()) -> Config:
-    """The same configuration with every path and program absolute and what was left out filled in."""
+    """Returns the same configuration with every path and program absolute, and with the defaults that its models and GPUs decide."""
     host = replace(
         config.host, shm=str(at(base, config.host.shm)), directory=config.host.directory and str(at(base, config.host.directory))
     )
@@ -126,7 +126,7 @@ def _host(host: HostTable, base: Path) -> Iterator[Finding]:
 
 
 def _refuses(folder: Path) -> str | None:
-    """Why nothing can be made in it, tried: permissions do not tell of a full disk, nor of /sys."""
+    """Tries it, and says why nothing can be made in the folder: permissions do not tell of a full disk, nor of /sys."""
     try:
         os.rmdir(tempfile.mkdtemp(prefix=".trainshed-", dir=folder))
     except OSError as error:
@@ -135,7 +135,7 @@ def _refuses(folder: Path) -> str | None:
 
 
 def _model_folder(model: str, base: Path) -> Path:
-    """The folder of that path; where there is none, that of the Hugging Face cache for `org/name`, if it is there."""
+    """Returns the folder of that path; where there is none, that of the Hugging Face cache for `org/name`, if it is there."""
     folder = at(base, model)
     if not hf_cache.is_name(model) or os.path.exists(folder):
         return folder
@@ -202,7 +202,7 @@ def _trainer(trainer: TrainerTable, path: str, cwd: Path) -> Iterator[Finding]:
 
 
 def _code(spec: str, key: str, cwd: Path, env: dict[str, str]) -> Generator[Finding, None, entry_points.Function | None]:
-    """The function of `module:function`, where it can be found by reading alone."""
+    """Returns the function of `module:function`, where it can be found by reading alone."""
     if not ENTRY.match(spec):
         return None  # a rule has said so
     path = python_path(spec, str(cwd), env.get("PYTHONPATH")).split(os.pathsep)

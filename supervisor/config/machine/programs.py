@@ -20,17 +20,17 @@ _USUAL: Final = ("python", "python3", "bash", "sh", "torchrun", "accelerate", "u
 
 
 def at(base: Path, path: str) -> Path:
-    """A path of the file, which is relative to `base`."""
+    """Returns a path of the file, which counts from `base`, as an absolute one."""
     return Path(os.path.normpath(base / os.path.expanduser(path)))
 
 
 def search_path(env: Mapping[str, str], environ: Mapping[str, str]) -> str:
-    """Where a child finds its programs: what its table says, else where the shell does that started us."""
+    """Returns the PATH of a child: what its table says, else that of the shell that started us."""
     return env.get("PATH") or environ.get("PATH") or os.defpath
 
 
 def resolve(program: str, cwd: Path, path: str) -> str | None:
-    """The file that is run, absolute (links as they are: an environment's `python` is one). None when there is none on the PATH."""
+    """Returns the file that is run, absolute (links as they are: an environment's `python` is one). None when there is none on the PATH."""
     if "/" in program or program.startswith("~"):
         return str(at(cwd, program))
     found = shutil.which(program, path=path)
@@ -38,7 +38,7 @@ def resolve(program: str, cwd: Path, path: str) -> str | None:
 
 
 def findings(program: str, key: str, cwd: Path, path: str, remedy: str) -> Iterator[Finding]:
-    """Whether the program is there and may be run."""
+    """Yields what is wrong if the program is not there, or may not be run."""
     file = resolve(program, cwd, path)
     if file is None:
         others = [name for name in _USUAL if name != program and shutil.which(name, path=path)]
@@ -52,7 +52,7 @@ def findings(program: str, key: str, cwd: Path, path: str, remedy: str) -> Itera
 
 
 def script_findings(command: Sequence[str], key: str, cwd: Path) -> Iterator[Finding]:
-    """Whether the script is there that a Python or a shell is given."""
+    """Yields what is wrong if the script is not there that a Python or a shell is given."""
     name = script(command)
     if name is None or os.path.exists(cwd / name):
         return
@@ -63,7 +63,7 @@ def script_findings(command: Sequence[str], key: str, cwd: Path) -> Iterator[Fin
 
 
 def script(command: Sequence[str]) -> str | None:
-    """The script that an interpreter runs; None for other programs, and for code that is given in another way (-c, -m, standard input)."""
+    """Returns the script that an interpreter runs; None for other programs, and for code that is given in another way (-c, -m, standard input)."""
     name = os.path.basename(command[0])
     if not (python := _PYTHON.match(name)) and not _SHELL.match(name):
         return None
@@ -87,7 +87,7 @@ def script(command: Sequence[str]) -> str | None:
 
 
 def old_client_findings(command: Sequence[str], key: str, cwd: Path, env: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether a Python script of the command imports `trainers.client`, as `trainshed` was called once: a rank would fail at that line.
+    """Yields what is wrong if a Python script of the command imports `trainers.client`, the old name of `trainshed`: a rank would fail there.
 
     A package `trainers` of the user's own, where the script finds it, is none of our business.
     """
@@ -102,7 +102,7 @@ def old_client_findings(command: Sequence[str], key: str, cwd: Path, env: Mappin
 
 
 def _imports_old_client(script: Path) -> int | None:
-    """The line of the import; None when there is none, or when this Python cannot read the script."""
+    """Returns the line of the import; None when there is none, or when this Python cannot read the script."""
     try:
         descriptor = os.open(script, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:

@@ -1,4 +1,4 @@
-"""What the parts of the configuration's reading pass each other. PURE."""
+"""The parts that read a configuration pass these facts and findings to each other. PURE."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,9 +23,9 @@ class ModelSize:
 
 
 class Finding(NamedTuple):
-    """Something wrong at `key` (`pipeline[0].engine.gpus`); `also` are further keys it was concluded from.
+    """Something is wrong at `key` (`pipeline[0].engine.gpus`); `also` are further keys it was concluded from.
 
-    When one of those could not be read, the finding is a mere consequence and is not told.
+    When one of those could not be read, the finding is a mere consequence and is not shown.
     """
 
     key: str

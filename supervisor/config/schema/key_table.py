@@ -28,7 +28,7 @@ _INNER: Final = ("engine", "trainer", "gateway")
 
 
 def key_table(source: str) -> str:
-    """The table in Markdown. `source` is the text of `tables`, where the docstrings of fields are. Raises KeyError for a field without one."""
+    """Returns the table in Markdown. `source` is the text of `tables`, where the docstrings of fields are. Raises KeyError for a field without one."""
     meanings = _meanings(source)
     rows = ["| table | key | default | meaning |", "|---|---|---|---|"]
     for header, table in TABLES.items():
@@ -41,7 +41,7 @@ def key_table(source: str) -> str:
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:
-    """A default as TOML writes it; nothing where leaving the key out means that there is none."""
+    """Returns a default as TOML writes it; nothing where there is none."""
     if field.required:
         return "required"
     value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
@@ -49,7 +49,7 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
 
 
 def _meanings(source: str) -> dict[tuple[str, str], str]:
-    """Docstrings of fields by (class, field), in one line, without the full stop at the end."""
+    """Returns docstrings of fields by (class, field), in one line, without the full stop at the end."""
     found: dict[tuple[str, str], str] = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):

@@ -1,4 +1,7 @@
-"""Line numbers of keys in a TOML text. PURE. A best effort over lines (tomllib keeps no positions): a wrong guess costs a number, not a meaning."""
+"""This module finds the line of a key in a TOML text. PURE.
+
+It is a best effort over lines, since `tomllib` keeps no positions: a wrong guess costs a number, not a meaning.
+"""
 
 import re
 
@@ -35,7 +38,7 @@ def _plain(dotted: str) -> str:
 
 
 def _table(dotted: str, array: bool, counts: dict[str, int]) -> str:
-    """The path of a header, with the position of each array of tables that was opened so far."""
+    """Returns the path of a header, with the position of each array of tables that was opened so far."""
     path = ""
     parts = _plain(dotted).split(".")
     for depth, part in enumerate(parts, 1):
@@ -48,7 +51,7 @@ def _table(dotted: str, array: bool, counts: dict[str, int]) -> str:
 
 
 def line_of(key: str, found: dict[str, int]) -> int | None:
-    """The line of a key, or of the nearest table around it that has one."""
+    """Returns the line of a key, or of the nearest table around it that has one."""
     while key:
         if key in found:
             return found[key]

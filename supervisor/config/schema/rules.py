@@ -1,6 +1,6 @@
-"""What the types cannot say about a configuration. PURE: the GPUs of the host come as an argument.
+"""The rules say what the types cannot about a configuration. PURE: the GPUs of the host come as an argument.
 
-Works on what could be read of a broken file, too: `Draft` holds the tables that are sound, so that one reading names every mistake.
+They work on what could be read of a broken file, too: `Draft` holds the tables that are sound, so that one reading names every mistake.
 """
 
 import difflib
@@ -27,7 +27,7 @@ _UUID: Final = re.compile(r"^(GPU|MIG)-[0-9A-Za-z/-]{4,80}\Z")
 
 @dataclass(frozen=True, slots=True)
 class DraftPipeline:
-    """One `[[pipeline]]`, its sound parts. `path` is `pipeline[0]`."""
+    """The sound parts of one `[[pipeline]]`. `path` is `pipeline[0]`."""
 
     path: str
     name: PipelineId | None
@@ -38,7 +38,7 @@ class DraftPipeline:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A file, its sound parts. `gpus` is the number of GPUs of the host, None where it could not be found out."""
+    """The sound parts of a file. `gpus` is the number of GPUs of the host, None where it could not be found out."""
 
     host: HostTable | None
     pipelines: tuple[DraftPipeline, ...] = field(default=())
@@ -46,18 +46,18 @@ class Draft:
 
 
 def gpu_count(host: HostTable | None) -> int | None:
-    """How many GPUs the file itself names; None for "auto"."""
+    """Returns how many GPUs the file itself names; None for "auto"."""
     if host is None:
         return None
     return host.virtual if host.virtual is not None else len(host.gpus) if isinstance(host.gpus, list) else None
 
 
 KindRules = Callable[[EngineTable, str], Iterator[Finding]]
-"""The rules that an engine's own kind adds (`supervisor.config.kinds`), given its table and the path of that."""
+"""An engine's own kind adds rules (`supervisor.config.kinds`); they get its table and the path of that."""
 
 
 def findings(draft: Draft, of_kind: KindRules) -> Iterator[Finding]:
-    """Everything that breaks a rule, in the order of the file."""
+    """Yields everything that breaks a rule, in the order of the file."""
     if draft.host is not None:
         yield from _host(draft.host)
     yield from _names(draft.pipelines)

@@ -1,4 +1,4 @@
-"""Values and keys as an operator wrote them: TOML, cut to what fits a line. PURE."""
+"""This module writes values and keys as an operator would: in TOML, cut to what fits a line. PURE."""
 
 import json
 import math
@@ -12,7 +12,7 @@ _DEEP: Final = 3
 
 
 def shown(value: object, depth: int = _DEEP) -> str:
-    """The value as TOML would have it, roughly and cut."""
+    """Returns the value as TOML would have it, roughly and cut."""
     match value:
         case bool():
             return str(value).lower()
@@ -38,7 +38,7 @@ def _some(parts: Iterable[str], count: int, depth: int) -> str:
 
 
 def bare(key: str) -> str:
-    """A key as TOML would have it."""
+    """Returns a key as TOML would have it."""
     return key if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", key) else shown(key)
 
 

@@ -1,4 +1,4 @@
-"""Plain values of a TOML file against the types of `supervisor.config.schema.tables`, collecting every mistake in one walk. PURE.
+"""This module compares the plain values of a TOML file with the types of `tables`, and collects every mistake in one walk. PURE.
 
 msgspec stops at the first error of a value; an operator wants them all. So the walk goes over msgspec's description of the types.
 """
@@ -26,7 +26,7 @@ Complain = Callable[[Finding], None]
 
 
 def read(node: kinds.Type, value: Any, path: str, complain: Complain) -> Any:
-    """The value as the type `node` wants it, or BAD after at least one complaint."""
+    """Returns the value as the type `node` wants it, or BAD after at least one complaint."""
     match node:
         case kinds.StructType():
             return _struct(node, value, path, complain)
@@ -45,7 +45,7 @@ def read(node: kinds.Type, value: Any, path: str, complain: Complain) -> Any:
 
 
 _FORMS: Final = {NAME: 'a name of lower-case letters, digits, - and _ (a letter first, at most 32), for example "math-1"'}
-"""What a pattern asks for, in words."""
+"""Each pattern asks for this, as an operator would say it."""
 
 
 def _all(make: Callable[[Iterable[Any]], Any], items: list[Any]) -> Any:
@@ -64,7 +64,7 @@ def _struct(node: kinds.StructType, value: Any, path: str, complain: Complain) -
         if name in value:
             item = read(field.type, value[name], join(path, name), complain)
         elif field.required and name not in meant:
-            complain(Finding(join(path, name), "", "is missing", f"Give {words(field.type)}."))
+            complain(Finding(join(path, name), "", "is missing", f"Give {expected(field.type)}."))
         # A bad field takes its default, or an empty value, so that the rest of its table can still be checked; the file is refused anyway.
         if item is BAD and field.required:
             item = _placeholder(field.type)
@@ -76,7 +76,7 @@ def _struct(node: kinds.StructType, value: Any, path: str, complain: Complain) -
 
 
 def _header(path: str) -> str:
-    """How the table of a path is begun: `[[pipeline]]`, `[pipeline.engine]`."""
+    """Returns the header of the table at a path: `[[pipeline]]`, `[pipeline.engine]`."""
     plain = re.sub(r"\[\d+\]", "", path)
     return f"[[{plain}]]" if path.endswith("]") else f"[{plain}]"
 
@@ -104,7 +104,7 @@ def _unknown(value: dict[str, Any], fields: dict[str, kinds.Field], path: str, c
 
 
 def _union(node: kinds.UnionType, value: Any, path: str, complain: Complain) -> Any:
-    """The member that fits the value's kind; its own complaints are better than 'none of these'."""
+    """Reads the value as the member that fits its kind, whose own complaints are better than 'none of these'."""
     for member in node.types:
         table = isinstance(member, kinds.StructType | kinds.DictType) and isinstance(value, dict)
         array = isinstance(member, kinds.ListType | kinds.TupleType) and isinstance(value, list)
@@ -118,7 +118,7 @@ def _union(node: kinds.UnionType, value: Any, path: str, complain: Complain) -> 
         item = read(member, value, path, quiet.append)
         if item is not BAD:
             return item
-    complain(Finding(path, value, f"is {_kind(value)}", f"Give {words(node)}."))
+    complain(Finding(path, value, f"is {_kind(value)}", f"Give {expected(node)}."))
     return BAD
 
 
@@ -126,7 +126,7 @@ def _scalar(node: kinds.Type, value: Any, path: str, complain: Complain) -> Any:
     problem = _wrong(node, value)
     if problem is None:
         return float(value) if isinstance(node, kinds.FloatType) else value
-    complain(Finding(path, value, problem, f"Give {words(node)}."))
+    complain(Finding(path, value, problem, f"Give {expected(node)}."))
     return BAD
 
 
@@ -159,8 +159,8 @@ def _out_of_range(node: kinds.IntType | kinds.FloatType, value: float) -> str | 
     return "is too small" if low else "is too large" if high else None
 
 
-def words(node: kinds.Type) -> str:
-    """The type in an operator's words."""
+def expected(node: kinds.Type) -> str:
+    """Says what the type wants, as an operator would."""
     match node:
         case kinds.IntType():
             return "a whole number" + _range(node)
@@ -177,7 +177,7 @@ def words(node: kinds.Type) -> str:
         case kinds.TupleType():
             return f"a list of {len(node.item_types)} {_plural(node.item_types[0])}"
         case kinds.UnionType():
-            return " or ".join(words(member) for member in node.types if not isinstance(member, kinds.NoneType))
+            return " or ".join(expected(member) for member in node.types if not isinstance(member, kinds.NoneType))
         case kinds.StructType():
             return f"a table with {', '.join(field.encode_name for field in node.fields if field.required)}"
         case _:
@@ -193,7 +193,7 @@ def _plural(node: kinds.Type) -> str:
         case kinds.StructType():
             return "tables"
         case _:
-            return words(node)
+            return expected(node)
 
 
 def _range(node: kinds.IntType | kinds.FloatType) -> str:
@@ -212,11 +212,11 @@ def _kind(value: object) -> str:
 
 
 Choices = Mapping[type[msgspec.Struct], Mapping[str, Iterable[str]]]
-"""Of some tables, keys whose values must be one of these strings."""
+"""Some tables have keys whose values must be one of these strings."""
 
 
 def describe(table: type[msgspec.Struct], choices: Choices | None = None) -> kinds.StructType:
-    """The description that `read` walks. `choices` narrows strings to what is known only when the program runs."""
+    """Returns the description that `read` walks. `choices` narrows strings to what is known only when the program runs."""
     node = kinds.type_info(table)
     assert isinstance(node, kinds.StructType)
     _narrow(node, choices or {})

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -98,11 +98,6 @@ class EngineLife:
 
 class EngineKind(Protocol):
     """A kind of engine, for all engines of that kind in a run."""
-
-    measured_on_virtual_gpus: ClassVar[bool]
-    """Whether what it holds on a virtual GPU can be seen from outside. Only programs that allocate through `trainshed.device` show."""
-    skips_unknown_tensors: ClassVar[bool]
-    """Whether it loads a snapshot with other tensors than the model's without a word: then their names are compared before."""
 
     def __init__(self, facts: RunFacts, log: Log) -> None: ...
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engines.gateway.core.dispatch import Dispatch
 from engines.gateway.core.events import Broken, Ended, Event, Finished, Leave, Refused, Tick, Tokens
 from engines.gateway.core.publish_policy import ON_PUBLISH, OnPublish, PublishPolicy
-from engines.gateway.core.records import LOSING_S, MAX_LOSSES
+from engines.gateway.core.records import LOSING_S, MAX_LIVES, MAX_LOSSES
 from engines.gateway.core.samples import TOKENS, Failure, Mark, Request
 from tests.harness.dispatch_driver import ABORTED, DispatchDriver, request, span
 from tests.harness.scripted_engine import expected, next_token
@@ -302,12 +302,86 @@ def test_f16_no_room_is_no_failure(driver: DispatchDriver) -> None:
 def test_a_request_that_kills_engines_is_reported_failed(driver: DispatchDriver) -> None:
     driver.open()
     asker = driver.ask(0, "0")
-    for life in range(MAX_LOSSES + 1):
+    for life in range(MAX_LIVES):
         assert asker not in driver.outcomes
         driver.route(0, incarnation=life + 1)
-        driver.now += LOSING_S / MAX_LOSSES
-        driver.end(driver.only(), Broken("reset", accepted=True))
+        driver.end(driver.only(), Broken("reset", accepted=True, died=True))
     assert driver.failure(asker).code == "request_failed"
+
+
+def test_a_request_that_an_engine_answers_with_errors_is_reported_failed(driver: DispatchDriver) -> None:
+    driver.open()
+    asker = driver.ask(0, "0")
+    for _ in range(MAX_LOSSES + 1):
+        assert asker not in driver.outcomes
+        driver.route(0)
+        driver.now += LOSING_S / MAX_LOSSES
+        driver.end(driver.only(), Broken("HTTP 500", accepted=True))
+    assert driver.failure(asker).code == "request_failed"
+
+
+@pytest.mark.parametrize("seen", ["reset", "lost", "replaced"])
+def test_a_request_that_kills_engines_costs_itself_alone(driver: DispatchDriver, seen: str) -> None:
+    """Whichever way the gateway hears of the deaths: four are in flight, one of them kills; two lives, and three answers."""
+    driver.open()
+    askers = [driver.ask(0, str(index), wants=request(index)) for index in range(4)]
+    poison, lives = 2, 1
+    driver.route(0, slots=4)
+    while len(driver.outcomes) < 4:
+        fatal = [number for number, start in driver.running.items() if start.body["input_ids"][0] == poison]
+        if not fatal:
+            for number in tuple(driver.running):
+                driver.make(number, 7)
+            for number in tuple(driver.running) if not driver.core.engines.on_trial else ():
+                driver.end(number)
+            continue
+        lives += 1
+        assert lives <= 1 + MAX_LIVES, "more lives than that cost"
+        match seen:
+            case "reset":
+                for number in tuple(driver.running):
+                    driver.end(number, Broken("reset", accepted=True, died=True))
+            case "lost":
+                driver.lost(0, lives - 1)
+        driver.now += 60.0
+        driver.route(0, lives, slots=4)
+    assert driver.failure(askers[poison]).code == "request_failed"
+    assert all(driver.answer(asker) for index, asker in enumerate(askers) if index != poison)
+    assert lives == 1 + MAX_LIVES
+
+
+def test_a_suspect_runs_beside_those_that_have_made_tokens_and_others_wait_for_its_first(driver: DispatchDriver) -> None:
+    driver.open()
+    driver.route(0, slots=8)
+    first, second = driver.ask(0, "0", wants=request(10)), driver.ask(0, "1", wants=request(11))
+    talks, silent = driver.running
+    driver.make(talks, 7)
+    driver.lost(0)
+    driver.ask(0, "2", wants=request(12))
+    driver.route(0, incarnation=2, slots=8)
+    assert [start.body["input_ids"][0] for start in driver.running.values()] == [11], "the one that had made no token, alone"
+    trial = driver.only()
+    driver.make(trial, 7)
+    assert sorted(start.body["input_ids"] for start in driver.running.values()) == [[10, 7], [11], [12]]
+    for number in tuple(driver.running):
+        driver.make(number, 7, 7, 7, 7)
+        driver.end(number)
+    assert driver.answer(first) is not driver.answer(second)
+    assert silent != trial
+
+
+def test_an_engine_on_trial_holds_up_no_other(driver: DispatchDriver) -> None:
+    driver.open()
+    driver.route(0, slots=8)
+    driver.ask(0, "0", wants=request(10))
+    driver.lost(0)
+    driver.route(0, incarnation=2, slots=8)
+    driver.route(1, slots=2)
+    for index in (1, 2, 3):
+        driver.ask(0, str(index), wants=request(index))
+    assert sorted((start.engine, start.body["input_ids"][0]) for start in driver.running.values()) == [(0, 10), (1, 1), (1, 2)]
+    driver.make(next(number for number, start in driver.running.items() if start.engine == 0), 7)
+    assert (0, 3) in [(start.engine, start.body["input_ids"][0]) for start in driver.running.values()]
 
 
 def test_refused_requests_fail_at_once(driver: DispatchDriver) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from supervisor.attempt.recording import FOLDER, Decided, Heard, Opened, Recorded, read, segments
+from supervisor.attempt.recording import FOLDER, Decided, Heard, Opened, RecordedScheduler, read, segments
 from supervisor.attempt.replay import replay
 from supervisor.attempt.state_codec import plain, restored
 from supervisor.cli.main import main
@@ -25,7 +25,7 @@ from trainers.protocol.ids import EngineId, Incarnation, PipelineId
 def record(attempt: Path, *, seed: int = 5, segment: int = 1 << 20, kept: int = 1 << 30) -> Simulation:
     """A simulated run with faults, recorded as a real one is."""
     world = Simulation(BOXES["three"](), seed, steps=3, faults=FAULTS)
-    recorded = Recorded(world.scheduler, 0.0, attempt / FOLDER, segment=segment, kept=kept)
+    recorded = RecordedScheduler(world.scheduler, 0.0, attempt / FOLDER, segment=segment, kept=kept)
     world.handle = recorded.handle
     try:
         world.run()
@@ -77,7 +77,7 @@ def test_full_segments_are_packed_and_the_oldest_go(tmp_path: Path) -> None:
 
 def test_a_later_segment_goes_on_from_the_state_it_bears(tmp_path: Path) -> None:
     scheduler = Scheduler(BOXES["seed"](), 0.0)
-    recorded = Recorded(scheduler, 0.0, tmp_path / FOLDER, segment=600)
+    recorded = RecordedScheduler(scheduler, 0.0, tmp_path / FOLDER, segment=600)
     for second in range(30):
         recorded.handle(Tick(), float(second))
     recorded.close()
@@ -102,7 +102,7 @@ def test_a_full_disk_loses_the_recording_for_a_while_and_never_the_run(tmp_path:
     scheduler = Scheduler(BOXES["seed"](), 0.0)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    recorded = Recorded(scheduler, 0.0, tmp_path / FOLDER)
+    recorded = RecordedScheduler(scheduler, 0.0, tmp_path / FOLDER)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / FOLDER / "000001.jsonl").stat().st_size + 100, hard))
         for second in range(10):
@@ -121,7 +121,7 @@ def test_a_full_disk_loses_the_recording_for_a_while_and_never_the_run(tmp_path:
 
 
 def test_what_is_no_text_does_not_stop_the_run(tmp_path: Path) -> None:
-    recorded = Recorded(Scheduler(BOXES["seed"](), 0.0), 0.0, tmp_path / FOLDER)
+    recorded = RecordedScheduler(Scheduler(BOXES["seed"](), 0.0), 0.0, tmp_path / FOLDER)
     recorded.handle(MemberExited(group=EngineId(PipelineId("p1"), 0), incarnation=Incarnation(1), member=0, code=1, note="\udc80"), 1.0)
     recorded.handle(Tick(), 2.0)
     recorded.handle(Tick(), 100.0)
@@ -175,7 +175,7 @@ def test_nothing_recorded_is_said(tmp_path: Path) -> None:
 
 def test_what_breaks_us_is_written_before_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = Scheduler(BOXES["seed"](), 0.0)
-    recorded = Recorded(scheduler, 0.0, tmp_path / FOLDER)
+    recorded = RecordedScheduler(scheduler, 0.0, tmp_path / FOLDER)
     recorded.handle(Tick(), 1.0)
     monkeypatch.setattr(Scheduler, "_settle", _broken)
     with pytest.raises(AssertionError):

@@ -7,7 +7,7 @@ import pytest
 
 from supervisor.attempt.checkpoints import Checkpoints, Remembered, Saved
 from supervisor.attempt.directory import RunDirectory, new_attempt, open_attempt
-from supervisor.attempt.resume import behind, left, settle
+from supervisor.attempt.resume import conclude_finished, earlier_starts, without
 from supervisor.attempt.summary import Figures, PipelineSummary, read, write
 from supervisor.config.schema.tables import Config, EngineTable, HostTable, PipelineTable, TrainerTable
 
@@ -32,12 +32,12 @@ def checkpoint(attempt: RunDirectory, pipeline: str, steps: int) -> None:
 
 
 def test_by_checkpoints(attempt: RunDirectory) -> None:
-    assert behind(attempt, config()).finished == frozenset()
+    assert earlier_starts(attempt, config()).finished == frozenset()
     checkpoint(attempt, "p1", 5)
     checkpoint(attempt, "p2", 3)
-    assert behind(attempt, config()).finished == {"p1"}
-    assert behind(attempt, config(steps=6)).finished == frozenset(), "somebody wants more of them"
-    assert [pipeline.name for pipeline in left(config(), frozenset({"p1"})).pipeline] == ["p2"]
+    assert earlier_starts(attempt, config()).finished == {"p1"}
+    assert earlier_starts(attempt, config(steps=6)).finished == frozenset(), "somebody wants more of them"
+    assert [pipeline.name for pipeline in without(config(), frozenset({"p1"})).pipeline] == ["p2"]
     attempt.close()
 
 
@@ -47,33 +47,33 @@ def test_one_that_saves_nothing_is_finished_when_it_ended_well_and_did_something
         write(attempt.path, Figures(pipelines={"p1": told}))
 
     known()
-    assert behind(attempt, config()).finished == {"p1"}
-    assert behind(attempt, config(steps=6)).finished == frozenset()
+    assert earlier_starts(attempt, config()).finished == {"p1"}
+    assert earlier_starts(attempt, config(steps=6)).finished == frozenset()
     known(samples=0)
-    assert behind(attempt, config()).finished == frozenset(), "it did nothing at all"
+    assert earlier_starts(attempt, config()).finished == frozenset(), "it did nothing at all"
     known(samples=0, steps=5)
-    assert behind(attempt, config()).finished == {"p1"}
+    assert earlier_starts(attempt, config()).finished == {"p1"}
     known(outcome="stopped")
-    assert behind(attempt, config()).finished == frozenset()
+    assert earlier_starts(attempt, config()).finished == frozenset()
     attempt.close()
 
 
 def test_a_run_that_was_killed_when_all_was_done_has_ended(attempt: RunDirectory) -> None:
     write(attempt.path, Figures(starts=2, wall_s=9.0, pipelines={"p1": PipelineSummary(steps=4, of=5, samples=9)}))
-    settle(attempt, config())
+    conclude_finished(attempt, config())
     told = read(attempt.path)
     assert told is not None
     assert (told.exit, told.starts, told.wall_s) == (0, 2, 9.0)
     assert (told.pipelines["p1"].samples, told.pipelines["p1"].complete, told.pipelines["p2"].complete) == (9, True, True)
     write(attempt.path, Figures())
-    settle(attempt, config())
+    conclude_finished(attempt, config())
     assert read(attempt.path) == told, "once"
     attempt.close()
 
 
 def test_of_a_new_attempt_nothing_is_behind(tmp_path: Path) -> None:
     fresh = new_attempt(tmp_path, "q")
-    assert behind(fresh, config()).figures.starts == 0
+    assert earlier_starts(fresh, config()).figures.starts == 0
     fresh.close()
 
 

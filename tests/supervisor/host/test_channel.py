@@ -94,6 +94,7 @@ async def test_messages_are_written_in_order() -> None:
         (encode(RolloutOpened(1)), FailureKind.MALFORMED, "does not decode"),
         (HEADER.pack(41) + b'{"type":"hello","rank":1,"unknown":true  }', FailureKind.MALFORMED, "does not decode"),
         (HEADER.pack(100_000) + b"[" * 100_000, FailureKind.MALFORMED, "does not decode"),
+        (HEADER.pack(50_006) + b'{"zz":' + b"[" * 50_000, FailureKind.MALFORMED, "does not decode"),
         (HEADER.pack(425) + b'{"type":"hello","rank":1' + b"0" * 400 + b"}", FailureKind.MALFORMED, "does not decode"),
     ],
 )

@@ -26,10 +26,11 @@ from supervisor.observe.control_socket import (
     ask,
     serve,
 )
-from supervisor.observe.status import Snapshot
+from supervisor.observe.status import Status
+from trainers.protocol.framing import HEADER
 from trainers.protocol.ids import EngineId, PipelineId
 
-SNAPSHOT = Snapshot(run="q-1", started_at=1.0, uptime_s=2.0)
+SNAPSHOT = Status(run="q-1", started_at=1.0, uptime_s=2.0)
 
 
 async def answer(request: Request) -> Reply:
@@ -86,7 +87,11 @@ def test_requests_and_replies_at_a_path_longer_than_a_socket_may_have(path: Path
     assert not path.exists(), "it is removed at the end"
 
 
-@pytest.mark.parametrize("nonsense", [b"\xff\xff\xff\xff", b"\0\0\0\2{}", b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\5\xff\xfe\xfd\xfc\xfb", b""])
+NONSENSE = [b"\xff\xff\xff\xff", b"\0\0\0\2{}", b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\5\xff\xfe\xfd\xfc\xfb", b""]
+DEEP = HEADER.pack(50_006) + b'{"zz":' + b"[" * 50_000
+
+
+@pytest.mark.parametrize("nonsense", [*NONSENSE, DEEP], ids=range(len(NONSENSE) + 1))
 def test_a_client_that_speaks_nonsense_harms_nobody(path: Path, nonsense: bytes) -> None:
     def talk() -> bytes:
         with socket.socket(socket.AF_UNIX) as connection, control_socket._short(path) as short:

@@ -7,7 +7,7 @@ import pytest
 from supervisor.host.gpus.emptiness import Usage
 from supervisor.host.gpus.meter import Gpu
 from supervisor.observe import status_builder
-from supervisor.observe.status import PipelineView, Snapshot
+from supervisor.observe.status import PipelineView, Status
 from supervisor.observe.status_builder import Constants
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
@@ -23,11 +23,11 @@ TRAINER, GATEWAY, ENGINE = TrainerId(A), GatewayId(A), EngineId(A, 0)
 def look(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What `status` is told of a bench."""
 
-    def look(bench: Bench, usage: Usage | None = None, unmeasured: frozenset[GpuId] = frozenset()) -> Snapshot:
+    def look(bench: Bench, usage: Usage | None = None, unmeasured: frozenset[GpuId] = frozenset()) -> Status:
         monkeypatch.setattr(status_builder.time, "monotonic", lambda: bench.now)
         gpus = tuple(Gpu(GpuId(id), "virtual GPU", None, None, f"virtual:{id}") for id in range(2))
         constants = Constants(run="r", started_at=0.0, gpus=gpus, unmeasured=unmeasured, urls={})
-        return status_builder.snapshot(constants, bench.scheduler, usage, uptime_s=bench.now)
+        return status_builder.build_status(constants, bench.scheduler, usage, uptime_s=bench.now)
 
     return look
 
@@ -36,7 +36,7 @@ def ask(bench: Bench, verb: str, rank: int | None = None) -> None:
     bench.feed(ev.OperatorAsked(verb=verb, pipeline=A, rank=rank))
 
 
-def first(snapshot: Snapshot) -> PipelineView:
+def first(snapshot: Status) -> PipelineView:
     return snapshot.pipelines[0]
 
 

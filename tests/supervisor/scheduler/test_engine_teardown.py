@@ -6,12 +6,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engines.lifecycle.state import EngineState
-from supervisor.observe.status import Snapshot
+from supervisor.observe.status import Status
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.faults import Cause
 from supervisor.views.metrics import Metrics
-from tests.supervisor.scheduler.test_engines import ENGINE, LIFE, LIMITS, P1, Driver, serving
+from tests.harness.scheduler_driver import ENGINE, LIFE, LIMITS, P1, Driver, serving
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.gateway_messages import EngineLoad, Progress, RolloutProgress
 from trainers.protocol.ids import EngineId, GpuId, TrainerId, Version
@@ -315,7 +315,7 @@ def test_a_failure_is_counted_when_it_happens_and_its_recovery_when_it_is_over()
     metrics = Metrics()
 
     def look() -> dict[str, float]:
-        page = metrics.page(driver.scheduler, Snapshot(run="r", started_at=0.0, uptime_s=0.0), 0.0).decode()
+        page = metrics.page(driver.scheduler, Status(run="r", started_at=0.0, uptime_s=0.0), 0.0).decode()
         return {sample.name: sample.value for family in text_string_to_metric_families(page) for sample in family.samples}
 
     handle = driver.scheduler.handle

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from supervisor.observe.status import EngineView, FailureView, GatewayView, GpuView, PipelineView, Snapshot, TrainerView
+from supervisor.observe.status import EngineView, FailureView, GatewayView, GpuView, PipelineView, Status, TrainerView
 from supervisor.views import status
 from supervisor.views.status import ago, gib
 
@@ -25,11 +25,11 @@ def view(name: str = "p1", **how: object) -> PipelineView:
     return PipelineView(name=name, **given)  # type: ignore[arg-type]
 
 
-def snapshot(*pipelines: PipelineView, gpus: tuple[GpuView, ...] = ()) -> Snapshot:
-    return Snapshot(run="q-1", started_at=0.0, uptime_s=3725.0, stopping=True, gpus=gpus, pipelines=pipelines)
+def snapshot(*pipelines: PipelineView, gpus: tuple[GpuView, ...] = ()) -> Status:
+    return Status(run="q-1", started_at=0.0, uptime_s=3725.0, stopping=True, gpus=gpus, pipelines=pipelines)
 
 
-def shown(snapshot: Snapshot, width: int | None = None) -> list[str]:
+def shown(snapshot: Status, width: int | None = None) -> list[str]:
     return [line.plain for line in status.lines(snapshot, width)]
 
 

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from supervisor.attempt.summary import PipelineSummary, Summary
-from supervisor.observe.status import EngineView, GatewayView, PipelineView, Snapshot, TrainerView
+from supervisor.observe.status import EngineView, GatewayView, PipelineView, Status, TrainerView
 from supervisor.views import summary
 from supervisor.views.progress import Progress
 
@@ -20,8 +20,8 @@ def pipeline(step: int = 3, done: int = 192, state: str = "rollout") -> Pipeline
     )  # fmt: skip
 
 
-def snapshot(view: PipelineView) -> Snapshot:
-    return Snapshot(run="q-1", started_at=0.0, uptime_s=3725.0, pipelines=(view,))
+def snapshot(view: PipelineView) -> Status:
+    return Status(run="q-1", started_at=0.0, uptime_s=3725.0, pipelines=(view,))
 
 
 def printed(show: object, *what: object) -> str:
