@@ -29,7 +29,7 @@ class Pipelines:
     config: Config
     gpus: tuple[Gpu, ...]
     urls: Mapping[PipelineId, str]
-    keys: Mapping[PipelineId, str] = field(default=_NO_KEYS, repr=False)
+    keys: Mapping[PipelineId, str] = field(default_factory=lambda: _NO_KEYS, repr=False)
 
     def __iter__(self) -> Iterator[tuple[PipelineId, PipelineTable]]:
         return ((PipelineId(table.name), table) for table in self.config.pipeline)
