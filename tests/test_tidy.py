@@ -23,7 +23,6 @@ OTHERS = [path for folder in ("tests", "bench", "examples") for path in sorted((
 TREES = {path: ast.parse(path.read_text()) for path in SOURCES + OTHERS}
 PACKAGES = sorted(path.parent for path in SOURCES if path.name == "__init__.py" and "cpu" not in path.parts)
 
-UNTIL_MERGED = "until merged"
 LONGEST = 400
 LONG_FOR_A_REASON = {
     "trainers/client/trainshed/__init__.py": "the client is one file, good alone when it is copied",
@@ -43,15 +42,6 @@ PATHS_FOR_A_REASON = {
 BORROWED_FOR_A_REASON: dict[str, str] = {}
 """Tests that import from other tests."""
 
-THEORY_TO_COME = (
-    "engines",
-    "supervisor",
-    "supervisor/runtime",
-    "supervisor/runtime/kinds",
-    "supervisor/simulate",
-)
-until_merged = pytest.mark.xfail(reason="until merged", strict=False)
-
 
 def name(path: Path) -> str:
     return str(path.relative_to(CHECKOUT))
@@ -60,9 +50,7 @@ def name(path: Path) -> str:
 def judge(broken: set[str], excused: dict[str, str]) -> None:
     """Fail for what is broken without an excuse, and for an excuse without need."""
     assert not broken - set(excused)
-    assert not {what for what, why in excused.items() if what not in broken and why != UNTIL_MERGED}, (
-        "excused, and nothing is wrong with it any more"
-    )
+    assert not set(excused) - broken, "excused, and nothing is wrong with it any more"
 
 
 def definitions(path: Path) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -101,9 +89,16 @@ def test_folders_are_not_full() -> None:
 
 
 def test_purity_is_claimed_only_where_it_is_held() -> None:
+    """A module claims it for itself; the docstring of a package may say which of its rooms are pure."""
     (contract,) = [contract for contract in import_graph.contracts() if contract["name"].startswith("PURE")]
     held = tuple(module.replace(".", "/") + "/" for module in contract["source_modules"])
-    assert not {name(path) for path in SOURCES if re.search(r"\bPURE\b|\bPure\b", path.read_text()) and not name(path).startswith(held)}
+    claimed = {name(path) for path in SOURCES if re.search(r"\bPURE\b|\bPure\b", path.read_text())}
+    above = {
+        path
+        for path in claimed
+        if path.endswith("/__init__.py") and any(room.startswith(path.removesuffix("__init__.py")) for room in held)
+    }
+    assert not {path for path in claimed - above if not path.startswith(held)}
 
 
 def test_the_architecture_names_every_package() -> None:
@@ -121,9 +116,7 @@ def test_pages_name_what_is_there(page: str) -> None:
     assert [path for path in named if not (CHECKOUT / path).exists()] == []
 
 
-@pytest.mark.parametrize(
-    "package", [pytest.param(path, marks=until_merged if name(path) in THEORY_TO_COME else ()) for path in PACKAGES], ids=name
-)
+@pytest.mark.parametrize("package", PACKAGES, ids=name)
 def test_a_package_says_what_it_is_and_names_its_files(package: Path) -> None:
     """Its docstring is the theory of the room: what it is for, what it may know, and each of its parts by name."""
     theory = ast.get_docstring(TREES[package / "__init__.py"]) or ""
@@ -132,14 +125,9 @@ def test_a_package_says_what_it_is_and_names_its_files(package: Path) -> None:
     assert not {part for part in parts if not re.search(rf"\b{part}\b", theory)}, "not in the docstring of the package"
 
 
-@until_merged
 def test_retired_words_name_nothing() -> None:
     """The list is docs/words.md's. Files and classes, in tests and benches too; a word is a part of a name: `RunTurn` has `turn`."""
-    retired = set(re.findall(r"`(\w+)`", (CHECKOUT / "docs" / "words.md").read_text().partition("## Retired")[2])) | {
-        "util",
-        "common",
-        "helper",
-    }
+    retired = set(re.findall(r"`(\w+)`", (CHECKOUT / "docs" / "words.md").read_text().partition("## Retired")[2])) | {"util", "helper"}
     assert len(retired) > 10
     named = [(name(path), path.stem) for path in SOURCES + OTHERS]
     named += [(name(path), node.name) for path in SOURCES + OTHERS for node in definitions(path) if isinstance(node, ast.ClassDef)]

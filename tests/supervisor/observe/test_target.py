@@ -3,13 +3,13 @@
 import pytest
 
 from supervisor.errors import UsageError
-from supervisor.observe.control_socket import Target, WholePipeline, parse_target
+from supervisor.observe.control_socket import AllOfPipeline, Target, parse_target
 from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
 P1 = PipelineId("p1")
 
 
-@pytest.mark.parametrize("target", [WholePipeline(P1), EngineId(P1, 12), TrainerId(P1), GatewayId(P1)])
+@pytest.mark.parametrize("target", [AllOfPipeline(P1), EngineId(P1, 12), TrainerId(P1), GatewayId(P1)])
 def test_what_a_group_is_called_names_it(target: Target) -> None:
     assert parse_target(str(target)) == target
 
