@@ -1,8 +1,8 @@
 """An engine is one model replica that serves rollouts: anything that speaks SGLang's HTTP control dialect.
 
     control.py        the control dialect: pause, wake, load weights, health, canary; no other file knows it. `control_http.py` carries its calls
-    lifecycle/        PURE: the states of an engine as a table, its health, the shape of its group of processes
-    sglang/           PURE: SGLang's command line for each version; `cpu/` makes an environment in which it runs without a GPU
+    lifecycle/        the states of an engine as a table, its health, the shape of its group of processes
+    sglang/           SGLang's command line for each version; `cpu/` makes an environment in which it runs without a GPU
     embedded/         a small torch engine that speaks the same dialect, on a CPU, a virtual GPU or a real one
     gateway/          the HTTP endpoint of a pipeline: a URL that never changes, in front of engines that come and go
 

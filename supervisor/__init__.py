@@ -1,6 +1,6 @@
 """The supervisor is one process for one box: it decides who holds which GPU, and acts on it.
 
-`scheduler` decides everything, in one pure function of events and time. `runtime` acts: it starts and ends processes, measures memory, moves
+`scheduler` decides everything, in one function of events and time. `runtime` acts: it starts and ends processes, measures memory, moves
 weights, and turns each action of the scheduler into one event. The other rooms serve the two.
 
     cli         the commands of `bin/supervise`
@@ -11,7 +11,7 @@ weights, and turns each action of the scheduler into one event. The other rooms 
     observe     what is told of a run: logs, status, waits in words, the operator's socket
     config      a TOML file, from text to types; what is wrong with it; whether it fits
     host        processes, GPUs, ports, sockets and files of this machine
-    scheduler   every decision (PURE)
+    scheduler   every decision ; no I/O
     errors.py   whose fault an error is, and the exit code that says so
 
 Imports go down this list only (`views` and `runtime` know nothing of each other, nor do `host` and `scheduler`); contracts in `pyproject.toml`

@@ -30,9 +30,9 @@ LONG_FOR_A_REASON = {
 SHORTEST = 40
 SHORT_FOR_A_REASON = {
     "supervisor.runtime.kinds.embedded": "a kind of engine is one file a side",
+    "supervisor.runtime.kinds.registry": "the table of kinds, where a row is added",
+    "supervisor.views.exports": "what one command prints, apart from tables",
     "trainers.protocol.seeds": "what two processes must agree on; the client repeats it, and a test compares",
-    "supervisor.runtime.kinds.registry": "a new kind of engine is a file and a row here",
-    "supervisor.views.exports": "what one command prints is one file",
     "supervisor.views.progress": "what a console shows while a run goes on, apart from tables",
 }
 FULL_FOR_A_REASON: dict[str, str] = {}

@@ -102,7 +102,7 @@ def test_what_a_trainer_does_not_get_is_told_once(monkeypatch: pytest.MonkeyPatc
     log = Log()
     trainer = TrainerTable(gpus=[0], cwd=str(tmp_path), command=["x"])
     tables = [PipelineTable(name, EngineTable("model", [0]), trainer) for name in dropped]
-    pipelines = Pipelines(Config(tables), (Gpu(GpuId(0), "", None, None, "virtual:0"),), {PipelineId(name): "" for name in dropped})
+    pipelines = Pipelines(Config(tables), (Gpu(GpuId(0), "", None, None, "virtual:0"),), {PipelineId(name): "" for name in dropped}, {})
     directory: Any = SimpleNamespace(path=tmp_path, log_of=lambda *_: tmp_path / "log", run_id="r")
     not_used: Any = None
     facts = RunFacts(pipelines, RunPaths(directory, tmp_path), ChildEnvironment({}, tmp_path))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from engines.gateway.core import continuation
-from engines.gateway.core.engines import Engine
+from engines.gateway.core.engines import Engine, Engines
 from engines.gateway.core.events import CLIENT_ERRORS, Abort, Broken, End, Finished, Grew, Refused, Start, Tokens
 from engines.gateway.core.records import Attempt, Sample
 from engines.gateway.core.samples import Failure, Rows, cut
@@ -155,9 +155,11 @@ def _stop_holding_up(engine: Engine) -> None:
     engine.trial = False  # while there is a trial, nothing else is unproven
 
 
-def death_of(attempt: Attempt, sample: Sample) -> Failure | None:
+def death_of(attempt: Attempt, sample: Sample, engines: Engines) -> Failure | None:
     """Count the death of the attempt's engine against the sample, if the attempt had made no token. Returns why it cannot be made, if so."""
     if attempt.proven or attempt.aborting or sample.closing or not sample.count_death(attempt.engine):
+        return None
+    if engines.died_without(sample.lost_lives):
         return None
     lives = " and ".join(f"engine {rank} (incarnation {incarnation})" for rank, incarnation in sample.lost_lives)
     return Failure(500, "request_failed", f"{lives} died with this request before one token came, the last with no other request to blame")
@@ -180,14 +182,14 @@ def is_abort(end: End) -> bool:
     return isinstance(end, Finished) and end.reason.get("type") == "abort"
 
 
-def failure_of(attempt: Attempt, sample: Sample, end: End, now: float) -> Failure | None:
+def failure_of(attempt: Attempt, sample: Sample, end: End, engines: Engines, now: float) -> Failure | None:
     """Return why the sample cannot be made, if that is what the end says; None: its rest may be tried elsewhere."""
     match end:
         case Finished(reason, _) if not attempt.aborting and (status := reason.get("status_code")) in CLIENT_ERRORS and is_abort(end):
             return Failure(int(status), "bad_request", str(reason.get("message", "the engine refused the request")))
         case Refused(status, message):
             return Failure(status, "bad_request", message)
-        case Broken(died=True) if (failure := death_of(attempt, sample)) is not None:
+        case Broken(died=True) if (failure := death_of(attempt, sample, engines)) is not None:
             return failure
         case Broken(cause, accepted) if accepted and not sample.closing and not attempt.aborting and sample.count_loss(now):
             text = f"{sample.losses} engines in a row failed with this request before one token came; the last: {cause}"

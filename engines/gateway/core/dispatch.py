@@ -239,11 +239,13 @@ class Dispatch:
         self._effects += self._attempts.release(attempt)
         sample, end = attempt.sample, event.end
         attempts.note_end(attempt, end, self._now)
+        if isinstance(end, events.Broken) and end.died:
+            self.engines.note_death(attempt.engine, self._now)
         if sample is None:
             return
         if isinstance(end, events.Finished) and not attempts.is_abort(end):
             self._complete(sample, end.reason, end.meta if attempt.start == 0 else {})
-        elif (failure := attempts.failure_of(attempt, sample, end, self._now)) is not None:
+        elif (failure := attempts.failure_of(attempt, sample, end, self.engines, self._now)) is not None:
             self._settle(sample, failure)
         else:
             self._requeue(sample)
@@ -324,6 +326,7 @@ class Dispatch:
     def _fail_over(self, engine: Engine) -> None:
         """Cut everything that runs on a dead engine; its rest is queued at once."""
         engine.routed = False
+        self.engines.note_death(engine, self._now)
         for attempt in self._attempts.on(engine):
             self._cut(attempt, died=True)
 
@@ -335,7 +338,7 @@ class Dispatch:
         self._effects += self._attempts.release(attempt)
         if (sample := attempt.sample) is None:
             return
-        if died and (failure := attempts.death_of(attempt, sample)) is not None:
+        if died and (failure := attempts.death_of(attempt, sample, self.engines)) is not None:
             self._settle(sample, failure)
         else:
             self._requeue(sample)

@@ -1,5 +1,6 @@
 """This module keeps the engines of one pipeline as the gateway knows them: which may get a request, and which gets the next."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -7,6 +8,10 @@ from trainers.protocol.gateway_messages import EngineLoad, Route
 
 _FIRST_BACK_OFF_S: Final = 0.05
 _LONGEST_BACK_OFF_S: Final = 2.0
+DEATHS_S: Final = 60.0
+"""For so long the death of an engine says something about the next one's."""
+Life = tuple[int, int]
+"""Rank and incarnation of an engine."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -37,6 +42,11 @@ class Engine:
     retry_at: float = 0.0
 
     @property
+    def life(self) -> Life:
+        """The name of this incarnation."""
+        return (self.rank, self.incarnation)
+
+    @property
     def load(self) -> float:
         """The share of its slots that is taken."""
         return self.running / self.slots
@@ -63,6 +73,7 @@ class Engines:
 
     def __init__(self) -> None:
         self._engines: dict[int, Engine] = {}
+        self._deaths: dict[Life, float] = {}
         self.newest = 0
         """Highest version ever routed. Versions only grow, so an engine with an older one gets no new request."""
 
@@ -80,6 +91,15 @@ class Engines:
             rank=order.engine, incarnation=order.incarnation, url=order.url, key=order.key, slots=order.slots, version=order.version
         )
         return known
+
+    def note_death(self, engine: Engine, now: float) -> None:
+        """Record that this life of the engine has ended with whatever ran on it."""
+        self._deaths = {life: died for life, died in self._deaths.items() if now - died <= DEATHS_S}
+        self._deaths.setdefault(engine.life, now)
+
+    def died_without(self, lives: Collection[Life]) -> bool:
+        """Whether an engine has died lately in a life that is none of these: then engines die for a reason of their own."""
+        return any(life not in lives for life in self._deaths)
 
     def published(self, version: int) -> None:
         """Record the published version: from now on no engine with an older one gets a new request."""

@@ -18,7 +18,10 @@ from engines.gateway.core.samples import LOGPROBS, TOKENS, Answer, Mark, Outcome
 from trainers.protocol.gateway_messages import RolloutProgress
 
 MAX_LIVES: Final = 2
-"""So many lives of engines may die with a sample before it has made one new token; then it is the request's fault. Fewer than a restart budget."""
+"""So many lives of engines may die with a sample before it has made one new token; then it is the request's fault. Fewer than a restart budget.
+
+Unless engines die without it, too: then their deaths prove nothing against it.
+"""
 MAX_LOSSES: Final = 8
 LOSING_S: Final = 60.0
 """So many attempts in a row that an engine accepted and failed with, for so long, without one new token: then, too, it is the request's fault."""
@@ -215,9 +218,8 @@ class Sample:
 
     def count_death(self, engine: Engine) -> bool:
         """Record that this life of the engine has died with it. Returns whether it has been too many."""
-        life = (engine.rank, engine.incarnation)
-        if life not in self.lost_lives:
-            self.lost_lives = (*self.lost_lives, life)
+        if engine.life not in self.lost_lives:
+            self.lost_lives = (*self.lost_lives, engine.life)
         return len(self.lost_lives) >= MAX_LIVES
 
     def restart(self) -> None:

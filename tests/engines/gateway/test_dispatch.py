@@ -350,6 +350,22 @@ def test_a_request_that_kills_engines_costs_itself_alone(driver: DispatchDriver,
     assert lives == 1 + MAX_LIVES
 
 
+def test_an_innocent_request_is_not_blamed_where_engines_die_without_it(driver: DispatchDriver) -> None:
+    """Engines that are killed from outside take whatever runs on them along; a request that happened to be there twice has done nothing."""
+    driver.open()
+    driver.route(0, slots=4)
+    driver.route(1, slots=4)
+    driver.lost(1)  # one that ran nothing
+    asker = driver.ask(0, "0")
+    for life in range(2, 2 + MAX_LIVES):
+        driver.lost(0, life - 1)
+        driver.route(0, life, slots=4)
+    assert asker not in driver.outcomes
+    driver.make(driver.only(), 7, 7, 7, 7)
+    driver.end(driver.only())
+    assert driver.answer(asker)
+
+
 def test_a_suspect_runs_beside_those_that_have_made_tokens_and_others_wait_for_its_first(driver: DispatchDriver) -> None:
     driver.open()
     driver.route(0, slots=8)
@@ -625,6 +641,9 @@ def test_every_sample_is_delivered_once_whatever_happens(
     assert len(driver.done) == driver.orders, "an order without an answer"
     for asker, (prompt, params) in driver.asked.items():
         if asker in driver.left:
+            continue
+        if isinstance(failure := driver.outcomes[asker], Failure):  # lives of engines died with it alone, as with a request that kills them
+            assert (failure.code, sum(name == "lost" for name, _ in steps) >= MAX_LIVES) == ("request_failed", True)
             continue
         ids, logprobs = expected(prompt, params)
         answer = driver.answer(asker)

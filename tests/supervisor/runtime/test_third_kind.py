@@ -125,14 +125,14 @@ async def box(tmp_path: Path) -> AsyncIterator[Box]:
     config = Config([table], HostTable(virtual=2), health=HealthTable(start_s=20.0))
     directory, shm, meter = new_attempt(tmp_path, "q"), tmp_path / "shm", VirtualGpus(2)
     make_folders(shm, [P1])
-    facts = RunFacts(Pipelines(config, meter.gpus, {}), RunPaths(directory, shm), ChildEnvironment(dict(os.environ), directory.path))
+    facts = RunFacts(Pipelines(config, meter.gpus, {}, {}), RunPaths(directory, shm), ChildEnvironment(dict(os.environ), directory.path))
     logs, journal, ports = Logs(None, run="r", console="none"), Journal(directory.journal, lambda: 0.0), Ports(28100, 28199)
     events: list[ev.Event] = []
     try:
         async with Processes().running() as processes, anyio.create_task_group() as tasks:
             loop = Loop(events.append, tasks.start_soon, logs.log)
             lifecycle = GroupLifecycle(Groups(processes, journal), loop, ports, config.health)
-            transport = SharedMemory(folder_of(shm, P1), facts.paths.model(table), compares_names=False)
+            transport = SharedMemory(folder_of(shm, P1), facts.paths.model(table))
             os.mkdir(transport.locate(Version(1)))
             async with Engines(facts, lifecycle, {P1: transport}, logs.log) as engines:
                 yield Box(engines, lifecycle, facts, directory.journal, events)
