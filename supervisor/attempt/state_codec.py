@@ -55,6 +55,8 @@ _FIELDS: Final[Mapping[type, Mapping[str, str]]] = {
 """Of each class the fields that bear another name now: today's name, and the recorded one."""
 _DROPPED: Final[Mapping[type, Mapping[str, Any]]] = {records.Trainer: {"fence_note": ""}}
 """Of each class the recorded fields that no record has any more, with the value that they always had."""
+_ADDED: Final[Mapping[type, Mapping[str, Any]]] = {records.Engine: {"failed_with": None}}
+"""Of each class the fields that old recordings do not have, with the value that is meant there and therefore not written."""
 _SERIES: Final = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -108,8 +110,9 @@ def _fields(value: Any) -> Iterator[tuple[str, Any]]:
         names = tuple(field.name for field in dataclasses.fields(value))
     else:
         names = tuple(vars(value))
-    recorded = _FIELDS.get(type(value), {})
-    yield from ((recorded.get(name, name), getattr(value, name)) for name in names)
+    recorded, added = _FIELDS.get(type(value), {}), _ADDED.get(type(value), {})
+    every = ((name, getattr(value, name)) for name in names)
+    yield from ((recorded.get(name, name), one) for name, one in every if name not in added or one != added[name])
     yield from _DROPPED.get(type(value), {}).items()
 
 
@@ -138,6 +141,8 @@ def _restored(value: Any) -> Any:
     if issubclass(found, msgspec.Struct):
         return found(**fields)
     made = object.__new__(found)
+    for name, one in _ADDED.get(found, {}).items():
+        object.__setattr__(made, name, one)
     today = _FIELDS_OF_TODAY.get(found, {})
     for name in fields.keys() - _DROPPED.get(found, {}).keys():
         object.__setattr__(made, today.get(name, name), fields[name])
