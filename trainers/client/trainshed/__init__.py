@@ -1058,7 +1058,7 @@ def unwrapped(state: Mapping[str, Any], model: Path) -> tuple[dict[str, Any], st
     bases = frozenset(name.partition(".base_layer.")[0] for name in names if ".base_layer." in name and name not in known)
     if adapters := [name for name in names if name not in known and _of_adapter(name, bases)]:
         more = f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""
-        raise PublishFailed("unmerged_adapter", f"{', '.join(adapters[:3])}{more} are of an adapter, which engines do not load: {_MERGE}")
+        raise PublishFailed("unmerged_adapter", f"{', '.join(adapters[:3])}{more}: tensors of an adapter, which engines do not load; {_MERGE}")
     renamed = {plain: state[name] for name, plain in names.items()}
     if len(renamed) < len(names):
         raise PublishFailed("does_not_fit", "two tensors have one name when what wrappers of modules put into names is left out")
