@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 import psutil
 import uvloop
 
-from tests.harness.gateway_box import box
+from tests.harness.gateway_box import KEY, box
 from trainers.grpo.tiny import VOCABULARY, write_tokenizer
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -116,7 +116,8 @@ class Client(asyncio.Protocol):
 async def ask(url: str, path: str, body: bytes, at_once: int, seconds: float, measured: Measured, pid: int | None) -> None:
     """So many clients for so long; adds to `measured`."""
     address = urlsplit(url)
-    head = f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     request = head.encode() + body
     loop = asyncio.get_running_loop()
     process = psutil.Process(pid) if pid is not None else None
@@ -209,7 +210,7 @@ async def batches(url: str, at_once: int, rounds: int) -> Measured:
     params = {"max_new_tokens": TOKENS, "temperature": 1.0, "ignore_eos": True}
     import aiohttp
 
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
         for number in range(rounds):
             samples = [{"sample": index, "input_ids": list(range(4, 34)) * 2, "sampling_params": params} for index in range(at_once)]
             began = time.monotonic()

@@ -40,6 +40,12 @@ PLANTS = {
     "The scheduler": [
         ("supervisor.scheduler.planning.planner", "supervisor.scheduler.groups.trainers"),
         ("supervisor.scheduler.groups.trainers", "supervisor.scheduler.operators"),
+        ("supervisor.scheduler.records", "supervisor.scheduler.context"),
+    ],
+    "The run": [
+        ("supervisor.runtime.kinds.sglang", "supervisor.runtime.engines"),
+        ("supervisor.runtime.driver", "supervisor.runtime.perform"),
+        ("supervisor.runtime.gateways", "supervisor.runtime.ranks"),
     ],
     "The simulator": [("supervisor.simulate.faults.world", "supervisor.simulate.workloads.box")],
     "Engines: gateway, embedded": [("engines.gateway.shell", "engines.embedded.core"), ("engines.embedded.server", "engines.control")],

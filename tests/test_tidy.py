@@ -14,7 +14,7 @@ import pytest
 
 import supervisor
 from engines.lifecycle import state
-from tests.harness import import_graph
+from tests.harness import file_map, import_graph
 from trainers.protocol.child_env import OUR_PATH
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -23,47 +23,24 @@ OTHERS = [path for folder in ("tests", "bench", "examples") for path in sorted((
 TREES = {path: ast.parse(path.read_text()) for path in SOURCES + OTHERS}
 PACKAGES = sorted(path.parent for path in SOURCES if path.name == "__init__.py" and "cpu" not in path.parts)
 
-UNTIL_MERGED = "until merged"
 LONGEST = 400
 LONG_FOR_A_REASON = {
     "trainers/client/trainshed/__init__.py": "the client is one file, good alone when it is copied",
-    "supervisor/scheduler/scheduler.py": UNTIL_MERGED,
 }
 SHORTEST = 40
 SHORT_FOR_A_REASON = {
+    "supervisor.runtime.kinds.embedded": "a kind of engine is one file a side",
+    "supervisor.runtime.kinds.registry": "the table of kinds, where a row is added",
+    "supervisor.views.exports": "what one command prints, apart from tables",
     "trainers.protocol.seeds": "what two processes must agree on; the client repeats it, and a test compares",
-    "supervisor.cli.target": UNTIL_MERGED,
-    "supervisor.observe.metrics_server": UNTIL_MERGED,
-    "supervisor.runtime.refusal": UNTIL_MERGED,
-    "supervisor.runtime.requests": UNTIL_MERGED,
-    "supervisor.runtime.startup": UNTIL_MERGED,
-    "supervisor.runtime.weight_checksums": UNTIL_MERGED,
-    "supervisor.views.progress": UNTIL_MERGED,
+    "supervisor.views.progress": "what a console shows while a run goes on, apart from tables",
 }
-FULL_FOR_A_REASON = {"supervisor/runtime": UNTIL_MERGED}
-IMPURE_FOR_A_REASON = {
-    "engines/gateway/upstream/sglang_stream.py": UNTIL_MERGED,
-    "supervisor/host/gpus/emptiness.py": UNTIL_MERGED,
-    "supervisor/host/processes/crash_report.py": UNTIL_MERGED,
-    "supervisor/runtime/startup.py": UNTIL_MERGED,
-    "supervisor/runtime/unmeasured.py": UNTIL_MERGED,
-    "supervisor/runtime/weight_checksums.py": UNTIL_MERGED,
-    "supervisor/views/progress.py": UNTIL_MERGED,
-}
+FULL_FOR_A_REASON: dict[str, str] = {}
 PATHS_FOR_A_REASON = {
     "tests/harness/faulty_trainer.py": "a rank has nothing of ours on its path but the client, and this one needs its neighbour"
 }
-BORROWED_FOR_A_REASON = {
-    "tests/engines/gateway/test_affinity.py": UNTIL_MERGED,
-    "tests/engines/gateway/test_order.py": UNTIL_MERGED,
-    "tests/engines/gateway/test_publish_policy.py": UNTIL_MERGED,
-    "tests/supervisor/scheduler/test_engine_teardown.py": UNTIL_MERGED,
-    "tests/supervisor/scheduler/test_on_publish.py": UNTIL_MERGED,
-    "tests/supervisor/scheduler/test_rollout_work.py": UNTIL_MERGED,
-}
+BORROWED_FOR_A_REASON: dict[str, str] = {}
 """Tests that import from other tests."""
-
-until_merged = pytest.mark.xfail(reason="until merged", strict=False)
 
 
 def name(path: Path) -> str:
@@ -73,9 +50,7 @@ def name(path: Path) -> str:
 def judge(broken: set[str], excused: dict[str, str]) -> None:
     """Fail for what is broken without an excuse, and for an excuse without need."""
     assert not broken - set(excused)
-    assert not {what for what, why in excused.items() if what not in broken and why != UNTIL_MERGED}, (
-        "excused, and nothing is wrong with it any more"
-    )
+    assert not set(excused) - broken, "excused, and nothing is wrong with it any more"
 
 
 def definitions(path: Path) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -114,15 +89,18 @@ def test_folders_are_not_full() -> None:
 
 
 def test_purity_is_claimed_only_where_it_is_held() -> None:
+    """A module claims it for itself; the docstring of a package may say which of its rooms are pure."""
     (contract,) = [contract for contract in import_graph.contracts() if contract["name"].startswith("PURE")]
     held = tuple(module.replace(".", "/") + "/" for module in contract["source_modules"])
-    judge(
-        {name(path) for path in SOURCES if re.search(r"\bPURE\b|\bPure\b", path.read_text()) and not name(path).startswith(held)},
-        IMPURE_FOR_A_REASON,
-    )
+    claimed = {name(path) for path in SOURCES if re.search(r"\bPURE\b|\bPure\b", path.read_text())}
+    above = {
+        path
+        for path in claimed
+        if path.endswith("/__init__.py") and any(room.startswith(path.removesuffix("__init__.py")) for room in held)
+    }
+    assert not {path for path in claimed - above if not path.startswith(held)}
 
 
-@until_merged
 def test_the_architecture_names_every_package() -> None:
     page = (CHECKOUT / "ARCHITECTURE.md").read_text()
     packages = [name(package) for package in PACKAGES if package.parent != CHECKOUT]
@@ -138,7 +116,6 @@ def test_pages_name_what_is_there(page: str) -> None:
     assert [path for path in named if not (CHECKOUT / path).exists()] == []
 
 
-@until_merged
 @pytest.mark.parametrize("package", PACKAGES, ids=name)
 def test_a_package_says_what_it_is_and_names_its_files(package: Path) -> None:
     """Its docstring is the theory of the room: what it is for, what it may know, and each of its parts by name."""
@@ -148,14 +125,9 @@ def test_a_package_says_what_it_is_and_names_its_files(package: Path) -> None:
     assert not {part for part in parts if not re.search(rf"\b{part}\b", theory)}, "not in the docstring of the package"
 
 
-@until_merged
 def test_retired_words_name_nothing() -> None:
     """The list is docs/words.md's. Files and classes, in tests and benches too; a word is a part of a name: `RunTurn` has `turn`."""
-    retired = set(re.findall(r"`(\w+)`", (CHECKOUT / "docs" / "words.md").read_text().partition("## Retired")[2])) | {
-        "util",
-        "common",
-        "helper",
-    }
+    retired = set(re.findall(r"`(\w+)`", (CHECKOUT / "docs" / "words.md").read_text().partition("## Retired")[2])) | {"util", "helper"}
     assert len(retired) > 10
     named = [(name(path), path.stem) for path in SOURCES + OTHERS]
     named += [(name(path), node.name) for path in SOURCES + OTHERS for node in definitions(path) if isinstance(node, ast.ClassDef)]
@@ -217,3 +189,8 @@ def test_supervisor_side_modules_never_load_torch() -> None:
         [sys.executable, "-P", "-c", code], env={"PYTHONPATH": OUR_PATH}, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "False"
+
+
+def test_the_map_of_files_in_the_architecture_is_today_s() -> None:
+    """`python -m tests.harness.file_map` writes it."""
+    assert file_map.BEGIN + file_map.file_map() + file_map.END in (CHECKOUT / "ARCHITECTURE.md").read_text()

@@ -25,8 +25,7 @@ from pathlib import Path
 import psutil
 
 from bench.campaigns.harness.campaign import CHECKOUT, run
-from supervisor.cli.target import parse
-from supervisor.observe.control_socket import ActRequest, Declined, Verb, ask
+from supervisor.observe.control_socket import ActRequest, Declined, Verb, ask, parse_target
 from supervisor.observe.status import EngineView, PipelineView
 from tests.harness.sglang import models
 from tests.harness.sglang.served import REAL
@@ -205,7 +204,7 @@ class Drained:
             self.held[name, engine.rank] = now + self.random.uniform(*self.kind.away_s)
 
     def _act(self, verb: Verb, name: str, rank: int) -> bool:
-        reply = ask(self.run.directory / "control.sock", ActRequest(verb, parse(f"{name}/engine/{rank}")))
+        reply = ask(self.run.directory / "control.sock", ActRequest(verb, parse_target(f"{name}/engine/{rank}")))
         if isinstance(reply, Declined) and verb == "resume":
             raise Broken(f"{name}/engine/{rank} cannot be resumed: {reply.text}")
         return not isinstance(reply, Declined)

@@ -18,7 +18,7 @@ import psutil
 import uvloop
 
 from bench.gateway import answers, engine, model
-from tests.harness.gateway_box import box
+from tests.harness.gateway_box import KEY, box
 
 PACES = ((0.0, 1), (0.02, 1), (0.02, 8), (0.02, 32))
 PACED, FLAT_OUT = ((64, 512), (256, 512), (1024, 512)), ((64, 1024), (256, 1024))
@@ -33,7 +33,7 @@ async def rollout(url: str, pid: int, number: int, count: int, tokens: int) -> t
     samples = [{"sample": index, "input_ids": list(range(4, 34)) * 2, "sampling_params": params} for index in range(count)]
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600), read_bufsize=2**24) as session,
-        session.post(f"{url}/rollouts/{number}/samples", json={"samples": samples}) as response,
+        session.post(f"{url}/rollouts/{number}/samples", json={"samples": samples}, headers={"Authorization": f"Bearer {KEY}"}) as response,
     ):
         async for line in response.content:
             if line.strip():

@@ -1,5 +1,5 @@
 """This program is one gateway: `python -P -m engines.gateway --pipeline NAME --listen-fd N --seed S --model DIR`,
-with the supervisor's channel in `TRAINSHED_FD`.
+with the supervisor's channel in `TRAINSHED_FD` and the pipeline's key in `TRAINSHED_API_KEY` (or `--no-auth`).
 
 Exit codes: 0 the supervisor is gone or a TERM came; 1 the channel brought what is no order, or a bug of ours; 2 bad arguments or model files.
 """
@@ -21,12 +21,13 @@ from engines.gateway.control_channel import Channel
 from engines.gateway.core.attempts import PATIENCE
 from engines.gateway.core.dispatch import Dispatch
 from engines.gateway.core.publish_policy import ON_PUBLISH, PublishPolicy
+from engines.gateway.routes.access import Access
 from engines.gateway.routes.server import Serving, application
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
 from engines.gateway.upstream.engine_client import EngineClient
 from trainers.process_title import name_this_process
-from trainers.protocol.child_env import FD
+from trainers.protocol.child_env import API_KEY, FD
 from trainers.protocol.framing import FrameError
 
 
@@ -38,14 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = Text(arguments.model)
         control = socket.socket(fileno=int(os.environ[FD]))
         listener = socket.socket(fileno=arguments.listen_fd)
+        access = None if arguments.no_auth else Access(os.environ[API_KEY], listener.getsockname()[0])
     except Exception as error:  # tokenizers raises a bare Exception for a bad file
         log.error("cannot start", error=f"{type(error).__name__}: {error}", model=str(arguments.model))
         return 2
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(arguments, text, control, listener, log))
+        return runner.run(_run(arguments, text, access, control, listener, log))
 
 
-async def _run(arguments: argparse.Namespace, text: Text, control: socket.socket, listener: socket.socket, log: Any) -> int:
+async def _run(
+    arguments: argparse.Namespace, text: Text, access: Access | None, control: socket.socket, listener: socket.socket, log: Any
+) -> int:
     dispatch = Dispatch(
         seed=arguments.seed,
         eos=text.eos,
@@ -55,7 +59,7 @@ async def _run(arguments: argparse.Namespace, text: Text, control: socket.socket
         abort_patience=arguments.abort_patience,
     )
     shell = Shell(dispatch, EngineClient(), log.info)
-    app = application(shell, text, pipeline=arguments.pipeline, model=str(arguments.model), log=log.error)
+    app = application(shell, text, pipeline=arguments.pipeline, model=str(arguments.model), access=access, log=log.error)
     serving = await Serving(app, listener, log.error).start()
     channel = await Channel.on_socket(control)
     shell.on_done, shell.on_change = channel.done, channel.changed
@@ -99,6 +103,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--prefix-slack", type=float, default=None, help="prefer engines that know a prompt's beginning, if no busier than so"
     )
     parser.add_argument("--abort-patience", type=float, default=PATIENCE, help="seconds for an engine to end what was aborted")
+    parser.add_argument("--no-auth", action="store_true", help="answer everybody: no key, and web pages too")
     return parser.parse_args(argv)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from trainers.protocol.framing import FrameReader, encode
-from trainers.protocol.gateway_messages import CloseRollout, Done, Order, Progress, Ready, Report, Unroute
+from trainers.protocol.gateway_messages import CloseRollout, Done, Forget, Order, Progress, Ready, Report, Unroute
 
 REPORT_EVERY_S: Final = 0.05
 """At most so often the picture is sent, and only if it has changed."""
@@ -61,7 +61,7 @@ class Channel:
         frames: FrameReader[Order] = FrameReader(Order)
         while data := await self._received():
             for message in frames.feed(data):
-                if isinstance(message, CloseRollout | Unroute):
+                if isinstance(message, CloseRollout | Forget | Unroute):
                     # the last figures of what the next picture no longer shows; and no later one can be older than the answer
                     self.send(progress())
                 order(message)

@@ -1,4 +1,4 @@
-"""The life of an engine group as a table. PURE. The diagram in ARCHITECTURE.md is printed from it (`python -m engines.lifecycle.state`).
+"""The life of an engine group is a table. The diagram in ARCHITECTURE.md is printed from it (`python -m engines.lifecycle.state`).
 
 A state that is under way (starting, waking, loading weights, draining, pausing, stopping …) *holds its lease*; there is no gap
 between two halves of a decision.
@@ -25,7 +25,7 @@ class EngineState(Enum):
 
 
 class Transition(Enum):
-    """What moves a group from state to state."""
+    """A transition moves a group from state to state."""
 
     START = "start"
     READY_WANTED = "ready, wanted, older version"
@@ -80,12 +80,12 @@ HOLDS_MEMORY: Final = frozenset((S.STARTING, S.WAKING, S.LOADING, S.SERVING, S.D
 
 
 def advance(state: EngineState, transition: Transition) -> EngineState:
-    """The next state. Raises KeyError for a transition that the table does not allow: a bug of ours, never an operator's or a child's."""
+    """Return the next state. Raises KeyError for a transition that the table does not allow: a bug of ours, never an operator's or a child's."""
     return TRANSITIONS[state, transition]
 
 
 def diagram() -> str:
-    """The table as lines of text, one a transition, for ARCHITECTURE.md."""
+    """Return the table as lines of text, one a transition, for ARCHITECTURE.md."""
     return "\n".join(f"{state.value:16} -- {transition.value:40} -> {after.value}" for (state, transition), after in TRANSITIONS.items())
 
 

@@ -6,6 +6,7 @@ may know the configuration, the scheduler's records, `observe` and `host`; it st
     directory.py    makes and locks an attempt; where its files lie; `latest`; how many attempts there are
     find.py         which attempt somebody means; `choose` and `open_chosen` are what `run` needs
     checkpoints.py  what each trainer saved, in `checkpoints/<pipeline>/resume.json`: recorded, rotated, looked for
+    gateway_keys.py  URL and key of each gateway (`gateways.json`, 0600)
     resume.py       what earlier starts of an attempt have done, and what of the configuration is still to do
     journal.py      which processes live, so that a later start can find them (`journal.jsonl`)
     sweep.py        ends and removes what a doubly killed run has left, by its journal

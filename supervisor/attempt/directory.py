@@ -1,7 +1,7 @@
 """The directory of one attempt at a run: everything about it lies here, and nothing elsewhere but what shared memory holds.
 
     <runs>/<config name>/attempt_N/
-        config.toml  config.resolved.json  journal.jsonl  events/  supervisor.jsonl  figures.json  summary.json
+        config.toml  config.resolved.json  journal.jsonl  events/  gateways.json  supervisor.jsonl  figures.json  summary.json
         logs/<pipeline>.engine.0.log …   checkpoints/<pipeline>/   models/<pipeline>/
         control.sock  lock  run_id
     <runs>/latest -> <config name>/attempt_N

@@ -108,6 +108,7 @@ def _attempt_in(path: Path, otherwise: str) -> Path:
         return path.resolve()
     if found := running(path) or _newest_first(path):
         return found[0].resolve()
+    _refuse_closed(path)
     return _latest(path, otherwise)
 
 
@@ -123,7 +124,20 @@ def _latest(runs: Path, otherwise: str) -> Path:
         return alive[0]
     if known:
         return latest
+    _refuse_closed(latest)
     raise UsageError(otherwise)
+
+
+def _refuse_closed(path: Path) -> None:
+    """Raises UsageError for a folder of somebody else's that we may not look into."""
+    try:
+        owner = path.stat().st_uid
+    except PermissionError as error:
+        raise UsageError(f"{path} is not yours to look into.") from error
+    except OSError:
+        return
+    if owner != os.geteuid() and not os.access(path, os.R_OK | os.X_OK):
+        raise UsageError(f"{path} belongs to another user (uid {owner}): only they may look into it.")
 
 
 def running(parent: Path) -> list[Path]:

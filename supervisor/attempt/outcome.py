@@ -1,4 +1,4 @@
-"""How a run has ended: for each pipeline what came of it and why, and one exit code for all."""
+"""This module says how a run has ended: for each pipeline what came of it and why, and one exit code for all."""
 
 from collections.abc import Collection, Iterable
 
@@ -13,13 +13,13 @@ from trainers.protocol.ids import GatewayId, PipelineId, TrainerId, log_name, mo
 
 
 def ended_by_itself(pipeline: Pipeline) -> bool:
-    """Every rank of its trainer has ended with 0, asked or not."""
+    """Return whether every rank of the pipeline's trainer has ended with 0, asked or not."""
     trainer = pipeline.trainer
     return len(trainer.exits) == trainer.world_size and not any(trainer.exits.values())
 
 
-def summarised(pipeline: Pipeline, stopped: Collection[PipelineId], directory: RunDirectory) -> PipelineSummary:
-    """`stopped` are the pipelines that the operator ended."""
+def summarise(pipeline: Pipeline, stopped: Collection[PipelineId], directory: RunDirectory) -> PipelineSummary:
+    """Sum up one pipeline. `stopped` are the pipelines that the operator ended."""
     outcome = _outcome(pipeline, stopped)
     known = _figures(pipeline)
     reported = pipeline.figures.step + 1 if pipeline.figures.metrics and outcome == "done" else 0
@@ -34,7 +34,7 @@ def summarised(pipeline: Pipeline, stopped: Collection[PipelineId], directory: R
 
 
 def _figures(pipeline: Pipeline) -> PipelineSummary:
-    """What its records count, since this start."""
+    """Return what a pipeline's records count, since this start."""
     figures = pipeline.figures
     return PipelineSummary(
         steps=pipeline.trainer.steps_done,
@@ -54,12 +54,12 @@ def _outcome(pipeline: Pipeline, stopped: Collection[PipelineId]) -> Outcome:
         return "failed"
     if not pipeline.ended:
         return "unknown"
-    whole = pipeline.trainer.steps_done >= pipeline.spec.steps  # it did its last step while it was told to stop
-    return "stopped" if pipeline.id in stopped and not whole else "done"
+    complete = pipeline.trainer.steps_done >= pipeline.spec.steps  # it did its last step while it was told to stop
+    return "stopped" if pipeline.id in stopped and not complete else "done"
 
 
 def _log(pipeline: Pipeline, directory: RunDirectory) -> str:
-    """The file that tells most about its failure, below the attempt."""
+    """Return the file, below the attempt, that tells most about a pipeline's failure."""
     trainer = pipeline.trainer
     if not pipeline.model_ready:
         name = model_log_name(pipeline.id)
@@ -67,12 +67,12 @@ def _log(pipeline: Pipeline, directory: RunDirectory) -> str:
         name = log_name(TrainerId(pipeline.id), next(iter(trainer.exits), 0))  # the first rank that ended took the others along
     else:
         name = log_name(GatewayId(pipeline.id))
-    told = directory.path / "logs" / name
-    return f"logs/{name}" if told.is_file() and told.stat().st_size else directory.supervisor_log.name
+    log = directory.path / "logs" / name
+    return f"logs/{name}" if log.is_file() and log.stat().st_size else directory.supervisor_log.name
 
 
 def exit_code(pipelines: Iterable[PipelineSummary], engines: Iterable[Engine]) -> ExitCode:
-    """The worst that happened."""
+    """Return the code of the worst that happened."""
     outcomes = {pipeline.outcome for pipeline in pipelines}
     if any(engine.state is EngineState.STUCK for engine in engines):
         return ExitCode.NOT_CLEAN

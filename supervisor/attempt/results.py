@@ -1,4 +1,4 @@
-"""The account that is kept of a run while it goes on, and given at its end: figures, who was stopped, whether the disk was full."""
+"""This module keeps the results of a run while it goes on, and gives them at its end: figures, who was stopped, whether the disk was full."""
 
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ DISK_S = 1.0
 
 
 class RunResults:
-    """Nothing here ends a run: what the disk does not take is told in the end."""
+    """RunResults observe a run and end none: what the disk does not take is reported at the end."""
 
     def __init__(self, directory: RunDirectory, logs: Logs, before: EarlierStarts) -> None:
         self._directory, self._logs, self._before = directory, logs, before
@@ -35,13 +35,13 @@ class RunResults:
     # -- while it goes on
 
     def begin(self, scheduler: Scheduler) -> None:
-        """The run goes on: it has not ended any more. Raises OSError."""
+        """Take back that the run has ended, because it goes on. Raises OSError."""
         records.forget(self._directory.path)
         self._figures = self._counted(scheduler)
         self._keep(self._figures)
 
     def observe(self, event: Event, _actions: Sequence[Action], scheduler: Scheduler, now: float) -> None:
-        """After every event. `now` in seconds of the clock of the events."""
+        """Take in one event. `now` is in seconds of the clock of the events."""
         match event:
             case CheckpointKept():
                 self._figures = self._with_checkpoints(self._counted(scheduler))
@@ -58,45 +58,45 @@ class RunResults:
                 pass
 
     def of(self, pipeline: Pipeline) -> PipelineSummary:
-        """How it stands, since this start."""
-        stands = outcome.summarised(pipeline, self._stopped, self._directory)
+        """Return how a pipeline stands, since this start."""
+        stands = outcome.summarise(pipeline, self._stopped, self._directory)
         if self._full and stands.outcome == "failed":  # its own last words did not fit on it either
             return msgspec.structs.replace(stands, why=f"{stands.why}; {self._full}")
         return stands
 
     def _look_at_disk(self, now: float) -> None:
-        """A full disk is why things fail that cannot say so: their words do not fit either."""
+        """Look whether the disk is full: then things fail that cannot say so, because their words do not fit either."""
         if now >= self._looked + DISK_S:
             self._looked = now
-            self._disk_is(disk.full(self._directory.path))
+            self._report_disk(disk.full(self._directory.path))
 
-    def refused(self, error: OSError) -> None:
-        """The disk has not taken a record of ours."""
+    def write_failed(self, error: OSError) -> None:
+        """Report that the disk has not taken a record of ours."""
         self._logs.log.warning("a record could not be written down", why=str(error))
-        self._disk_is(disk.reason(error, self._directory.path))
+        self._report_disk(disk.reason(error, self._directory.path))
 
-    def _disk_is(self, full: str) -> None:
+    def _report_disk(self, full: str) -> None:
         if full and not self._full:
             self._logs.log.error(full, consequence="checkpoints, logs and records are lost until there is room again")
         self._full = self._full or full
 
     def _keep(self, kept: Figures | Summary) -> bool:
-        """Whether the disk has taken it."""
+        """Write to the attempt; return whether the disk has taken it."""
         try:
             records.write(self._directory.path, kept)
         except OSError as error:
-            self.refused(error)
+            self.write_failed(error)
             return False
         return True
 
     def _with_checkpoints(self, now: Figures) -> Figures:
-        """Of each pipeline as of its last checkpoint: what it has done since would be done again, and counted again."""
+        """Return each pipeline as of its last checkpoint: what it has done since would be done again, and counted again."""
         known = self._figures.pipelines
         pipelines = {name: known[name] if one.steps == known[name].steps else one for name, one in now.pipelines.items()}
         return msgspec.structs.replace(now, pipelines=pipelines)
 
     def _counted(self, scheduler: Scheduler) -> Figures:
-        """What the attempt has come to, over all its starts."""
+        """Count what the attempt has come to, over all its starts."""
         earlier = self._before.figures
         now = {str(pipeline.id): self.of(pipeline) for pipeline in scheduler.pipelines.values()}
         return Figures(
@@ -108,7 +108,7 @@ class RunResults:
     # -- the end
 
     def conclude(self, scheduler: Scheduler) -> Summary:
-        """What came of it, written down where the disk takes it."""
+        """Return what came of the run, written down where the disk takes it."""
         figures = self._counted(scheduler)
         code = outcome.exit_code((self.of(pipeline) for pipeline in scheduler.pipelines.values()), scheduler.engines)
         summary = Summary(
@@ -122,8 +122,8 @@ class RunResults:
         )
         self._directory.release_reserve()
         if not (self._keep(figures) and self._keep(summary)):
-            told = f"What came of the run could not be written down in {self._directory.path}."
-            summary = msgspec.structs.replace(summary, notes=(*summary.notes, told))
+            note = f"What came of the run could not be written down in {self._directory.path}."
+            summary = msgspec.structs.replace(summary, notes=(*summary.notes, note))
         why = {name: pipeline.why for name, pipeline in summary.pipelines.items() if pipeline.why}
         self._logs.log.info("run ends", exit=int(code), meaning=code.meaning, wall_s=summary.wall_s, **({"failed": why} if why else {}))
         return summary

@@ -1,4 +1,4 @@
-"""What an attempt has behind it, and what of it is left to do."""
+"""This module says what earlier starts of an attempt have done, and what is still to do."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from supervisor.observe.status import PipelineView, Status
 
 @dataclass(frozen=True, slots=True)
 class EarlierStarts:
-    """`finished` are the pipelines that have done all their steps: they are not started again."""
+    """What earlier starts came to. `finished` are the pipelines that have done all their steps: they are not started again."""
 
     figures: Figures = field(default_factory=lambda: Figures(starts=0))
     finished: frozenset[str] = frozenset()
 
 
 def earlier_starts(directory: RunDirectory, config: Config) -> EarlierStarts:
-    """Of an attempt that is resumed; of a new one nothing is."""
+    """Return what earlier starts of a resumed attempt have done; of a new attempt, nothing."""
     if not directory.resumed:
         return EarlierStarts()
     known = figures(directory.path) or Figures()
@@ -31,7 +31,7 @@ def earlier_starts(directory: RunDirectory, config: Config) -> EarlierStarts:
 
 
 def _finished(directory: RunDirectory, pipeline: PipelineTable, known: Mapping[str, PipelineSummary]) -> bool:
-    """By its checkpoints. One that saves none (a script that only sends requests) has, when it ended well and is not known to lack a step."""
+    """Judge by checkpoints. One that saves none (a script of requests only) has finished when it ended well and is not known to lack a step."""
     record = remembered(directory.path / "checkpoints" / pipeline.name)
     if record.checkpoints:
         return record.steps_done >= pipeline.trainer.steps
@@ -40,7 +40,7 @@ def _finished(directory: RunDirectory, pipeline: PipelineTable, known: Mapping[s
 
 
 def conclude_finished(directory: RunDirectory, config: Config) -> None:
-    """A run that was killed when all was done, and before it could say so: now it is said. Raises OSError."""
+    """Write the summary of a run that was killed when all was done, before it could write it. Raises OSError."""
     if read(directory.path) is not None:
         return
     known = figures(directory.path) or Figures()
@@ -54,12 +54,12 @@ def conclude_finished(directory: RunDirectory, config: Config) -> None:
 
 
 def without(config: Config, finished: frozenset[str]) -> Config:
-    """The configuration without them."""
+    """Return the configuration without these pipelines."""
     return msgspec.structs.replace(config, pipeline=[pipeline for pipeline in config.pipeline if pipeline.name not in finished])
 
 
 def merge_earlier(before: EarlierStarts, now: Status) -> Status:
-    """A run that goes on, as one: its first reward is that of its first start."""
+    """Show a resumed run as one: its first reward is that of its first start."""
     if not before.figures.pipelines:
         return now
     return msgspec.structs.replace(

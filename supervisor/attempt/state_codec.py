@@ -6,7 +6,7 @@ they lie today, so that old recordings can be replayed after a class has moved o
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from types import ModuleType
 from typing import Any, Final
@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from engines.lifecycle import state
-from supervisor.scheduler import actions, context, faults, inflight, leases, records, restarts, rollouts, scheduler, spec
+from supervisor.scheduler import actions, context, engine_life, faults, inflight, leases, records, restarts, rollouts, scheduler, spec
 from supervisor.scheduler.planning import costs, planner, reservations
 from trainers.protocol import gateway_messages, ids, trainer_messages
 
@@ -46,15 +46,11 @@ _RENAMED: Final[Mapping[str, str]] = {
 """The class of today for a recorded `module:class` that bears another name now."""
 _FIELDS: Final[Mapping[type, Mapping[str, str]]] = {
     context.Context: {"fault_changes": "turns"},
-    records.Engine: {"by_operator": "asked"},
     records.Gateway: {"by_operator": "asked"},
-    records.Trainer: {"by_operator": "asked", "lease_ended_at": "left"},
     rollouts.Rollout: {"ordered": "asked", "announced": "told"},
     scheduler.Scheduler: {"_ctx": "desk"},
 }
 """Of each class the fields that bear another name now: today's name, and the recorded one."""
-_DROPPED: Final[Mapping[type, Mapping[str, Any]]] = {records.Trainer: {"fence_note": ""}}
-"""Of each class the recorded fields that no record has any more, with the value that they always had."""
 _ADDED: Final[Mapping[type, Mapping[str, Any]]] = {records.Engine: {"failed_with": None}}
 """Of each class the fields that old recordings do not have, with the value that is meant there and therefore not written."""
 _SERIES: Final = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
@@ -103,7 +99,11 @@ def _name(kind: type) -> str:
     return name
 
 
-def _fields(value: Any) -> Iterator[tuple[str, Any]]:
+def _fields(value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, records.Engine):
+        return _engine_fields(value).items()
+    if isinstance(value, records.Trainer):
+        return _trainer_fields(value).items()
     if isinstance(value, msgspec.Struct):
         names = value.__struct_fields__
     elif dataclasses.is_dataclass(value):
@@ -112,8 +112,7 @@ def _fields(value: Any) -> Iterator[tuple[str, Any]]:
         names = tuple(vars(value))
     recorded, added = _FIELDS.get(type(value), {}), _ADDED.get(type(value), {})
     every = ((name, getattr(value, name)) for name in names)
-    yield from ((recorded.get(name, name), one) for name, one in every if name not in added or one != added[name])
-    yield from _DROPPED.get(type(value), {}).items()
+    return ((recorded.get(name, name), one) for name, one in every if name not in added or one != added[name])
 
 
 def restored(value: Any) -> Any:
@@ -138,14 +137,18 @@ def _restored(value: Any) -> Any:
     if issubclass(found, Enum):
         return found(value["value"])
     fields = {name: _restored(one) for name, one in value["has"].items()}
+    if found is records.Engine:
+        return _engine(fields)
+    if found is records.Trainer:
+        return _trainer(fields)
     if issubclass(found, msgspec.Struct):
         return found(**fields)
     made = object.__new__(found)
     for name, one in _ADDED.get(found, {}).items():
         object.__setattr__(made, name, one)
     today = _FIELDS_OF_TODAY.get(found, {})
-    for name in fields.keys() - _DROPPED.get(found, {}).keys():
-        object.__setattr__(made, today.get(name, name), fields[name])
+    for name, one in fields.items():
+        object.__setattr__(made, today.get(name, name), one)
     return made
 
 
@@ -155,3 +158,106 @@ def _kind(name: str) -> type:
         return _KIND_OF[name]
     except KeyError:
         raise Damaged(f"{name} is no part of a scheduler's state") from None
+
+
+# -- records of today whose recorded form is a flat one
+
+
+def _engine_fields(engine: records.Engine) -> dict[str, Any]:
+    """An engine's life, its routing and its load are recorded as fields of the engine, and the record of its state as three flags."""
+    life, phase = engine.life, engine.life.phase
+    teardown = phase if isinstance(phase, engine_life.Teardown) else engine_life.Teardown()
+    return {
+        "id": engine.id,
+        "gpus": engine.gpus,
+        "slots": engine.slots,
+        "budget": engine.budget,
+        "state": engine.state,
+        "incarnation": life.incarnation,
+        "op": engine.op,
+        "version": life.version,
+        "route": life.routing.version,
+        "routing_to": life.routing.ordered,
+        "touched": life.routing.used,
+        "released": isinstance(phase, engine_life.Pausing) and phase.released,
+        "gone": teardown.exited,
+        "told_lost": teardown.lost_sent,
+        "held": engine.held,
+        "since": engine.since,
+        "not_before": engine.not_before,
+        "in_flight": life.load.in_flight,
+        "completed": life.load.completed,
+        "failures": life.load.failures,
+        "tokens": life.load.tokens,
+        "fault": engine.fault,
+        "attempt_until": life.attempt_until,
+        "drained": engine.drained,
+        "pids": life.pids,
+        "pauses": engine.pauses,
+        "wakes": engine.wakes,
+        "restarts": engine.restarts,
+        "note": engine.note,
+        "failed_at": engine.failed_at,
+        "asked": engine.by_operator,
+        "cost": engine.cost,
+    }
+
+
+def _engine(has: dict[str, Any]) -> records.Engine:
+    """Take the fields out of `has`; what is left over is no field of an engine. Raises KeyError and TypeError."""
+    take = has.pop
+    released, gone, told_lost = take("released"), take("gone"), take("told_lost")
+    kind = engine_life.PHASES.get(has["state"])
+    life = engine_life.EngineLife(
+        incarnation=take("incarnation"),
+        version=take("version"),
+        routing=engine_life.Routing(take("route"), take("routing_to"), take("touched")),
+        load=engine_life.Load(take("in_flight"), take("completed"), take("failures"), take("tokens")),
+        phase=None
+        if kind is None
+        else engine_life.Pausing(released)
+        if kind is engine_life.Pausing
+        else engine_life.Teardown(gone, told_lost),
+        attempt_until=take("attempt_until"),
+        pids=take("pids"),
+    )
+    return records.Engine(life=life, by_operator=take("asked"), **has)
+
+
+def _trainer_fields(trainer: records.Trainer) -> dict[str, Any]:
+    """A trainer's teardown is recorded as the flag `gone`; `fence_note` was always empty."""
+    return {
+        "id": trainer.id,
+        "world_size": trainer.world_size,
+        "budget": trainer.budget,
+        "steps_done": trainer.steps_done,
+        "restored": trainer.restored,
+        "state": trainer.state,
+        "incarnation": trainer.incarnation,
+        "op": trainer.op,
+        "request": trainer.request,
+        "grant": trainer.grant,
+        "left": trainer.lease_ended_at,
+        "publishing": trainer.publishing,
+        "exits": trainer.exits,
+        "first_exit": trainer.first_exit,
+        "gone": trainer.teardown is not None and trainer.teardown.exited,
+        "greeted": trainer.greeted,
+        "fence_note": "",
+        "not_before": trainer.not_before,
+        "pids": trainer.pids,
+        "restarts": trainer.restarts,
+        "note": trainer.note,
+        "failed_at": trainer.failed_at,
+        "asked": trainer.by_operator,
+    }
+
+
+def _trainer(has: dict[str, Any]) -> records.Trainer:
+    """Take the fields out of `has`; what is left over is no field of a trainer. Raises KeyError and TypeError."""
+    take = has.pop
+    take("fence_note")
+    gone = take("gone")
+    ending = has["state"] in (records.TrainerState.QUARANTINED, records.TrainerState.STOPPING)
+    teardown = engine_life.Teardown(gone) if ending else None
+    return records.Trainer(lease_ended_at=take("left"), by_operator=take("asked"), teardown=teardown, **has)

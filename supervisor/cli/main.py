@@ -1,4 +1,4 @@
-"""This module is the command line: the table of commands, three of them, and what becomes of their errors.
+"""This module is the command line: the table of commands, those that are a few lines, and what becomes of their errors.
 
 A command is added by writing its function and naming it in `COMMANDS`; everything else (help, the bare form, hints at a typing error, which
 calls need a guardian) follows from that. Every command imports what it needs when it runs, so that `status` does not pay for `run`.
@@ -120,6 +120,22 @@ def logs(
     return int(ExitCode.DONE)
 
 
+def env(
+    pipeline: Annotated[str, Parameter(help="p1")],
+    /,
+    *,
+    run: operate.RunOption = None,
+) -> int:
+    """Print URL and key of a pipeline's gateway, for clients of your own: eval "$(supervise env p1)"."""
+    from supervisor.attempt.gateway_keys import access
+    from supervisor.views.exports import exports
+
+    with streams.lasting():
+        for line in exports(access(_find(run), pipeline)):
+            streams.say(line)
+    return int(ExitCode.DONE)
+
+
 def _run_and_target(names: Sequence[str]) -> tuple[Path, str | None]:
     """Read `RUN TARGET`, or one of them: what names no run is a part of the latest. Raises UsageError."""
     if len(names) > 2:
@@ -145,7 +161,7 @@ def _print_json(value: Any) -> None:
 
 
 COMMANDS: Final[tuple[Callable[..., int], ...]] = (
-    run.run, check, status, logs,
+    run.run, check, status, logs, env,
     operate.stop, operate.restart, operate.drain, operate.pause, operate.resume, operate.reset,
     simulate.plan, simulate.simulate, replay.replay,
 )  # fmt: skip

@@ -59,10 +59,9 @@ def reset(target: Group, /, *, run: RunOption = None) -> int:
 
 
 def _act(verb: "Verb", target: str, run: str | None) -> int:
-    from supervisor.cli.target import parse
-    from supervisor.observe.control_socket import ActRequest
+    from supervisor.observe.control_socket import ActRequest, parse_target
 
-    return _ask(run, ActRequest(verb, parse(target)))
+    return _ask(run, ActRequest(verb, parse_target(target)))
 
 
 def _ask(run: str | None, request: "Request") -> int:

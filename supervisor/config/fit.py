@@ -15,6 +15,7 @@ from supervisor.config.kinds.registry import kind_of
 from supervisor.config.schema.findings import GpuFact, ModelSize
 from supervisor.config.schema.tables import Config, PipelineTable
 from supervisor.scheduler.spec import ROLE_PRIORITY, Priority
+from trainers.protocol.child_env import OUTER_PYTHONPATH, PREFIX
 from trainers.protocol.ids import EngineId, GpuId, PipelineId
 
 MIB = 1 << 20
@@ -189,7 +190,7 @@ def _variables(config: Config, environ: Mapping[str, str]) -> Iterator[Variables
         ):
             alike.setdefault((tuple(sorted(chosen.kept)), chosen.dropped), []).append(child)
     for (kept, dropped), children in alike.items():
-        yield Variables(tuple(children), kept, tuple(name for name in dropped if not name.startswith("TRAINSHED_")))
+        yield Variables(tuple(children), kept, tuple(name for name in dropped if not name.startswith(PREFIX)))
 
 
 def _notes(config: Config, machine: Machine) -> Iterator[str]:
@@ -205,7 +206,7 @@ def _notes(config: Config, machine: Machine) -> Iterator[str]:
     unused = [gpu.id for gpu in machine.gpus if not any(gpu.id in _wanted(pipeline) for pipeline in config.pipeline)]
     if unused:
         yield f"GPUs that nobody may hold: {', '.join(map(str, unused))}."
-    outer = machine.environ.get("TRAINSHED_OUTER_PYTHONPATH")
+    outer = machine.environ.get(OUTER_PYTHONPATH)
     for pipeline in config.pipeline:
         if outer and pipeline.trainer.command is not None and "PYTHONPATH" not in pipeline.trainer.env:
             remedy = 'what its trainer needs of it goes into its table: env = { PYTHONPATH = "…" }'

@@ -5,14 +5,15 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the content of `path`.
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Replace the content of `path`; `mode` (less the umask) is that of the file.
 
     Raises OSError, and then leaves nothing half written, which would take room from others.
     """
     new = path.with_name(f".{path.name}.new")
     try:
-        new.write_bytes(data)
+        with open(new, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, mode)) as file:
+            file.write(data)
         os.replace(new, path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ import msgspec
 
 from supervisor.errors import SetUpError, SupervisorError, UsageError
 from supervisor.observe.status import Status
+from trainers.protocol import ids
 from trainers.protocol.framing import FrameError, FrameReader, encode
 from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
@@ -30,7 +31,7 @@ DEADLINE_S: Final = 30.0
 Verb = Literal["stop", "restart", "drain", "pause", "resume", "reset"]
 
 
-class WholePipeline(msgspec.Struct, frozen=True, order=True, tag="pipeline", tag_field="group"):
+class AllOfPipeline(msgspec.Struct, frozen=True, order=True, tag="pipeline", tag_field="group"):
     """This target is every group of a pipeline."""
 
     pipeline: PipelineId
@@ -39,7 +40,15 @@ class WholePipeline(msgspec.Struct, frozen=True, order=True, tag="pipeline", tag
         return self.pipeline
 
 
-Target = WholePipeline | EngineId | TrainerId | GatewayId
+Target = AllOfPipeline | EngineId | TrainerId | GatewayId
+
+
+def parse_target(text: str) -> Target:
+    """Parse what an operator writes: `p1`, `p1/engine/0`, `p1/trainer` or `p1/gateway`. Raises UsageError."""
+    found = ids.parse(text)
+    if found is None:
+        raise UsageError(f"{text!r} names nothing to act on; write p1, p1/engine/0, p1/trainer or p1/gateway.")
+    return AllOfPipeline(found) if isinstance(found, str) else found
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):

@@ -1,4 +1,8 @@
-"""This module serves `/metrics` for Prometheus, where `[host] metrics_port` asks for it: one page on the loopback interface, read only."""
+"""This module serves `/metrics` for Prometheus, where `[host] metrics_port` asks for it: one page on the loopback interface, read only.
+
+It asks for no key: a scraper has none. Who may read it is every user of the machine (states, counts and times are there, no texts and no
+samples), but no web page: `Host` and `Origin` are checked as at a gateway.
+"""
 
 import socket
 from collections.abc import Awaitable, Callable
@@ -7,6 +11,9 @@ from typing import Final
 import anyio
 import anyio.abc
 from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from trainers.protocol import loopback
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 CLOSE_S: Final = 2.0
@@ -20,7 +27,7 @@ async def serve(
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=await page(), headers={"Content-Type": TEXT})
 
-    app = web.Application(client_max_size=1 << 10)
+    app = web.Application(client_max_size=1 << 10, middlewares=[_only_programs])
     app.router.add_get("/metrics", metrics)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_S)
     await runner.setup()
@@ -32,3 +39,12 @@ async def serve(
         with anyio.move_on_after(CLOSE_S, shield=True):
             await runner.cleanup()
         sock.close()
+
+
+@web.middleware
+async def _only_programs(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer programs of this machine, and 403 to web pages."""
+    headers = request.headers
+    if refused := loopback.refusal(headers.getall("Host", ()), headers.getall("Origin", ())):
+        return web.Response(status=403, text=f"{refused[1]}\n")
+    return await handler(request)

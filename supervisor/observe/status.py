@@ -99,7 +99,7 @@ class PipelineView(_View, frozen=True, kw_only=True):
 
 
 class Status(_View, frozen=True, kw_only=True):
-    """A whole run. `started_at` is seconds since the epoch."""
+    """How a run stands. `started_at` is in seconds since the epoch."""
 
     run: str
     started_at: float

@@ -1,4 +1,4 @@
-"""The scheduler's records as `status` and the summary show them."""
+"""This module fills a status from the scheduler's records and a measurement."""
 
 import time
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _UNWELL = (EngineState.COLD, EngineState.QUARANTINED, EngineState.STUCK, EngineS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constants:
-    """What the status says of a run that does not change while it goes on. `started_at` in seconds since the epoch.
+    """What the status says of a run that does not change while it goes on. `started_at` is in seconds since the epoch.
 
     `unmeasured` are GPUs of which nobody can say how much is used; `urls` are the gateways'.
     """
@@ -32,7 +32,7 @@ class Constants:
 
 
 def build_status(constants: Constants, scheduler: Scheduler, usage: Usage | None, *, uptime_s: float) -> Status:
-    """The state of the run at this moment. `usage` is what was measured just now; None where nothing was."""
+    """Return the state of the run at this moment. `usage` is what was measured just now; None where nothing was."""
     leases = scheduler.leases
     now = time.monotonic()  # the clock of the scheduler's events
     gpus = []
@@ -63,7 +63,7 @@ def build_status(constants: Constants, scheduler: Scheduler, usage: Usage | None
 
 
 def _held(usage: Usage | None, gpu: GpuId) -> dict[str, int]:
-    """Bytes that each group of ours holds there, the largest first."""
+    """Return the bytes that each group of ours holds there, the largest first."""
     if usage is None:
         return {}
     groups = usage.by_group.get(gpu, {})
@@ -140,12 +140,11 @@ def _engine(engine: Engine, now: float) -> EngineView:
 
 
 def _gateway(gateway: Gateway, url: str, now: float) -> GatewayView:
-    state = "serving" if gateway.up else "failed" if gateway.dying else "starting" if gateway.op is not None else "cold"
     return GatewayView(
         url=url,
         incarnation=gateway.incarnation,
         pid=gateway.pids[0] if gateway.pids else None,
-        state=state,
+        state=gateway.state,
         failure=_failure(gateway, gateway.up, now),
     )
 

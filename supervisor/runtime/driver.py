@@ -77,9 +77,9 @@ class Driver:
         self._tasks: anyio.abc.TaskGroup | None = None
 
     def feed(self, event: Event) -> None:
-        """Take an event, from anywhere in the loop. Handled before this returns, unless one is being handled now: then right after it.
+        """Handle an event, from anywhere in the loop: before this returns, or right after the one that is being handled now.
 
-        What comes before `run` waits for it.
+        Events that come before `run` wait for it.
         """
         self._queue.append(event)
         if self._busy or self._performer is None:
@@ -93,7 +93,7 @@ class Driver:
         self._moved.set()
 
     def spawn_task(self, func: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, name: object = None) -> None:
-        """Run a task beside the loop, for as long as it runs. Only what an action has begun has such a task, so never before `run`."""
+        """Run a task beside the loop, until the supervisor ends at most. Only what an action has begun has such tasks, so none comes before `run`."""
         assert self._tasks is not None, "nothing is begun before the loop runs"
         self._tasks.start_soon(func, *args, name=name)
 
@@ -112,7 +112,7 @@ class Driver:
         self.feed(await work())
 
     async def run(self, performer: Begins, tasks: anyio.abc.TaskGroup) -> None:
-        """Until every pipeline has ended."""
+        """Run until every pipeline has ended."""
         self._performer, self._tasks = performer, tasks
         self.feed(Tick())
         while not self._decides.finished:

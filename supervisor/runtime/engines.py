@@ -1,4 +1,4 @@
-"""The engine groups: started on ports of their own, seen ready and able, paused, woken and loaded through their control dialect.
+"""Engine groups are started on ports of their own and, once ready, paused, woken and loaded through their control dialect.
 
 What differs between kinds of engine is in `kinds`.
 """
@@ -16,7 +16,7 @@ from engines.lifecycle import members
 from supervisor.host.processes.group import Group
 from supervisor.runtime.group_lifecycle import GroupLifecycle
 from supervisor.runtime.kinds.engine_kind import Endpoint, EngineLife, EngineStart
-from supervisor.runtime.kinds.table import KINDS
+from supervisor.runtime.kinds.registry import KINDS
 from supervisor.runtime.run_facts import RunFacts
 from supervisor.runtime.snapshots import WeightTransport
 from supervisor.scheduler.actions import LoadWeights, Pause, StartGroup, Wake
@@ -29,7 +29,7 @@ Load = Callable[[Version, str, float], Awaitable[Version]]
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """One incarnation that has been ready."""
+    """An incarnation that has been ready."""
 
     incarnation: Incarnation
     control: EngineControl
@@ -37,7 +37,7 @@ class _Running:
 
 
 class Engines:
-    """Every engine of every pipeline. Use as an async context manager: it has an HTTP session."""
+    """Starts and controls every engine of every pipeline. Use it as an async context manager: it has an HTTP session."""
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class Engines:
         await self._open.aclose()
 
     async def start(self, action: StartGroup) -> GroupReady | ActionFailed:
-        """Spawn it, wait until the listener is ours and one token came through the real endpoint.
+        """Start an engine and wait until it is ready, as its kind says. Its exit is watched meanwhile: whichever comes first decides.
 
-        Raises SpawnFailed, NoPortFree, EngineError. Its exit is watched meanwhile: whichever comes first decides.
+        Raises SpawnFailed, NoPortFree, EngineError, OSError.
         """
         engine, incarnation = action.engine, action.incarnation
         assert self._session is not None
@@ -109,7 +109,7 @@ class Engines:
         return running if running is not None and running.incarnation == incarnation else None
 
     async def pause(self, action: Pause) -> Paused | ActionFailed:
-        """Raises EngineError."""
+        """Give back the engine's device memory. Raises EngineError."""
         running = self._get(action.engine, action.incarnation)
         if running is None:
             return _has_ended(action.id)
@@ -117,21 +117,21 @@ class Engines:
         return Paused(id=action.id)
 
     async def wake(self, action: Wake) -> Woken | ActionFailed:
-        """Raises EngineError."""
+        """Take device memory again, with the weights of a version. Raises EngineError."""
         running = self._get(action.engine, action.incarnation)
         if running is None:
             return _has_ended(action.id)
         return await self._loaded(action, running, running.control.wake, self._limits.wake_s)
 
     async def load(self, action: LoadWeights) -> Woken | ActionFailed:
-        """Raises EngineError."""
+        """Load a version in place. Raises EngineError."""
         running = self._get(action.engine, action.incarnation)
         if running is None:
             return _has_ended(action.id)
         return await self._loaded(action, running, running.control.load, self._limits.load_s)
 
     async def _loaded(self, action: Wake | LoadWeights, running: _Running, load: Load, limit: float) -> Woken:
-        """Weights loaded, the version read back and verified, all within `limit` seconds. Raises EngineError."""
+        """Load a version, read it back and have the kind verify it, all within `limit` seconds. Raises EngineError."""
         began = anyio.current_time()
         version = await load(action.version, self._transports[action.engine.pipeline].locate(action.version), limit)
         await running.life.verify(running.control, version, limit - (anyio.current_time() - began))

@@ -1,4 +1,4 @@
-"""The gateway processes: started on a listening socket that is ours and outlives them, ordered about, listened to."""
+"""Gateway processes are started on a listening socket that is ours and outlives them; they get orders over a channel, and report over it."""
 
 import socket
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from supervisor.runtime.kinds.engine_kind import Endpoint
 from supervisor.runtime.run_facts import RunFacts
 from supervisor.scheduler import actions as do
 from supervisor.scheduler.events import ActionFailed, GatewayReady, GatewaySaid, Ordered, PeerFailed
-from trainers.protocol.child_env import FD
+from trainers.protocol.child_env import API_KEY, FD
 from trainers.protocol.gateway_messages import (
     CloseRollout,
     Done,
@@ -37,7 +37,7 @@ from trainers.protocol.gateway_messages import (
 from trainers.protocol.ids import GatewayId, Incarnation, PipelineId
 
 EXIT_SECONDS: Final = 1.0
-"""From the end of its channel to the end of a gateway that dies."""
+"""Seconds from the end of its channel to the exit of a gateway that dies, at most."""
 
 
 OtherOrder = do.Unroute | do.Drain | do.Lost | do.OpenAtGateway | do.CloseAtGateway | do.ForgetAtGateway | do.TellHopeless
@@ -52,24 +52,26 @@ class _Gateway:
 
 
 def arguments(gateway: GatewayTable, health: HealthTable) -> list[str]:
-    """Arguments for `[pipeline.gateway]`, and what `[health]` has to say."""
+    """Return the command-line arguments that `[pipeline.gateway]` and `[health]` mean."""
     made = ["--on-publish", gateway.on_publish, "--abort-patience", f"{min(PATIENCE, health.drain_s / 4):g}"]
     if gateway.max_version_lag is not None:
         made += ["--max-version-lag", str(gateway.max_version_lag)]
     if gateway.prefix_affinity:
         made += ["--prefix-slack", str(gateway.prefix_slack)]
+    if not gateway.auth:
+        made.append("--no-auth")
     return made
 
 
 class Listeners:
-    """The listening sockets of the gateways: one a pipeline, for the whole run, so that its URL never changes."""
+    """Holds the listening socket of each pipeline's gateway for the whole run, so that its URL never changes."""
 
     def __init__(self, sockets: Mapping[PipelineId, socket.socket]) -> None:
         self._sockets = sockets
 
     @classmethod
     def open(cls, ports: Ports, pipelines: Iterable[PipelineId]) -> "Listeners":
-        """Raises OSError, NoPortFree; then none is open."""
+        """Open one socket for each pipeline. Raises OSError, NoPortFree; then none is open."""
         sockets: dict[PipelineId, socket.socket] = {}
         listeners = cls(sockets)
         try:
@@ -97,7 +99,7 @@ class Listeners:
 
 
 class Gateways:
-    """Every pipeline's gateway."""
+    """Starts every pipeline's gateway, sends it orders, and feeds its reports to the scheduler."""
 
     def __init__(self, facts: RunFacts, lifecycle: GroupLifecycle, loop: Loop, listeners: Listeners) -> None:
         self._facts = facts
@@ -107,7 +109,7 @@ class Gateways:
         self._gateways: dict[PipelineId, _Gateway] = {}
 
     async def start(self, action: do.StartGateway) -> GatewayReady | ActionFailed:
-        """Raises SpawnFailed."""
+        """Start the gateway and wait until it says that it is ready. Raises SpawnFailed."""
         id, incarnation = action.pipeline, action.incarnation
         ours, theirs = socket.socketpair()
         ready = anyio.Event()
@@ -130,16 +132,16 @@ class Gateways:
         return GatewayReady(id=action.id, pids=tuple(member.pid for member in group.members))
 
     def _close(self, pipeline: PipelineId) -> None:
-        """Nothing of this incarnation lives; the listening socket stays."""
+        """Close the channel of an incarnation that has ended; the listening socket stays."""
         if (gateway := self._gateways.pop(pipeline, None)) is not None:
             gateway.channel.close()
 
     def _command(self, action: do.StartGateway, descriptor: int) -> Command:
         id, paths, environment, pipelines = action.pipeline, self._facts.paths, self._facts.environment, self._facts.pipelines
         listener, table = self._listeners.fileno(id), pipelines.table(id)
-        env = environment.complete(
-            environment.inherited("gateway").kept, paths.tag(GatewayId(id), action.incarnation), ours={FD: str(descriptor)}
-        )
+        key = {API_KEY: pipelines.keys[id]} if id in pipelines.keys else {}
+        ours = {FD: str(descriptor), **key}
+        env = environment.complete(environment.inherited("gateway").kept, paths.tag(GatewayId(id), action.incarnation), ours=ours)
         who = ["--pipeline", id, "--listen-fd", str(listener), "--seed", str(table.seed), "--model", str(paths.model(table))]
         return Command(
             argv=[*who, *arguments(table.gateway, pipelines.config.health)],
@@ -165,7 +167,7 @@ class Gateways:
         return self._send(engine.pipeline, route)
 
     def order(self, action: OtherOrder) -> Ordered | None:
-        """Queue the order, in the order of the calls. None: its `Done` will come. An answer at once: there is no gateway to ask."""
+        """Queue the order; orders keep the sequence of the calls. Returns None when the gateway's `Done` will answer, an answer when there is no gateway."""
         match action:
             case do.Unroute(id=id, engine=engine, incarnation=incarnation, published=published):
                 return self._send(engine.pipeline, Unroute(id, engine.rank, incarnation, published))
@@ -211,7 +213,7 @@ class Gateways:
             self._loop.spawn_task(self._unless_it_ends, live.group, event, name=f"{id}/gateway closed its end")
 
     async def _unless_it_ends(self, group: Group, event: PeerFailed) -> None:
-        """A death closes descriptors, too, a moment before it can be seen; its exit, which is watched, says more."""
+        """Feed the event unless the gateway ends soon: a death closes its descriptors a moment before it can be seen, and its exit says more."""
         with anyio.move_on_after(EXIT_SECONDS):
             await group.ended()
             return

@@ -1,6 +1,6 @@
-"""Is a GPU empty? Asked when a holder leaves it, answered by measurement, in words that name who still holds what.
+"""Measures whether a GPU is empty when a holder leaves it, and names who still holds what.
 
-And for those who only look on (`status`, a scrape): what is used now, measured when somebody asks, at most once a second.
+For those who only look on (`status`, `/metrics`) it measures what is used now, when somebody asks and at most once a second.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
+from supervisor.config.kinds.registry import kind_of
 from supervisor.config.schema.tables import Config
 from supervisor.host.foreign import is_foreign
 from supervisor.host.gpus.emptiness import MIB, Usage, Verdict, judge
@@ -18,23 +19,23 @@ from supervisor.host.gpus.meter import GpuMeter, MeasureFailed
 from supervisor.host.processes.proc import table
 from supervisor.runtime.driver import Loop
 from supervisor.runtime.group_lifecycle import Groups
-from supervisor.runtime.kinds.table import KINDS
 from supervisor.scheduler.actions import Measure
 from supervisor.scheduler.events import GpuFree, GpuHeld, Holder
 from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId
 
 FIRST_LOOK_S, LONGEST_WAIT_S = 0.02, 0.25
-"""Memory goes by itself after a release; there is nothing to wait on but another look. Each look costs a scan of the processes."""
+"""Seconds between two looks, the first and the longest: no event says that memory was freed, and each look scans all processes."""
 SEEN_S: Final = 1.0
-"""For so long what an onlooker was told is good enough for the next one."""
+"""Seconds for which a measurement for one onlooker is good enough for the next one."""
 LONGEST_LOOK_S: Final = 2.0
-"""An onlooker who has waited for so long is told what is known by then."""
+"""Seconds after which an onlooker gets what has been measured by then."""
 
 
 class GpuMemory:
-    """Measures. `residuals` (bytes) are what each sleeping engine kept at its first pause of this incarnation.
+    """Measures the GPUs of the box, with the live groups as the known holders.
 
-    `residual_mib` is what a process may keep on a real GPU.
+    `residuals` (bytes) are what each sleeping engine kept at the first pause of its incarnation; `residual_mib` is what a process may keep
+    on a real GPU without being a holder.
     """
 
     def __init__(self, meter: GpuMeter, groups: Groups, loop: Loop, residual_mib: int) -> None:
@@ -52,11 +53,11 @@ class GpuMemory:
 
     @property
     def allowance(self) -> int:
-        """Bytes that a process may keep on a real GPU without being a holder; a virtual GPU is exact."""
+        """Bytes that a process may keep without being a holder: none on a virtual GPU, which is measured exactly."""
         return self._residual_mib * MIB if self._meter.measures_others else 0
 
     async def measure(self, action: Measure) -> GpuFree | GpuHeld:
-        """Look until every GPU is empty, or until the time is over. What cannot be measured is not free."""
+        """Look until every GPU is empty, or `within` seconds have passed. A GPU that cannot be measured is not free."""
         wait = FIRST_LOOK_S
         began = anyio.current_time()
         while True:
@@ -78,12 +79,12 @@ class GpuMemory:
         except MeasureFailed as error:
             return GpuHeld(id=action.id, gpus=action.gpus, note=f"cannot be measured: {error}")
         self._names_ours |= self._meter.measures_others and any(map(bool, usage.by_group.values()))
-        self._learned(usage)
+        self._show(usage)
         verdicts = [self._judge(gpu, usage) for gpu in action.gpus]
         held = [verdict for verdict in verdicts if not verdict.empty]
         if not held:
             if isinstance(action.holder, EngineId):
-                self._learn(action.holder, action.gpus, usage)
+                self._learn_residual(action.holder, action.gpus, usage)
             return None
         holders = tuple(Holder(verdict.gpu, group, lives[group]) for verdict in held for group in verdict.offenders if group in lives)
         note = "; ".join(str(verdict) for verdict in held)
@@ -91,7 +92,7 @@ class GpuMemory:
         return GpuHeld(id=action.id, gpus=tuple(verdict.gpu for verdict in held), note=note, holders=holders, strangers=strangers)
 
     async def _strangers(self, held: list[Verdict], usage: Usage, pids: Mapping[GroupId, frozenset[int]]) -> tuple[GpuId, ...]:
-        """Those of these GPUs that would be empty but for processes which are certainly none of ours."""
+        """Returns those GPUs that would be empty without processes which are certainly not ours."""
         if not self._names_ours or all(verdict.offenders for verdict in held):
             return ()
         ours = {pid for some in pids.values() for pid in some}
@@ -103,11 +104,11 @@ class GpuMemory:
         return tuple(v.gpu for v in held if not v.offenders and v.used - theirs(v.gpu) <= v.allowed)
 
     def _one_question(self) -> AbstractAsyncContextManager[None]:
-        """A driver takes one question at a time, and refuses a second; /proc can be read by many."""
+        """Guards a question to the driver, which takes one at a time and refuses a second; /proc can be read by many."""
         return self._question if self._meter.measures_others else contextlib.nullcontext()
 
     async def look_on(self) -> None:
-        """See that `seen` is true now (or was a second ago). What cannot be measured is not in it."""
+        """Measure all GPUs, so that `seen` is at most a second old. A GPU that cannot be measured is not in it."""
         async with self._onlooker:
             if anyio.current_time() < self._seen_at + SEEN_S:
                 return
@@ -121,17 +122,17 @@ class GpuMemory:
                     with contextlib.suppress(MeasureFailed):
                         async with self._one_question():
                             usage = await self._meter.measure(gpus, pids)
-                        self._learned(usage)
+                        self._show(usage)
             self._seen_at = anyio.current_time()
 
-    def _learned(self, usage: Usage) -> None:
-        """Onlookers are told what is known; so nobody seems to keep what he has just been seen to have left."""
+    def _show(self, usage: Usage) -> None:
+        """Keeps a measurement for onlookers, also one that was made for a hand-over: so nobody seems to keep what has just been measured as free."""
         self._seen_total.update(usage.total)
         self._seen_groups.update(usage.by_group)
 
     @property
     def seen(self) -> Usage | None:
-        """What was used when `look_on` was called last, if that was in this moment; `by_pid` is left out."""
+        """What was used at the last measurement, without `by_pid`; None when that was too long ago."""
         if anyio.current_time() >= self._seen_at + 2 * SEEN_S:
             return None
         return Usage(self._seen_total, self._seen_groups, {})
@@ -144,8 +145,8 @@ class GpuMemory:
                 sleepers[engine] = kept
         return judge(gpu, usage, sleepers, self.allowance)
 
-    def _learn(self, engine: EngineId, gpus: tuple[GpuId, ...], usage: Usage) -> None:
-        """At its first pause: what stays is its residual, and drift from it is worth an alarm."""
+    def _learn_residual(self, engine: EngineId, gpus: tuple[GpuId, ...], usage: Usage) -> None:
+        """Remembers what stays at the first pause of an incarnation as its residual; when it grows later, that is logged as a warning."""
         live = self._groups.get(engine)
         if live is None:
             return
@@ -163,7 +164,7 @@ def unmeasured_pipelines(config: Config) -> Iterator[PipelineId]:
     """Yields the pipelines whose engines hold memory that does not show: programs that are not ours, on virtual GPUs."""
     if config.host.virtual is not None:
         for pipeline in config.pipeline:
-            if not KINDS[pipeline.engine.kind].measured_on_virtual_gpus:
+            if not kind_of(pipeline.engine).MEASURED_ON_VIRTUAL_GPUS:
                 yield PipelineId(pipeline.name)
 
 

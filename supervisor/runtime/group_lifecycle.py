@@ -1,4 +1,4 @@
-"""Groups begin, are watched, and end: the same for engines, trainers and gateways.
+"""Groups begin, are watched, and end in the same way, whether they are engines, trainers or gateways.
 
 `Groups` is the registry of those that live; only the `GroupLifecycle` writes to it. What a group holds besides processes (ports, channels,
 files) is registered with the lifecycle when it is acquired, and given back when nothing of the group lives.
@@ -28,7 +28,7 @@ from trainers.protocol.ids import EngineId, GroupId, Incarnation
 
 PORT_POLL_S = 0.02
 FIRST_LOOK_S, LONGEST_WAIT_S = 0.1, 2.0
-"""From one look at who holds a port to the next: each is a scan of all descriptors of the box."""
+"""Seconds from one look at who holds a port to the next, the first and the longest: each scans all descriptors of the box."""
 TAIL = 32 << 10
 """Bytes of a child's log that its crash record is read from."""
 
@@ -85,11 +85,13 @@ class Groups:
 class GroupLifecycle:
     """Starts and ends groups. A start that is under way when its group is to be stopped is interrupted first."""
 
-    def __init__(self, groups: Groups, loop: Loop, ports: Ports, health: HealthTable) -> None:
+    def __init__(self, groups: Groups, loop: Loop, ports: Ports, health: HealthTable, hide: Callable[[str], str]) -> None:
+        """`hide` takes secrets out of what a child has written, before it becomes part of an event."""
         self._groups = groups
         self._loop = loop
         self._ports = ports
         self._health = health
+        self._hide = hide
         self._starting: dict[GroupId, tuple[anyio.CancelScope, anyio.Event]] = {}
         self._held: dict[GroupId, contextlib.ExitStack] = {}
 
@@ -165,10 +167,10 @@ class GroupLifecycle:
             last_lines=list(record.last_lines),
         )
         last = record.last_lines[-1] if record.last_lines and record.crash is not CrashClass.KILLED else ""
-        return f"{record.crash.value}{': ' + last if last else ''}"
+        return self._hide(f"{record.crash.value}{': ' + last if last else ''}")
 
     def watch_tree(self, group: GroupId, incarnation: Incarnation) -> None:
-        """From now on the end of any other process that the group consists of counts as the end of a member; for a group that is ready."""
+        """Watch the other processes of a group that is ready: from now on the exit of any of them counts as the exit of a member."""
         live = self._groups.get(group)
         if live is not None and live.incarnation == incarnation:
             self._loop.spawn_task(self._watch_tree, live, name=f"watch the tree of {group}")
@@ -206,18 +208,18 @@ class GroupLifecycle:
         return GroupGone(id=action.id, confirmed=True)
 
     async def _port_held(self, live: LiveGroup, limit: float) -> str:
-        """Empty when every port of the group's window can be bound again, or is a stranger's: the next life takes another window.
+        """Returns who holds a port of the group's window after `limit` seconds: something of the group lives that we do not know.
 
-        Else who holds one: something of the group lives that we do not know.
+        Empty when every port can be bound again, or is held by a process that is certainly foreign: the next life takes another window.
         """
         until = anyio.current_time() + limit
         look, wait = 0.0, FIRST_LOOK_S
         while blocked := self._ports.blocked(live.id):
             now = anyio.current_time()
             if now >= min(look, until):
-                port = await self._not_a_strangers(live, blocked)
+                port = await self._not_foreign(live, blocked)
                 if port is None:
-                    await self._leave_to_strangers(live, blocked)
+                    await self._log_foreign(live, blocked)
                     break
                 if now >= until:
                     return f"port {port} is still held by {await to_thread.run_sync(holder, port)}"
@@ -225,7 +227,7 @@ class GroupLifecycle:
             await anyio.sleep(PORT_POLL_S)  # nothing tells when a port becomes free
         return ""
 
-    async def _not_a_strangers(self, live: LiveGroup, ports: Sequence[int]) -> int | None:
+    async def _not_foreign(self, live: LiveGroup, ports: Sequence[int]) -> int | None:
         """Returns the first port that may be held by something of that group."""
         others = await self._groups.pids(but=live)
         pids = {pid for some in others.values() for pid in some}
@@ -237,7 +239,7 @@ class GroupLifecycle:
 
         return await to_thread.run_sync(look)
 
-    async def _leave_to_strangers(self, live: LiveGroup, ports: Sequence[int]) -> None:
+    async def _log_foreign(self, live: LiveGroup, ports: Sequence[int]) -> None:
         who = await to_thread.run_sync(lambda: sorted({holder(port) for port in ports}))
         log = self._loop.log_for(live.id, live.incarnation)
         log.warning("ports of its window are a stranger's; its next life takes other ones", ports=list(ports), holders=who)

@@ -1,4 +1,4 @@
-"""The model of a pipeline: a path that is there, or a recipe that a child of ours carries out once a run."""
+"""Sees that the model of a pipeline is there: a path, or a recipe that a child of ours carries out once a run."""
 
 import msgspec
 
@@ -15,14 +15,14 @@ from trainers.user_code import python_path
 
 
 class Models:
-    """Sees that the model of each pipeline is there."""
+    """Answers `PrepareModel` for every pipeline."""
 
     def __init__(self, facts: RunFacts, groups: Groups) -> None:
         self._facts = facts
         self._groups = groups
 
     async def prepare(self, action: PrepareModel) -> ModelReady | ActionFailed:
-        """Raises SpawnFailed."""
+        """Make the model if it has a recipe and is not there yet, and check that it has a config.json. Raises SpawnFailed."""
         table = self._facts.pipelines.table(action.pipeline)
         model, path = table.engine.model, self._facts.paths.model(table)
         if isinstance(model, ModelRecipe) and not path.exists():

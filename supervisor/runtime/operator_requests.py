@@ -1,4 +1,4 @@
-"""What an operator asks of a running supervisor: the signals, and the requests that come over the control socket."""
+"""An operator asks a running supervisor by signals, and by requests over the control socket; both are answered here."""
 
 import signal
 import time
@@ -20,7 +20,7 @@ from trainers.protocol.ids import EngineId, GatewayId, TrainerId
 
 
 class StatusSource:
-    """The state of the run as people see it, over all starts of the attempt."""
+    """Makes the state of the run as people see it, over all starts of the attempt."""
 
     def __init__(self, constants: Constants, scheduler: Scheduler, memory: GpuMemory, before: EarlierStarts) -> None:
         self._constants, self._scheduler, self._memory, self._before = constants, scheduler, memory, before

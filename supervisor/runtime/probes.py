@@ -1,4 +1,4 @@
-"""Looks at the engines from outside, and reports. It stops nothing: what an engine's silence means is the scheduler's to decide."""
+"""Probes look at the engines from outside and report. They stop nothing: the scheduler decides what an engine's silence means."""
 
 import time
 from typing import Final
@@ -22,7 +22,7 @@ MODES: Final = {EngineState.SERVING: Mode.SERVING, EngineState.PAUSED: Mode.ASLE
 
 
 class Probes:
-    """`run` until cancelled. It reads the scheduler's records before and after each probe: nobody has to tell it to pause or to resume."""
+    """Runs every engine's probes. It reads the scheduler's records before and after each one, so nobody has to tell it to pause or to resume."""
 
     def __init__(self, loop: Loop, scheduler: Scheduler, engines: Engines, settings: HealthTable) -> None:
         self._loop, self._scheduler, self._engines = loop, scheduler, engines
@@ -30,7 +30,7 @@ class Probes:
         self.longest_lag = 0.0
 
     async def run(self) -> None:
-        """Each probe runs by itself, so that one that hangs delays no other."""
+        """Probe until cancelled. Each probe is a task of its own, so that one that hangs delays no other."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._watch_ourselves, name="own lag")
             while True:
@@ -89,7 +89,10 @@ _NO_ROOM: Final = (409, 429, 503)
 
 
 async def _problem(control: EngineControl, probe: Probe) -> str | None:
-    """Empty, or what is wrong; None: it would not be asked now. A refusal proves that somebody is there, which is all that liveness asks."""
+    """Ask the engine. Returns what is wrong, an empty string when nothing is, None when it refused because it is busy.
+
+    Any refusal proves that the engine is there, which is all that liveness asks.
+    """
     try:
         match probe.kind:
             case Kind.LIVENESS:

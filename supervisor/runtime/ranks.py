@@ -1,4 +1,4 @@
-"""The trainer's rank processes: started with torchrun's variables and a descriptor each, welcomed, told, listened to."""
+"""Rank processes of a trainer are started with torchrun's variables and a descriptor each, over which they are welcomed, told and heard."""
 
 import socket
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from supervisor.runtime.run_facts import RunFacts
 from supervisor.runtime.snapshots import TrainerOutput
 from supervisor.scheduler.actions import StartTrainer, TellTrainer
 from supervisor.scheduler.events import ActionFailed, PeerFailed, Told, TrainerSaid, TrainerStarted
-from trainers.protocol.child_env import FD, URL
+from trainers.protocol.child_env import API_KEY, FD, OPENAI_KEY, URL
 from trainers.protocol.ids import PipelineId, TrainerId
 from trainers.protocol.trainer_messages import Hello, TrainerMessage, Welcome
 from trainers.user_code import python_path, torchrun_variables
@@ -29,7 +29,7 @@ class _Rank:
 
 
 class Ranks:
-    """Every trainer's ranks."""
+    """Starts every trainer's ranks, sends them messages, and feeds what they say to the scheduler."""
 
     def __init__(self, facts: RunFacts, lifecycle: GroupLifecycle, loop: Loop, output: TrainerOutput) -> None:
         self._facts = facts
@@ -115,9 +115,11 @@ class Ranks:
         id, paths, environment = action.pipeline, self._facts.paths, self._facts.environment
         trainer = self._facts.pipelines.table(id).trainer
         chosen = environment.inherited("trainer", trainer.pass_env, trainer.env)
+        key = self._facts.pipelines.keys.get(id)
         base = {
             "GLOO_SOCKET_IFNAME": "lo",  # ranks are on one host, whatever its name resolves to
             "NCCL_SOCKET_IFNAME": "lo",
+            **({OPENAI_KEY: key} if key is not None else {}),  # a script that asks the real OpenAI has set its own
             **chosen.kept,
             **torchrun_variables(rank, len(trainer.gpus), port),
             "LOCAL_RANK": "0",  # each rank sees its own GPU only
@@ -127,7 +129,7 @@ class Ranks:
             paths.tag(TrainerId(id), action.incarnation),
             python_path=python_path(trainer.entry, trainer.cwd, trainer.env.get("PYTHONPATH")),
             gpus=visible(self._facts.pipelines.select([trainer.gpus[rank]])),
-            ours={FD: str(descriptor), URL: self._facts.pipelines.urls[id]},
+            ours={FD: str(descriptor), URL: self._facts.pipelines.urls[id], **({API_KEY: key} if key is not None else {})},
         )
         if rank == 0 and chosen.dropped:
             self._log_dropped(action, chosen.dropped)
@@ -142,7 +144,7 @@ class Ranks:
         )
 
     def _log_dropped(self, action: StartTrainer, names: tuple[str, ...]) -> None:
-        """Names what a trainer does not get; once, as a rule the names are the same for all trainers."""
+        """Logs the variables that a trainer does not get; only once at level info, as the names are usually the same for all trainers."""
         log = self._loop.log_for(TrainerId(action.pipeline), action.incarnation)
         write = log.debug if names in self._logged_dropped else log.info
         write("environment not passed on", names=list(names))
@@ -158,4 +160,4 @@ class Ranks:
 
 
 async def _at_once(_group: Group) -> None:
-    """A trainer has no readiness of its own: it speaks when it has something to say."""
+    """Returns at once: a trainer has no readiness, it speaks when it has something to say."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
+from supervisor.attempt import gateway_keys
 from supervisor.attempt.checkpoints import Checkpoints
 from supervisor.attempt.directory import RunDirectory
 from supervisor.attempt.journal import Journal
@@ -59,7 +60,7 @@ PROGRESS_S = 0.5
 
 
 def run(config: Config, directory: RunDirectory, options: Options) -> Summary:
-    """Until every pipeline has ended or the operator stops it; nothing of it lives afterwards. Raises SetUpError, UsageError."""
+    """Run until every pipeline has ended or the operator stops it; nothing of the run lives afterwards. Raises SetUpError, UsageError."""
     guard = guardian_link.enter()
     _allow_descriptors()
     try:
@@ -71,15 +72,15 @@ def run(config: Config, directory: RunDirectory, options: Options) -> Summary:
 
 
 def _allow_descriptors() -> None:
-    """As many as we may have: each port that is reserved for a group takes one, and each child some."""
+    """Allow ourselves as many descriptors as we may have: each port that is reserved for a group takes one, and each child some."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _run(config: Config, directory: RunDirectory, options: Options, guard: guardian_link.Guard) -> Summary:
-    whole_run = Run(config, directory, options, guard)
-    with whole_run.prepare() as machine:
-        return await whole_run.serve(machine, whole_run.wire(machine))
+    one_run = Run(config, directory, options, guard)
+    with one_run.prepare() as machine:
+        return await one_run.serve(machine, one_run.wire(machine))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,7 @@ class Run:
 
     def __init__(self, config: Config, directory: RunDirectory, options: Options, guard: guardian_link.Guard) -> None:
         self._before = earlier_starts(directory, config)
-        self._whole, self._config = config, without(config, self._before.finished)
+        self._all, self._config = config, without(config, self._before.finished)
         self._directory, self._options, self._guard = directory, options, guard
         self._began_at = time.time()
 
@@ -125,7 +126,7 @@ class Run:
 
     @contextlib.contextmanager
     def prepare(self) -> Iterator[Machine]:
-        """Logs, journal, shared memory, GPUs, ports. What is taken is given back at the end. Raises SetUpError."""
+        """Take logs, journal, shared memory, GPUs and ports; all of it is given back at the end. Raises SetUpError."""
         config, directory = self._config, self._directory
         swept = [sweep(runs) for runs in directory.path.parent.parent.iterdir() if runs.is_dir() and not runs.is_symlink()]
         with contextlib.ExitStack() as stack:
@@ -153,7 +154,8 @@ class Run:
                 stack.enter_context(metrics)
             listeners = self._listeners(ports)
             stack.callback(listeners.close)
-            pipelines = Pipelines(config, meter.gpus, listeners.urls)
+            keys = self._keys(listeners, logs)
+            pipelines = Pipelines(config, meter.gpus, listeners.urls, keys)
             facts = RunFacts(pipelines, RunPaths(directory, shm), ChildEnvironment(dict(os.environ), directory.path))
             with self._accounted_for(journal, logs):
                 yield Machine(facts, logs, journal, meter, ports, listeners, metrics)
@@ -175,9 +177,20 @@ class Run:
         except (OSError, NoPortFree) as error:
             raise SetUpError(f"host.ports = {list(self._config.host.ports)}: {error}") from error
 
+    def _keys(self, listeners: Listeners, logs: Logs) -> dict[PipelineId, str]:
+        open_to_all = frozenset(PipelineId(table.name) for table in self._config.pipeline if not table.gateway.auth)
+        keys = gateway_keys.keep(self._directory.path, listeners.urls, open_to_all)
+        for key in keys.values():
+            logs.secrets.register(key)
+        for pipeline in sorted(open_to_all):
+            logs.log.warning(
+                "its gateway answers everybody (auth = false): every user of this machine, and every web page", pipeline=pipeline
+            )
+        return keys
+
     @contextlib.contextmanager
     def _accounted_for(self, journal: Journal, logs: Logs) -> Iterator[None]:
-        """After an orderly end, or when nothing was started, there is nothing to sweep."""
+        """Close the journal after an orderly end, or when nothing was started: then there is nothing to sweep."""
         try:
             yield
         except Exception as error:
@@ -191,11 +204,11 @@ class Run:
     # -- second phase
 
     def wire(self, machine: Machine) -> Wired:
-        """Scheduler, driver, performers, observers. Nothing is started, and nothing is decided yet."""
+        """Make scheduler, driver, performers and observers, and connect them. Nothing is started, and nothing is decided yet."""
         config, directory, logs, facts = self._config, self._directory, machine.logs, machine.facts
         results = RunResults(directory, logs, self._before)
         checkpoints = {
-            id: Checkpoints.open(directory.checkpoints(id), table.trainer.keep_checkpoints, results.refused)
+            id: Checkpoints.open(directory.checkpoints(id), table.trainer.keep_checkpoints, results.write_failed)
             for id, table in facts.pipelines
         }
         spec = box_spec(config, tuple(gpu.id for gpu in machine.meter.gpus), {id: record.known for id, record in checkpoints.items()})
@@ -207,7 +220,7 @@ class Run:
 
         processes = Processes(_prewarm(facts) if config.host.prewarm else None)
         groups = Groups(processes, machine.journal)
-        lifecycle = GroupLifecycle(groups, loop, machine.ports, config.health)
+        lifecycle = GroupLifecycle(groups, loop, machine.ports, config.health, logs.secrets.hide)
         transports = {id: SharedMemory(folder_of(facts.paths.shm, id), facts.paths.model(table)) for id, table in facts.pipelines}
         output = TrainerOutput(transports, checkpoints)
         engines = Engines(facts, lifecycle, transports, logs.log)
@@ -246,7 +259,7 @@ class Run:
         )
 
     def _observers(self, logs: Logs, results: RunResults) -> list[Observer]:
-        """In the order in which they see each event."""
+        """Return the observers in the order in which they see each event."""
         observers: list[Observer] = [EventLog(logs.log)]
         if self._options.metrics is not None:
             observers.append(self._options.metrics)
@@ -258,7 +271,7 @@ class Run:
     # -- third phase
 
     async def serve(self, machine: Machine, wired: Wired) -> Summary:
-        """Until every pipeline has ended; then nothing of the run lives any more. Raises SetUpError."""
+        """Run until every pipeline has ended; then nothing of the run lives any more. Raises SetUpError."""
         async with anyio.create_task_group() as signals:
             await signals.start(wired.stopper.on_signals)  # before the first child: whoever is stopped now is stopped in order
             async with wired.processes.running(), anyio.create_task_group() as tasks:
@@ -283,7 +296,7 @@ class Run:
             )
 
     async def _drive(self, machine: Machine, wired: Wired, tasks: anyio.abc.TaskGroup) -> None:
-        """Starts what runs beside the loop, then the loop."""
+        """Start what runs beside the loop, then the loop."""
         await tasks.start(control_socket.serve, self._directory.control_socket, wired.operator.answer)
         tasks.start_soon(wired.processes.reap_forever, name="reap orphans")
         tasks.start_soon(wired.probes.run, name="probes")
@@ -306,9 +319,9 @@ class Run:
         await tasks.start(metrics_server.serve, listener, page)
 
     def _begin(self, machine: Machine, wired: Wired) -> None:
-        """Nothing more can refuse the run, and nothing of it is started yet."""
+        """Say that the run begins: nothing more can refuse it, and nothing of it is started yet."""
         directory, log = self._directory, machine.logs.log
-        directory.begin(self._whole, self._options.source)
+        directory.begin(self._all, self._options.source)
         wired.results.begin(wired.scheduler)
         self._options.begun()
         log.info("run starts", directory=str(directory.path), resumed=directory.resumed, pid=os.getpid())

@@ -1,4 +1,4 @@
-"""The facts of a run, fixed before anything of it starts: its pipelines, where its files lie, and the environment of its children.
+"""The facts of a run are fixed before anything of it starts: its pipelines, where its files lie, and the environment of its children.
 
 Nothing here changes while the run goes on. What changes has one owner: the groups that live (`group_lifecycle`), the engines' endpoints
 (`engines`), what trainers have handed over (`snapshots`).
@@ -6,7 +6,7 @@ Nothing here changes while the run goes on. What changes has one owner: the grou
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -23,11 +23,12 @@ _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Pipelines:
-    """The tables of the configuration, with the GPUs of this box that they name and the URL of each pipeline's gateway."""
+    """The tables of the configuration, with the GPUs of this box that they name, and URL and key of each pipeline's gateway (no key: it is open)."""
 
     config: Config
     gpus: tuple[Gpu, ...]
     urls: Mapping[PipelineId, str]
+    keys: Mapping[PipelineId, str] = field(repr=False)
 
     def __iter__(self) -> Iterator[tuple[PipelineId, PipelineTable]]:
         return ((PipelineId(table.name), table) for table in self.config.pipeline)

@@ -1,4 +1,4 @@
-"""The configuration as the scheduler's facts."""
+"""Turns the configuration into the scheduler's facts."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from trainers.protocol.ids import GpuId, PipelineId
 
 
 def box_spec(config: Config, gpus: tuple[GpuId, ...], remembered: Mapping[PipelineId, Remembered]) -> BoxSpec:
-    """`remembered` is what earlier attempts at a resumed run have left: steps done and the last version, by pipeline."""
+    """Return the facts of the box. `remembered` is what earlier starts of the attempt have recorded, by pipeline: steps done, the last version."""
     return BoxSpec(
         gpus,
         tuple(_pipeline(pipeline, remembered.get(PipelineId(pipeline.name), Remembered())) for pipeline in config.pipeline),

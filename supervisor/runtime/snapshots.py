@@ -1,4 +1,4 @@
-"""What trainers hand over: weights, which become versions that engines load, and checkpoints, from which a restart resumes.
+"""Trainers hand over weights, which become versions that engines load, and checkpoints, from which a restart resumes.
 
 How weights travel is a `WeightTransport`, one a pipeline: what a trainer says it has written is adopted as a version, an engine is told
 where the version lies, and it is dropped when nobody needs it. Today's is a folder in shared memory. Names of snapshot folders are known

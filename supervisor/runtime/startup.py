@@ -1,4 +1,4 @@
-"""The start of a run: how it was asked for, why it could not begin, and when everything has started."""
+"""This module is about the start of a run: how it was asked for, why it could not begin, and when everything has started."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +28,9 @@ ShowProgress = Callable[[Status, float], Sequence[str]]
 
 
 class Exposition(Observer, Protocol):
-    """What is counted for `/metrics`; a view, too."""
+    """Counts for `/metrics`; a view, too."""
 
-    def page(self, scheduler: Scheduler, snapshot: Status, longest_lag: float) -> bytes:
+    def page(self, scheduler: Scheduler, status: Status, longest_lag: float) -> bytes:
         """Returns the page, when somebody asks. `longest_lag` in seconds: by how much our own loop was late, at most."""
 
 
@@ -94,7 +94,7 @@ class Starting:
     seen: set[PipelineId] = field(default_factory=set)
 
     def look(self, pipelines: Iterable[Pipeline]) -> Verdict | None:
-        """None while there is something to wait for, and when the run ends anyway: then its exit code says everything."""
+        """Return the verdict; None while there is something to wait for, and when the run ends anyway: then its exit code says everything."""
         pipelines = tuple(pipelines)
         for pipeline in pipelines:
             if pipeline.ended or (pipeline.routable and pipeline.trainer.state is TrainerState.RUNNING):

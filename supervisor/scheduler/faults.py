@@ -1,4 +1,4 @@
-"""What is kept of a failure of an engine group: who caused it, who went with it, and when each step of its recovery was done."""
+"""A fault is the record of a failure of an engine group: what caused it, which members went with it, and when each step of its recovery was done."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -50,6 +50,6 @@ class Fault:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Each step in seconds since the failure of this attempt."""
+        """Return each step in seconds since the failure of this attempt."""
         failed = self.steps.get("failed", self.began)
         return {step: round(at - failed, 4) for step, at in self.steps.items() if step != "failed"}

@@ -1,4 +1,4 @@
-"""Actions under way: each is answered once or its deadline comes; what answers later is dropped here and nowhere else."""
+"""Actions in flight are answered once, or their deadline comes. An answer that comes later is dropped here and nowhere else."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class InFlight:
         return action.id
 
     def answered(self, id: int) -> Action | None:
-        """The action that this answer belongs to, or None when nobody waits for it any more."""
+        """Return the action that this answer belongs to, or None when nobody waits for it any more."""
         awaited = self._awaited.pop(id, None)
         if awaited is None:
             self.dropped += 1
@@ -46,12 +46,12 @@ class InFlight:
         return id in self._awaited
 
     def forget(self, id: int | None) -> None:
-        """Nobody waits for this answer any more."""
+        """Wait for this answer no longer."""
         if id is not None:
             self._awaited.pop(id, None)
 
     def overdue(self, now: float) -> list[Action]:
-        """Actions whose deadline has come, taken out."""
+        """Take out and return the actions whose deadline has come."""
         late = [awaited.action for awaited in self._awaited.values() if awaited.deadline <= now]
         for action in late:
             del self._awaited[action.id]
@@ -62,6 +62,6 @@ class InFlight:
         return min((awaited.deadline for awaited in self._awaited.values()), default=None)
 
     def take(self) -> list[Action]:
-        """What was emitted since the last call."""
+        """Return the actions that were emitted since the last call."""
         out, self._out = self._out, []
         return out

@@ -1,4 +1,4 @@
-"""What must hold after every event, in production too: it is cheap, and a broken promise must be loud.
+"""Invariants hold after every event and are checked in production, too: it is cheap, and a broken promise must be loud.
 
 Few engines of a large box hold anything: what is leased is looked at lease by lease, and of an engine at rest only that it rests.
 """
@@ -15,7 +15,7 @@ ROUTABLE = (EngineState.SERVING, EngineState.LOADING, EngineState.DRAINING)
 
 
 def check(ctx: Context) -> None:
-    """Raises AssertionError naming what is broken."""
+    """Look at everything that is leased or routed. Raises AssertionError naming what is broken."""
     leased: dict[GroupId, set[GpuId]] = {}
     for lease in ctx.leases.leases:
         leased.setdefault(lease.holder, set()).add(lease.gpu)

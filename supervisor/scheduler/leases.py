@@ -1,4 +1,4 @@
-"""Who holds which GPU. Leases are records of their own, never derived from the state of an engine or a trainer."""
+"""A lease says who holds which GPU. Leases are records of their own, never derived from the state of an engine or a trainer."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from .spec import Priority
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One GPU held by one group."""
+    """A lease is one GPU held by one group, at one priority, for one of its lives."""
 
     gpu: GpuId
     holder: GroupId
@@ -19,7 +19,7 @@ class Lease:
 
 
 class LeaseBook:
-    """All leases of the box, and what is lent to nobody.
+    """The book of all leases of the box, and of the GPUs that are lent to nobody.
 
     A GPU is *fenced* when something holds memory there that is not ours to end, or it was never measured: until it measures empty.
     It is *withheld* by groups whose end is not confirmed: until that is. Who has it then keeps it, and nobody comes after.
@@ -41,19 +41,19 @@ class LeaseBook:
 
     @property
     def fences(self) -> dict[GpuId, str]:
-        """Those that a measurement lifts."""
+        """Return the fenced GPUs, each with its reason; a measurement lifts a fence."""
         return dict(self._fences)
 
     @property
     def withheld(self) -> dict[GpuId, tuple[GroupId, ...]]:
-        """By which groups."""
+        """Return the withheld GPUs, each with the groups that withhold it."""
         return {gpu: tuple(by) for gpu, by in self._withheld.items()}
 
     def lease(self, gpu: GpuId) -> Lease | None:
         return self._leases[gpu]
 
     def fenced(self, gpu: GpuId) -> str | None:
-        """Why the GPU is fenced or withheld, or None."""
+        """Return why the GPU is fenced or withheld, or None."""
         return self._fences.get(gpu) or next(iter(self._withheld.get(gpu, {}).values()), None)
 
     def is_free(self, gpu: GpuId) -> bool:
@@ -66,7 +66,7 @@ class LeaseBook:
         return tuple(self._held.get(holder, ()))
 
     def grant(self, gpus: Iterable[GpuId], holder: GroupId, priority: Priority, incarnation: Incarnation) -> None:
-        """All of them or none. Raises AssertionError when one is held or fenced: that would be a double booking, a bug of ours."""
+        """Lend all of these GPUs or none. Raises AssertionError when one is held or fenced: that would be a double booking, a bug of ours."""
         wanted = tuple(gpus)
         for gpu in wanted:
             assert self.is_free(gpu), f"GPU {gpu} wanted by {holder} is held by {self._leases[gpu]} or fenced: {self.fenced(gpu)}"
@@ -76,7 +76,7 @@ class LeaseBook:
             self._held[holder] = sorted({*self._held.get(holder, ()), *wanted})
 
     def reassign(self, gpus: Iterable[GpuId], holder: GroupId, priority: Priority) -> None:
-        """Another role of the same holder, without a gap."""
+        """Lend them to the same holder in another role, without a gap."""
         for gpu in gpus:
             lease = self._leases[gpu]
             assert lease is not None, f"GPU {gpu} has no lease"
@@ -84,7 +84,7 @@ class LeaseBook:
             self._leases[gpu] = Lease(gpu, holder, priority, lease.incarnation)
 
     def release(self, holder: GroupId, gpus: Iterable[GpuId] | None = None) -> None:
-        """Give back what `holder` holds (of `gpus`); giving back what is not held is a bug of ours."""
+        """Give back what `holder` holds (of `gpus`). Raises AssertionError for what it does not hold: a bug of ours."""
         for gpu in self.held_by(holder) if gpus is None else tuple(gpus):
             lease = self._leases[gpu]
             assert lease is not None, f"{holder} gives back GPU {gpu}, which nobody holds"
@@ -101,11 +101,11 @@ class LeaseBook:
         self._fences.pop(gpu, None)
 
     def withhold(self, gpus: Iterable[GpuId], by: GroupId, reason: str) -> None:
-        """Nobody is given these from now on, also when they come back from who has them."""
+        """Lend these to nobody from now on, also when they come back from those who have them."""
         for gpu in gpus:
             self._withheld.setdefault(gpu, {})[by] = reason
 
     def lift(self, by: GroupId) -> None:
-        """That group is confirmed gone."""
+        """The group is confirmed to have exited: it withholds nothing more."""
         for gpu in [gpu for gpu, groups in self._withheld.items() if groups.pop(by, None) is not None and not groups]:
             del self._withheld[gpu]

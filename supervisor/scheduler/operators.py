@@ -1,4 +1,7 @@
-"""What an operator asks for: one pipeline or group (`asked`), or an end of it all (`stop`); and what each request will do, in words (`preview`)."""
+"""An operator asks for something of one pipeline or group (`apply`), or stops the run (`stop`).
+
+`refusal` says in words what cannot be asked, `preview` what a request will do.
+"""
 
 from collections.abc import Iterator
 from typing import assert_never
@@ -19,7 +22,7 @@ _PARTS = ("restart", "reset")
 
 
 def refusal(ctx: Context, event: OperatorAsked) -> str:
-    """Why it cannot be asked at all; empty: it can."""
+    """Return why that cannot be asked at all; empty when it can."""
     pipelines = ctx.fleet.pipelines
     if event.pipeline not in pipelines:
         return f"there is no pipeline {event.pipeline}; this run has {', '.join(pipelines)}"
@@ -36,7 +39,7 @@ def refusal(ctx: Context, event: OperatorAsked) -> str:
 
 
 def preview(ctx: Context, event: OperatorAsked) -> list[tuple[GroupId | PipelineId, str]]:
-    """What it will do to whom, in the order in which people read it; also where that is nothing. Of what is not `refused`."""
+    """Return what the request will do to whom, in the order in which people read it, also where that is nothing. It must not be refused."""
     pipeline = ctx.fleet.pipelines[event.pipeline]
     if event.verb == "stop":
         return [(pipeline.id, _preview_stop(pipeline))]
@@ -54,7 +57,7 @@ def preview(ctx: Context, event: OperatorAsked) -> list[tuple[GroupId | Pipeline
 
 
 def _engines(pipeline: Pipeline, event: OperatorAsked) -> Iterator[Engine]:
-    """Those that are meant."""
+    """Yield the engines that are meant."""
     if event.rank is not None:
         yield pipeline.engines[event.rank]
     elif not event.part and event.verb in (*_HELD, "reset"):
@@ -150,7 +153,7 @@ def _preview_trainer_restart(pipeline: Pipeline) -> str:
 
 def _preview_gateway(pipeline: Pipeline, verb: str) -> str:
     gateway = pipeline.gateway
-    state = "serving" if gateway.up else "being replaced" if gateway.dying else "starting" if gateway.op is not None else "cold"
+    state = "being replaced" if gateway.dying and not gateway.up else gateway.state
     if verb == "reset":
         return f"nothing to reset: it is {state}"
     if gateway.up or (gateway.op is not None and not gateway.dying):
@@ -179,7 +182,7 @@ def _preview_stop(pipeline: Pipeline) -> str:
 
 
 def apply(ctx: Context, event: OperatorAsked) -> None:
-    """Each request may come twice and then changes nothing; but a `restart` of what is up again restarts it again."""
+    """Do what the operator asks for. The same request twice changes nothing more, but a `restart` of what is up again restarts it again."""
     if (why := refusal(ctx, event)) != "":
         ctx.note("warning", event.pipeline, f"operator: {event.verb}: refused: {why}")
         return
@@ -221,7 +224,7 @@ def _reset(ctx: Context, pipeline: Pipeline, chosen: list[Engine], event: Operat
 
 
 def stop(ctx: Context, level: int) -> None:
-    """The whole run is to end; a higher level is less patient."""
+    """Stop the whole run: level 1 gracefully, 2 without draining, 3 by KILL. A lower level than before changes nothing."""
     if level > ctx.stopping:
         if not ctx.stopping:
             ctx.stop_at = ctx.now + ctx.box.limits.grace
@@ -233,7 +236,7 @@ def stop(ctx: Context, level: int) -> None:
 
 
 def _hurry(ctx: Context) -> None:
-    """Ends that are being waited for with patience begin again without: `step` asks for KILL now."""
+    """Teardowns that wait for a graceful exit begin again: the next `step` asks for KILL."""
     patient = {awaited.action.id for awaited in ctx.inflight.awaited if isinstance(awaited.action, StopGroup) and not awaited.action.kill}
     for pipeline in ctx.fleet.pipelines.values():
         groups_of_it: list[Engine | Trainer | Gateway] = [pipeline.trainer, pipeline.gateway, *pipeline.engines.values()]

@@ -1,4 +1,4 @@
-"""The records of what lives on the box: engines, trainers, gateways, pipelines. State only; what they mean is decided beside."""
+"""Records are the state of what lives on the box: engines, trainers, gateways, pipelines. What follows from it is decided in `groups`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,43 +10,32 @@ from supervisor.scheduler.planning.costs import MoveCost, Pace
 from supervisor.scheduler.planning.reservations import Request
 from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, TrainerId, Version
 
+from .engine_life import FIRST_LIFE, PHASES, EngineLife, Pausing, Teardown
 from .faults import Fault
 from .restarts import Budget
 from .rollouts import Rollout
 from .spec import BoxSpec, PipelineSpec, Priority
 
-FIRST_LIFE = Incarnation(1)
-
 
 @dataclass(slots=True)
 class Engine:
-    """One engine group. `op` is the id of the one action under way for it, if any."""
+    """One engine group. `op` is the id of the one action under way for it, if any.
+
+    What ends with its processes is in `life`. A `fault` outlives them: it is open from the failure until the group is well again.
+    """
 
     id: EngineId
     gpus: tuple[GpuId, ...]
     slots: int
     budget: Budget
     state: EngineState = EngineState.COLD
-    incarnation: Incarnation = FIRST_LIFE
+    life: EngineLife = field(default_factory=EngineLife)
     op: int | None = None
-    version: Version | None = None  # what it truly has loaded
-    route: Version | None = None  # the version under which the gateway routes to it
-    routing_to: Version | None = None  # a route of this version has been ordered and is not answered
-    touched: bool = False  # a route was asked for since it is awake, and no drain has been answered
-    released: bool = False  # pausing: it says that it gave memory back; the measurement is next
-    gone: bool = False  # quarantined or stopping: every pid is gone; the measurement is next
-    told_lost: bool = False  # quarantined: the gateway knows
     held: bool = False  # an operator's pause
+    drained: bool = False  # an operator's drain: held, and without processes
     since: float = 0.0  # of the state
     not_before: float = 0.0  # of the next start
-    in_flight: int = 0
-    completed: int = 0
-    failures: int = 0  # requests that failed in a row, as its gateway counts
-    tokens: int = 0
-    fault: Fault | None = None  # since it failed, until it is well again
-    attempt_until: float | None = None  # of a start: when it must be loaded, or asleep
-    drained: bool = False  # an operator's drain: held, and without processes
-    pids: tuple[int, ...] = ()
+    fault: Fault | None = None
     pauses: int = 0
     wakes: int = 0
     restarts: int = 0
@@ -57,27 +46,80 @@ class Engine:
     cost: MoveCost = field(default_factory=MoveCost)
 
     def transition(self, transition: Transition, now: float) -> None:
+        """Go to the next state of the table; a life, or the record of a state, ends with it. Raises KeyError: a bug of ours."""
         self.state = advance(self.state, transition)
         self.since = now
         self.cost.observe(transition, now)
+        if transition is Transition.GONE:
+            self.life = EngineLife(Incarnation(self.life.incarnation + 1))
+        elif (phase := PHASES.get(self.state)) is None:
+            self.life.phase = None
+        elif not isinstance(self.life.phase, phase):
+            self.life.phase = phase()
+
+    @property
+    def pausing(self) -> Pausing:
+        """Return the record of the state pausing. Raises AssertionError in any other."""
+        assert isinstance(self.life.phase, Pausing), f"{self.id} is {self.state.value}"
+        return self.life.phase
+
+    @property
+    def teardown(self) -> Teardown:
+        """Return the record of its teardown. Raises AssertionError while its life is not ending."""
+        assert isinstance(self.life.phase, Teardown), f"{self.id} is {self.state.value}"
+        return self.life.phase
+
+    @property
+    def incarnation(self) -> Incarnation:
+        return self.life.incarnation
+
+    @property
+    def version(self) -> Version | None:
+        return self.life.version
+
+    @property
+    def route(self) -> Version | None:
+        """Return the version under which the gateway routes to it."""
+        return self.life.routing.version
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return self.life.pids
+
+    @property
+    def in_flight(self) -> int:
+        return self.life.load.in_flight
+
+    @property
+    def completed(self) -> int:
+        return self.life.load.completed
+
+    @property
+    def failures(self) -> int:
+        """Return how many requests failed in a row."""
+        return self.life.load.failures
+
+    @property
+    def tokens(self) -> int:
+        return self.life.load.tokens
 
     def can(self, transition: Transition) -> bool:
         return (self.state, transition) in TRANSITIONS
 
     @property
     def awake(self) -> bool:
-        """Holds its GPUs to work with them, or is on the way there."""
+        """Return whether it holds its GPUs to work with them, or is on the way there."""
         return self.state in (EngineState.STARTING, EngineState.WAKING, EngineState.LOADING, EngineState.SERVING)
 
     @property
     def rests(self) -> bool:
-        """Holds nothing, and nothing is under way: most engines of a large box."""
+        """Return whether it holds nothing and nothing is under way, as for most engines of a large box."""
         state = self.state
         return state is EngineState.PAUSED or state is EngineState.COLD or state is EngineState.RETIRED
 
     def in_flight_possible(self, pipeline: "Pipeline") -> bool:
-        """Whether requests of ours may still run on it: its gateway lives and has had a route to it since it was woken."""
-        return pipeline.gateway.up and self.touched
+        """Return whether requests of ours may still run on it: its gateway lives and has had a route to it since it was woken."""
+        return pipeline.gateway.up and self.life.routing.used
 
 
 class TrainerState(Enum):
@@ -123,7 +165,7 @@ TRAINER_TRANSITIONS = {
 
 @dataclass(slots=True)
 class Grant:
-    """GPUs a trainer has, from the moment all ranks are told to the moment all have left and the GPUs measure empty."""
+    """A grant is the GPUs that a trainer has, from the moment all ranks are told to the moment all have left and the GPUs measure empty."""
 
     call: int
     roles: tuple[str, ...]
@@ -137,12 +179,12 @@ class Grant:
     warned: bool = False
 
     def give_up(self, gpus: Iterable[GpuId]) -> None:
-        """These are the trainer's until they are seen empty, and are no part of the grant any more."""
+        """Give these up in an exchange: they are the trainer's until they measure empty, and no part of the grant any more."""
         self.leaving_gpus = (*self.leaving_gpus, *gpus)
         self.gpus = tuple(gpu for gpu in self.gpus if gpu not in self.leaving_gpus)
 
     def measured_empty(self, gpus: Iterable[GpuId]) -> None:
-        """These measure empty."""
+        """These GPUs measure empty: the trainer has them no longer."""
         self.measure = None
         self.gpus, self.leaving_gpus = (tuple(gpu for gpu in have if gpu not in gpus) for have in (self.gpus, self.leaving_gpus))
 
@@ -158,7 +200,7 @@ class Publishing:
 
 @dataclass(slots=True)
 class Trainer:
-    """The rank processes of one pipeline."""
+    """A trainer is the rank processes of one pipeline."""
 
     id: TrainerId
     world_size: int
@@ -174,7 +216,7 @@ class Trainer:
     publishing: Publishing | None = None
     exits: dict[int, int] = field(default_factory=dict)  # rank -> exit code
     first_exit: float | None = None
-    gone: bool = False
+    teardown: Teardown | None = None
     greeted: bool = False  # a rank of this life has said hello: it hears what it is told
     not_before: float = 0.0
     pids: tuple[int, ...] = ()
@@ -184,12 +226,17 @@ class Trainer:
     by_operator: bool = False  # that it was an operator who wanted it
 
     def transition(self, transition: TrainerTransition) -> None:
+        """Go to the next state of the table; the record of a teardown exists while its life is ending. Raises KeyError: a bug of ours."""
         self.state = TRAINER_TRANSITIONS[self.state, transition]
+        if self.state not in (TrainerState.QUARANTINED, TrainerState.STOPPING):
+            self.teardown = None
+        elif self.teardown is None:
+            self.teardown = Teardown()
 
 
 @dataclass(slots=True)
 class Gateway:
-    """The HTTP front of one pipeline. It holds no GPU; when it dies it is replaced at once on the same socket."""
+    """A gateway is the HTTP front of one pipeline. It holds no GPU; when it dies it is replaced at once on the same socket."""
 
     id: GatewayId
     incarnation: Incarnation = FIRST_LIFE
@@ -204,6 +251,11 @@ class Gateway:
     failed_at: float | None = None  # the last time, for people
     by_operator: bool = False  # that it was an operator who wanted it
 
+    @property
+    def state(self) -> str:
+        """Its state in a word, as `status` shows it. A gateway that has failed is being replaced."""
+        return "serving" if self.up else "failed" if self.dying else "starting" if self.op is not None else "cold"
+
 
 Group = Engine | Trainer | Gateway
 """A group of processes that live and end together; each has an `id`, an `incarnation`, and `op`, the id of the one action under way for it."""
@@ -211,7 +263,7 @@ Group = Engine | Trainer | Gateway
 
 @dataclass(slots=True)
 class Figures:
-    """What the summary and the views count."""
+    """The figures of a pipeline that the summary and the views show."""
 
     samples: int = 0
     rewards: list[float] = field(default_factory=list)
@@ -221,7 +273,7 @@ class Figures:
     waits_since: dict[str, float] = field(default_factory=dict)
 
     def reported(self, step: int, metrics: dict[str, float]) -> None:
-        """What the trainer says of itself."""
+        """Take over what the trainer reports of a step."""
         self.step, self.metrics = step, {**self.metrics, **metrics}
         if "reward" in metrics:
             self.rewards.append(metrics["reward"])
@@ -256,7 +308,7 @@ class Pipeline:
 
     @property
     def settled(self) -> bool:
-        """Nothing of it lives any more."""
+        """Return whether nothing of it lives any more."""
         dead = all(engine.state in (EngineState.COLD, EngineState.RETIRED, EngineState.STUCK) for engine in self.engines.values())
         return self.ended and dead and not self.gateway.up and self.gateway.op is None and not self.gateway.dying
 
@@ -265,7 +317,7 @@ class Pipeline:
 
     @property
     def steps_left(self) -> int:
-        """Steps still to finish, this one included; 0 when it has ended or nobody knows."""
+        """Return the steps still to finish, this one included; 0 when it has ended or nobody knows."""
         return 0 if self.ended else max(0, self.spec.steps - max(self.step, self.trainer.steps_done))
 
     @property
@@ -278,7 +330,7 @@ class Pipeline:
 
 
 class Fleet:
-    """Every pipeline of the box, and ways to walk it."""
+    """The fleet is every pipeline of the box, with ways to find a group."""
 
     def __init__(self, box: BoxSpec) -> None:
         self.pipelines = {spec.id: _pipeline(spec, box) for spec in box.pipelines}

@@ -1,4 +1,4 @@
-"""How often a group may come back: 3 times in 10 minutes, after 0 s and then a jittered 1..60 s; then it is retired."""
+"""A budget says how often a group may come back: 3 times in 10 minutes, after 0 s and then a jittered 1..60 s; then the group is retired."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Budget:
-    """Restarts of one group within a sliding window."""
+    """The restarts of one group within a sliding window of so many seconds."""
 
     limit: int
     window: float
     failures: deque[float] = field(default_factory=deque)
 
     def fail(self, now: float, salt: int) -> float | None:
-        """Record a failure. Returns the seconds to wait before the next start, or None when the budget is spent.
+        """Record a failure; return the seconds to wait before the next start, or None when the budget is spent.
 
         `salt` spreads groups that fail together; the same failure gives the same answer, as everything decided here does.
         """
@@ -33,5 +33,5 @@ class Budget:
 
 
 def _fraction(number: int) -> float:
-    """A fixed number in [0, 1) for a number (Knuth's multiplicative hash): jitter without randomness."""
+    """Return a fixed number in [0, 1) for a number (Knuth's multiplicative hash): jitter without randomness."""
     return (number * 2654435761 % 2**32) / 2**32

@@ -8,7 +8,7 @@ from trainers.protocol.gateway_messages import RolloutProgress
 
 @dataclass(slots=True)
 class Rollout:
-    """A batch of samples a pipeline wants, open until it is closed, the pipeline ends, or its trainer dies.
+    """A rollout is a batch of samples that a pipeline wants, open until it is closed, the pipeline ends, or its trainer dies.
 
     Counts are samples. `before` is what a gateway that has died since had delivered.
     """
@@ -32,7 +32,7 @@ class Rollout:
         self.quiet_since = self.opened
 
     def absorb(self, progress: RolloutProgress, now: float) -> None:
-        """Take the gateway's figures; the first moment with nothing waiting or running starts the quiet time."""
+        """Take over the gateway's figures; the first moment with nothing waiting or running starts the quiet time."""
         self.waiting, self.in_flight, self.done = progress.waiting, progress.in_flight, progress.done
         self.expected, self.longest = progress.expected, progress.longest
         if self.waiting + self.in_flight > 0:
@@ -50,7 +50,7 @@ class Rollout:
             self.quiet_since = now
 
     def unfinished(self, now: float, quiet_after: float) -> int:
-        """Samples still to be generated: `max(target - done, waiting + in flight)`, so never 0 while a request waits.
+        """Return the samples still to be generated: `max(target - done, waiting + in flight)`, so never 0 while a request waits.
 
         A rollout that has been quiet for `quiet_after` seconds counts as one sample, until its next request.
         """
@@ -61,12 +61,12 @@ class Rollout:
         return wanted
 
     def quiet_at(self, quiet_after: float) -> float | None:
-        """When the quiet time will be over, if it runs."""
+        """Return when the quiet time ends, if it runs."""
         return None if self.quiet_since is None else self.quiet_since + quiet_after
 
 
 def work(rollouts: Iterable[Rollout], now: float, quiet_after: float) -> tuple[float, float]:
-    """What is left of all unfinished samples of these, and of the longest, in the gateway's unit; (0, 0) unless it is known of each rollout.
+    """Return the work left in all unfinished samples of these, and in the longest, in the gateway's unit; (0, 0) unless it is known of each rollout.
 
     Samples that have not been asked for yet are taken to be like those that have.
     """

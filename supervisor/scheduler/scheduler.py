@@ -1,4 +1,4 @@
-"""Everything that is decided is decided in `Scheduler.handle`: one synchronous, deterministic call without I/O."""
+"""`Scheduler.handle` takes every decision, in one synchronous, deterministic call without I/O. The rest of the class is read-only."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
@@ -9,7 +9,6 @@ from supervisor.scheduler.groups.trainer_leases import grant
 from supervisor.scheduler.planning.planner import Plan, View, must_leave, plan
 from supervisor.scheduler.planning.reasons import Explanation
 from supervisor.scheduler.planning.reservations import Reservations, reserve
-from supervisor.scheduler.planning.view import held_by_trainers, view
 from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId
 
 from . import operators
@@ -53,12 +52,12 @@ from .events import (
     Tick,
     TrainerSaid,
 )
-from .explain import explain
 from .faults import Cause, Fault
 from .groups import engine_teardown, engines, gateways, trainer_stop, trainers
 from .inflight import Awaited, InFlight
 from .invariants import check
 from .leases import LeaseBook
+from .planner_view import explain, held_by_trainers, view
 from .records import Engine, Fleet, Gateway, Group, Pipeline, Trainer, TrainerState, TrainerTransition
 from .spec import BoxSpec
 
@@ -66,7 +65,7 @@ NOT_MEASURED = "not measured yet"
 
 
 class Scheduler:
-    """Who may hold which GPU, who is told what, who is started and ended.
+    """The scheduler decides who may hold which GPU, who is told what, and who is started and stopped.
 
     The runtime feeds it events and performs its actions; every action is answered by exactly one event.
     Raises AssertionError when an invariant is broken: a bug of ours.
@@ -93,7 +92,7 @@ class Scheduler:
 
     @property
     def engines(self) -> Iterable[Engine]:
-        """The engines of all pipelines."""
+        """Return the engines of all pipelines."""
         return self._ctx.fleet.engines
 
     def engine(self, id: EngineId) -> Engine:
@@ -108,37 +107,37 @@ class Scheduler:
 
     @property
     def awaited(self) -> list[Awaited]:
-        """The actions in flight."""
+        """Return the actions in flight, with their deadlines."""
         return self._ctx.inflight.awaited
 
     @property
     def notes(self) -> Sequence[tuple[Level, About, str]]:
-        """What the last event gave an operator to read: level, about whom, what."""
+        """Return what the last event gave an operator to read: level, about whom, what."""
         return self._ctx.notes
 
     @property
     def fault_changes(self) -> Sequence[tuple[FaultChange, Fault]]:
-        """The faults of engines that the last event opened ("failed") or closed (how), in order."""
+        """Return the faults of engines that the last event opened ("failed") or closed (how), in order."""
         return self._ctx.fault_changes
 
     @property
     def faults(self) -> Sequence[Fault]:
-        """The newest faults that are closed."""
+        """Return the newest faults that are closed."""
         return self._ctx.faults
 
     @property
     def stopping(self) -> int:
-        """The level of the operator's stop: 0 none, 1 graceful, 2 without draining, 3 kill."""
+        """Return the level of the operator's stop: 0 none, 1 graceful, 2 without draining, 3 kill."""
         return self._ctx.stopping
 
     @property
     def wanted(self) -> Plan:
-        """The engines that should be awake."""
+        """Return the engines that should be awake."""
         return self._wanted
 
     @property
     def view(self) -> View:
-        """What the last plan was made from. Raises AssertionError before the first event."""
+        """Return what the last plan was made from. Raises AssertionError before the first event."""
         assert self._seen is not None, "nothing has been planned yet"
         return self._seen
 
@@ -156,13 +155,13 @@ class Scheduler:
 
     @property
     def deadline(self) -> float | None:
-        """When it wants a `Tick` at the latest."""
+        """Return when the scheduler wants a `Tick` at the latest; None: it waits for no moment."""
         times = [time for time in (self._ctx.alarm, self._ctx.inflight.deadline) if time is not None]
         return min(times, default=None)
 
     @property
     def finished(self) -> bool:
-        """Every pipeline has ended and nothing of it lives."""
+        """Return whether every pipeline has ended and nothing of any lives."""
         return all(pipeline.settled for pipeline in self._ctx.fleet.pipelines.values())
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -254,7 +253,7 @@ class Scheduler:
         pipeline.trainer.transition(TrainerTransition.STOP)
 
     def _measured(self, action: Measure, answer: Answer) -> None:
-        """Whoever holds memory without a lease fails, wherever it is seen; while it is being ended, those who were measured wait for it."""
+        """A group that holds memory without a lease fails, wherever it is seen; while it is being ended, those who were measured wait for it."""
         found = intruders(self._ctx.leases, answer) if isinstance(answer, GpuHeld) else []
         for holder in found:
             self._condemn(holder.group, holder.incarnation, Cause.INTRUDER, f"holds memory on GPU {holder.gpu}, of which it has no lease")
@@ -341,14 +340,14 @@ class Scheduler:
         for pipeline in ctx.fleet.pipelines.values():  # what engines have just given up or taken may be what is waited for
             trainers.step(ctx, pipeline)
             gateways.step(ctx, pipeline)
-            self._drop_snapshots(pipeline)
+            trainers.drop_snapshots(ctx, pipeline)
 
     def _prepare(self, pipeline: Pipeline) -> None:
         if not pipeline.model_ready and pipeline.model_op is None and not pipeline.ended and not self._ctx.stopping:
             pipeline.model_op = self._ctx.do(lambda id: PrepareModel(id=id, pipeline=pipeline.id), self._ctx.box.limits.start)
 
     def _look_at_fences(self) -> None:
-        """What is fenced is measured again now and then; a GPU that clears is lent again."""
+        """Measure fenced GPUs again now and then; one that is empty is lent again."""
         ctx = self._ctx
         fenced = tuple(sorted(ctx.leases.fences))
         if not fenced or self._fence_op is not None or ctx.stopping:
@@ -359,7 +358,10 @@ class Scheduler:
             self._fence_op = ctx.do(lambda id: Measure(id=id, holder=None, gpus=fenced, within=0.0), limit)
 
     def reservations(self) -> Reservations:
-        """Whose turn it is to have GPUs for more than a rollout. What is fenced, or withheld by a stuck engine, is reserved for nobody."""
+        """Return which trainers' requests come next, and the GPUs that are kept for them.
+
+        A GPU that is fenced, or withheld by a stuck engine, is reserved for nobody.
+        """
         ctx = self._ctx
         pipelines = ctx.fleet.pipelines.values()
         requests = [pipeline.trainer.request for pipeline in pipelines if pipeline.trainer.request is not None]
@@ -368,7 +370,7 @@ class Scheduler:
         return reserve(requests, held_by_trainers(ctx), out.__contains__, ctx.now, ctx.box.limits.ageing)
 
     def _grant(self) -> frozenset[GpuId]:
-        """Grant every request whose turn it is and whose GPUs are free; returns the GPUs engines must leave."""
+        """Grant every request that is next and whose GPUs are free; return the GPUs that engines must leave."""
         ctx = self._ctx
         reserved = self.reservations()
         blocked = set(reserved.blocked)
@@ -394,19 +396,3 @@ class Scheduler:
             contested = any(gpu in blocked or wanted_gpus.get(gpu, engine.id) != engine.id for gpu in engine.gpus)
             awake = engine.id in wanted or (eager and not contested and not ctx.stopping)
             engines.step(ctx, pipeline, engine, wanted=awake, leave=leave)
-
-    def _drop_snapshots(self, pipeline: Pipeline) -> None:
-        """A snapshot lives until it is neither published nor being loaded."""
-        if pipeline.snapshots <= {pipeline.published}:
-            return
-        loading = {
-            awaited.action.version
-            for awaited in self._ctx.inflight.awaited
-            if isinstance(awaited.action, Wake | LoadWeights) and awaited.action.engine.pipeline == pipeline.id
-        }
-        for version in sorted(pipeline.snapshots - loading - {pipeline.published}):
-            pipeline.snapshots.discard(version)
-            self._ctx.do(
-                lambda id, version=version: DropSnapshot(id=id, pipeline=pipeline.id, version=version),  # type: ignore[misc]
-                self._ctx.box.limits.order,
-            )

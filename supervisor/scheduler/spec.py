@@ -1,4 +1,4 @@
-"""What the scheduler is told about the box before anything happens: facts of the configuration, as plain data."""
+"""Specs are what the scheduler knows of the box before anything happens: facts of the configuration, as plain data."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -7,7 +7,7 @@ from trainers.protocol.ids import GpuId, PipelineId
 
 
 class Priority(IntEnum):
-    """Who wins a GPU; lower wins, and only a rollout can be preempted."""
+    """The priority of a lease says who wins a GPU: the lower number does, and only a rollout can be preempted."""
 
     INITIALIZATION = 0
     ACTOR_TRAINING = 1
@@ -30,7 +30,7 @@ ROLE_PRIORITY = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Deadlines of everything that is awaited, in seconds, and the restart budget.
+    """Limits are the deadlines of everything that is awaited, in seconds, and the restart budget.
 
     What an operator may set has no default here: `supervisor.config.limits` makes it from `[health]`. What has one is the scheduler's own.
     """
@@ -54,7 +54,7 @@ class Limits:
 
     @property
     def end(self) -> float:
-        """Of processes: grace, then KILL, then as long as a dying GPU process may take; who is in the way is said before that is over."""
+        """Return the seconds that processes may take to exit: grace, then KILL, then as long as a dying GPU process may take."""
         return self.grace + self.release + self.order
 
 
@@ -86,13 +86,13 @@ class TrainerSpec:
     lease_limit: float
 
     def gpus(self, roles: tuple[str, ...]) -> tuple[GpuId, ...]:
-        """Every GPU of these roles, sorted, each once."""
+        """Return every GPU of these roles, sorted, each once."""
         return tuple(sorted({gpu for role in roles for gpu in self.roles[role]}))
 
 
 @dataclass(frozen=True, slots=True)
 class PipelineSpec:
-    """One RL job. `version` and `steps_done` are not 0 when a run is resumed."""
+    """A pipeline is one RL job. `version` and `steps_done` are not 0 when a run is resumed."""
 
     id: PipelineId
     engine: EngineSpec
@@ -106,7 +106,7 @@ class PipelineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Who gets how many engines: `supervisor.config.limits` makes them from `[scheduler]`."""
+    """Rules say who gets how many engines; `supervisor.config.limits` makes them from `[scheduler]`."""
 
     targets: str
     minimum_hold: float
@@ -115,7 +115,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class BoxSpec:
-    """One host."""
+    """A box is one host with its GPUs and pipelines."""
 
     gpus: tuple[GpuId, ...]
     pipelines: tuple[PipelineSpec, ...]

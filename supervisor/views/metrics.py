@@ -1,7 +1,7 @@
-"""What Prometheus is told (`[host] metrics_port`): what is now, read when it asks, and times and counts of what has happened.
+"""This module makes the page that Prometheus reads (`[host] metrics_port`): what is now, and times and counts of what has happened.
 
 Times of a failure of an engine group are those that the log gives, too: how long it had been silent, counted when it fails, and when each
-step of its recovery was done, taken when it is over, an attempt at a time.
+step of its recovery was done, taken when it has ended, an attempt at a time.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 1
 
 
 class Metrics:
-    """`observe` after every event; `page` when somebody asks."""
+    """Metrics `observe` every event and give the `page` when it is asked for."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -44,7 +44,7 @@ class Metrics:
         )  # fmt: skip
 
     def observe(self, _event: Event, _actions: Sequence[Action], scheduler: Scheduler, _now: float) -> None:
-        """Take what has begun and what is over by this event."""
+        """Take the faults that this event has opened or closed."""
         for word, fault in scheduler.fault_changes:
             if word == "failed":
                 self._failed(fault)
@@ -52,7 +52,7 @@ class Metrics:
                 self._over(fault, word)
 
     def _failed(self, fault: Fault) -> None:
-        """At once: one that is stuck, or waits for a GPU, must be seen."""
+        """Count a failure at once: one that is stuck, or waits for a GPU, must be seen."""
         pipeline = fault.engine.pipeline
         self._failures.labels(pipeline, fault.cause.value).inc()
         if fault.silent > 0:
@@ -66,14 +66,14 @@ class Metrics:
             last = max(fault.steps.values(), default=fault.began)
             self._recovery.labels(pipeline, fault.cause.value, outcome).observe(last - fault.began)
 
-    def page(self, scheduler: Scheduler, snapshot: Status, longest_lag: float) -> bytes:
-        """The exposition, in Prometheus' text format."""
-        self._now.look(scheduler, snapshot, longest_lag)
+    def page(self, scheduler: Scheduler, status: Status, longest_lag: float) -> bytes:
+        """Return the exposition, in Prometheus' text format."""
+        self._now.look(scheduler, status, longest_lag)
         return generate_latest(self._registry)
 
 
 class _Now(Collector):
-    """What is read at the moment at which somebody asks."""
+    """This collector holds what is read at the moment at which somebody asks."""
 
     def __init__(self) -> None:
         self._metrics: list[Metric] = []
@@ -81,14 +81,14 @@ class _Now(Collector):
     def collect(self) -> Iterable[Metric]:
         return self._metrics
 
-    def look(self, scheduler: Scheduler, snapshot: Status, longest_lag: float) -> None:
+    def look(self, scheduler: Scheduler, status: Status, longest_lag: float) -> None:
         pipelines = list(scheduler.pipelines.values())
         lag = GaugeMetricFamily(
             "trainshed_longest_lag_seconds", "By how much the supervisor's own loop was late, at most", value=longest_lag
         )
-        uptime = GaugeMetricFamily("trainshed_uptime_seconds", "Since the run began", value=snapshot.uptime_s)
-        run = InfoMetricFamily("trainshed_run", "Which run this is", value={"run": snapshot.run})
-        self._metrics = [run, uptime, lag, *_gpus(snapshot.gpus), *_pipelines(pipelines), *_engines(pipelines), *_queues(pipelines)]
+        uptime = GaugeMetricFamily("trainshed_uptime_seconds", "Since the run began", value=status.uptime_s)
+        run = InfoMetricFamily("trainshed_run", "Which run this is", value={"run": status.run})
+        self._metrics = [run, uptime, lag, *_gpus(status.gpus), *_pipelines(pipelines), *_engines(pipelines), *_queues(pipelines)]
 
 
 def _gpus(gpus: Iterable[GpuView]) -> Iterator[Metric]:

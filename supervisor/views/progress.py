@@ -25,10 +25,10 @@ class Progress:
         self._every_s = every_s
         self._shown: dict[str, tuple[float, tuple[object, ...], str]] = {}
 
-    def __call__(self, snapshot: Status, now: float) -> list[str]:
+    def __call__(self, status: Status, now: float) -> list[str]:
         """Return the lines that are worth printing now (`now` in seconds of any clock that only grows)."""
         lines = []
-        for view in snapshot.pipelines:
+        for view in status.pipelines:
             text = line(view)
             mark = (view.step, view.state, view.weight_version)
             then, old_mark, old_text = self._shown.get(view.name, (float("-inf"), (), ""))

@@ -56,12 +56,12 @@ def reward(first: float | None, last: float | None) -> str | None:
     return f"{last:.3f}" if first is None else f"{first:.3f} → {last:.3f}"
 
 
-def lines(snapshot: Status, width: int | None) -> list[Text]:
+def lines(status: Status, width: int | None) -> list[Text]:
     """Return all of it: pipelines, processes, GPUs. `width` is the terminal's; None is a pipe, where nothing is left out."""
-    head = Text(f"{one_line(snapshot.run, 120)}, up {duration(snapshot.uptime_s)}", style="bold")
-    if snapshot.stopping:
+    head = Text(f"{one_line(status.run, 120)}, up {duration(status.uptime_s)}", style="bold")
+    if status.stopping:
         head.append("  stopping", style="bold yellow")
-    return [head, Text(), *_pipelines(snapshot, width), Text(), *_groups(snapshot, width), Text(), *_gpus(snapshot, width)]
+    return [head, Text(), *_pipelines(status, width), Text(), *_groups(status, width), Text(), *_gpus(status, width)]
 
 
 def _row(cells: tuple[object, ...], remarks: tuple[str, ...], state: str, remark_style: str = "") -> Row:
@@ -70,13 +70,13 @@ def _row(cells: tuple[object, ...], remarks: tuple[str, ...], state: str, remark
     return Row(texts, [one_line(remark, _LONGEST_REMARK) for remark in remarks], ("bold", _STYLES.get(state, "")), remark_style)
 
 
-def _pipelines(snapshot: Status, width: int | None) -> list[Text]:
+def _pipelines(status: Status, width: int | None) -> list[Text]:
     columns = (
         Column("pipeline"), Column("state"), Column("step", True), Column("samples", True, 4), Column("awake", True, 5),
         Column("reward", False, 3, lambda text: text.rpartition(" ")[2]), Column("weights", True, 2), Column("restarts", True, 1),
     )  # fmt: skip
     rows = []
-    for view in snapshot.pipelines:
+    for view in status.pipelines:
         waits = view.waits_for or view.trainer.waits_for
         cells = (
             view.name,
@@ -92,13 +92,13 @@ def _pipelines(snapshot: Status, width: int | None) -> list[Text]:
     return render("Pipelines", columns, rows, width)
 
 
-def _groups(snapshot: Status, width: int | None) -> list[Text]:
+def _groups(status: Status, width: int | None) -> list[Text]:
     columns = (
         Column("group"), Column("state"), Column("incarnation", True, 2), Column("pids", False, 1, _first), Column("GPUs", False, 6, _first),
         Column("weights", True, 4), Column("in flight", True, 5), Column("restarts", True, 3),
     )  # fmt: skip
     rows = []
-    for view in snapshot.pipelines:
+    for view in status.pipelines:
         rows.append(_trainer_row(view))
         gateway = view.gateway
         state = gateway.state if gateway.pid is None or gateway.state != "cold" else "serving"
@@ -146,10 +146,10 @@ def _first(text: str) -> str:
     return f"{first} +{len(more)}" if more else first
 
 
-def _gpus(snapshot: Status, width: int | None) -> list[Text]:
+def _gpus(status: Status, width: int | None) -> list[Text]:
     columns = (Column("GPU", True), Column("holder"), Column("as", False, 2), Column("memory", True), Column("name", False, 1))
     rows = []
-    for gpu in snapshot.gpus:
+    for gpu in status.gpus:
         cells = (gpu.id, gpu.holder, _priority(gpu.priority), _memory(gpu), gpu.name)
         others = [f"{group} keeps {gib(held)}" for group, held in gpu.held_bytes.items() if group != gpu.holder]
         remarks = (f"withheld: {gpu.fenced}" if gpu.fenced else "", ", ".join(others))
@@ -168,9 +168,9 @@ def _memory(gpu: GpuView) -> str:
     return used if gpu.used_bytes is None or gpu.total_bytes is None else f"{used} of {gib(gpu.total_bytes)}"
 
 
-def show(snapshot: Status, console: Console | None = None) -> None:
+def show(status: Status, console: Console | None = None) -> None:
     """Print it, as wide as the terminal; on a pipe nothing is left out or wrapped."""
     console = console if console is not None else Console()
     width = console.width if console.is_terminal else None
-    for line in lines(snapshot, width):
+    for line in lines(status, width):
         console.print(line, soft_wrap=True, highlight=False)

@@ -19,9 +19,11 @@ real one, and `test_traps.py` and `test_deaths.py` look for each trap of the fau
 Other neighbours:
 
 - of the scheduler: `checked_scheduler.py` (a world that answers every action at once and well), `scheduler_bench.py` (a test speaks for trainers and
-  gateways, and holds answers back), `wild.py` (children that say anything), `boxes.py` (the boxes that simulations run on), `defaults.py` (limits);
+  gateways, and holds answers back), `scheduler_driver.py` (the same around one pipeline's engines), `wild.py` (children that say anything),
+  `boxes.py` (the boxes that simulations run on), `planner_views.py` (what a planner is shown), `defaults.py` (limits);
 - of a trainer: `fake_supervisor.py` (real socket pairs and HTTP, no scheduler), `sampler.py` (samples from the newest snapshot);
-- of a gateway: `gateway_box.py` (the process, its supervisor's end and a client);
+- of a gateway: `dispatch_driver.py` (its core alone, in virtual time), `gateway_box.py` (the process, its supervisor's end and a client), `answers.py`
+  (which answers every way of asking must give);
 - of a supervisor: trainers that compute nothing or little, `faulty_trainer.py`, `publishing_trainer.py`, `clumsy_trainer.py`, and `verifiers.py`.
 
 Whole runs: `supervised_run.py` starts one as a user does (`tiny.toml`), watches it and hurts it from outside; `faulty_run.py` does so with faulty

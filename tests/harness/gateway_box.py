@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from engines.gateway.routes.text import Text
 from tests.harness.scripted_engine import ScriptedEngine, expected
 from trainers.protocol import gateway_messages
 from trainers.protocol.framing import FrameReader, encode
@@ -20,6 +22,7 @@ from trainers.protocol.seeds import sample_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 15.0
+KEY = "the key of the tests' pipeline"
 CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Tokens 4, 5, 6 … of the tests' model."""
 
@@ -55,7 +58,7 @@ class Box:
                 stdout=log,
                 stderr=log,
                 pass_fds=fds,
-                env={"PYTHONPATH": str(ROOT), "TRAINSHED_FD": str(theirs.fileno()), "PATH": os.environ["PATH"]},
+                env={"PYTHONPATH": str(ROOT), "TRAINSHED_FD": str(theirs.fileno()), "TRAINSHED_API_KEY": KEY, "PATH": os.environ["PATH"]},
                 cwd="/",
             )
         self.ready.clear()
@@ -141,7 +144,8 @@ async def box(model: Path, tmp_path: Path, *arguments: str) -> AsyncIterator[tup
     made = Box(model, tmp_path / "gateway.log", *arguments)
     await made.start()
     try:
-        async with aiohttp.ClientSession(base_url=made.url, timeout=aiohttp.ClientTimeout(total=60)) as session:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with aiohttp.ClientSession(base_url=made.url, headers=headers, timeout=aiohttp.ClientTimeout(total=60)) as session:
             yield made, session
         assert await made.stop() == 0, made._log.read_text()
     finally:
@@ -180,3 +184,13 @@ def right(rollout: int, index: int, line: dict[str, Any], limit: int = 12) -> bo
     return bool(
         line["output_ids"] == ids and line["logprobs"] == logprobs and covered == list(range(limit)) and line["text"] == text_of(ids)
     )
+
+
+def byte_level(directory: Path) -> Text:
+    """One token a byte, so that characters are cut."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return Text(directory)

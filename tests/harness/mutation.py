@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-_LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis")
+_NOWHERE = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis")
+_NOT_AT_THE_TOP = {"runs", ".sglang-cpu"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Mutant:
         return text.replace(self.old, self.new) + extra
 
 
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """Return what is not copied: results of runs lie in the checkout's `runs`, tests of runs in `tests/runs`."""
+    return _NOWHERE(folder, names) | (_NOT_AT_THE_TOP & set(names) if Path(folder) == CHECKOUT else set())
+
+
 class Survived(Exception):
     """The mutant broke no test."""
 
@@ -42,7 +48,7 @@ class Survived(Exception):
 def plant(mutant: Mutant, folder: Path) -> Path:
     """A copy of the checkout with the bug in it."""
     copy = folder / "checkout"
-    shutil.copytree(CHECKOUT, copy, ignore=_LEFT_OUT)
+    shutil.copytree(CHECKOUT, copy, ignore=_left_out)
     (copy / mutant.file).write_text(mutant.mutated())
     return copy
 

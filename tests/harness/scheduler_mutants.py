@@ -9,7 +9,8 @@ from tests.harness.mutation import Mutant
 S = "supervisor/scheduler/"
 LEASES, OPERATORS, SCHEDULER, INFLIGHT, FLEET = (f"{S}{name}.py" for name in ("leases", "operators", "scheduler", "inflight", "records"))
 RESTARTS, ROLLOUTS = (f"{S}{name}.py" for name in ("restarts", "rollouts"))
-RESERVATIONS, VIEW, PLANNER = (f"{S}planning/{name}.py" for name in ("reservations", "view", "planner"))
+RESERVATIONS, PLANNER = (f"{S}planning/{name}.py" for name in ("reservations", "planner"))
+VIEW = f"{S}planner_view.py"
 GROUPS, ENDINGS, TRAINERS, GATEWAYS, GRANTS, DEMAND = (
     f"{S}groups/{name}.py" for name in ("engines", "engine_teardown", "trainers", "gateways", "trainer_leases", "rollout_requests")
 )
@@ -26,15 +27,15 @@ MUTANTS = {
     # -- leases
     "a fenced GPU is lent": Mutant(LEASES, "return self._leases[gpu] is None and gpu not in self._fences and", "return self._leases[gpu] is None and", WORLD, "faults", "fences are no part of what is free"),
     "leases derived from state": Mutant(VIEW, "return frozenset(lease.gpu for lease in ctx.leases.leases if lease.priority is not Priority.ROLLOUT)", "return frozenset(gpu for pipeline in ctx.fleet.pipelines.values() if pipeline.trainer.grant is not None for gpu in pipeline.trainer.grant.gpus)", WORLD, "faults", "what a dead trainer held counts as free before it measures empty"),
-    "granted before measured": Mutant(GROUPS, "        case Paused():\n            engine.released = True", "        case Paused():\n            _measured_free(ctx, engine)", WORLD, "faults or completes", "an engine's word is taken for a measurement"),
-    "a trainer's death frees at once": Mutant(TRAINERS, "            trainer.gone, trainer.pids = True, ()", "            trainer.gone, trainer.pids = True, ()\n            ctx.leases.release(trainer.id)", WORLD, "faults", "its GPUs are lent on before they measure empty"),
+    "granted before measured": Mutant(GROUPS, "        case Paused():\n            engine.pausing.released = True", "        case Paused():\n            _measured_free(ctx, engine)", WORLD, "faults or completes", "an engine's word is taken for a measurement"),
+    "a trainer's death frees at once": Mutant(TRAINERS, "            trainer.teardown.exited, trainer.pids = True, ()", "            trainer.teardown.exited, trainer.pids = True, ()\n            ctx.leases.release(trainer.id)", WORLD, "faults", "its GPUs are lent on before they measure empty"),
     "a lease ends when left, unmeasured": Mutant(GRANTS, "        lease.leaving = ctx.now\n", "        lease.leaving = ctx.now\n        ctx.leases.release(trainer.id)\n", WORLD, "completes", "the ranks' word is taken for a measurement"),
     "an exchange frees what it keeps": Mutant(TRAINERS, "    ctx.leases.release(trainer.id, gpus)\n", "    ctx.leases.release(trainer.id)\n", WORLD, "critics", "the measurement of what is given up releases everything"),
     "an exchange forgets what it gives up": Mutant(GRANTS, "    if before is not None:  #", "    if before is None and before is not None:  #", WORLD, "critics", "found by the simulation in November 2026: GPUs of the old role stayed leased to nobody's grant"),
     "nobody measures at the start": Mutant(SCHEDULER, "            self._ctx.leases.fence(gpu, NOT_MEASURED)", "            pass", WORLD, "completes", "a GPU that somebody else uses would be lent"),
     "a fence is lifted by any answer": Mutant(SCHEDULER, "            if gpu not in held:\n                self._ctx.leases.clear(gpu)", "            if gpu >= 0:\n                self._ctx.leases.clear(gpu)", WORLD, "faults", ""),
     "a fence is for ever": Mutant(SCHEDULER, "        if not fenced or self._fence_op is not None or ctx.stopping:", "        if not fenced or self._fence_op is not None or ctx.stopping or self._fence_looked is not None:", WORLD, "faults", "a GPU that clears is lent to nobody"),
-    "a wrong life's lease": Mutant(ENDINGS, "    engine.incarnation = Incarnation(engine.incarnation + 1)\n", "    pass\n", RULES, "f21", "answers of the dead are taken for the living"),
+    "a wrong life's lease": Mutant(FLEET, "            self.life = EngineLife(Incarnation(self.life.incarnation + 1))\n", "            self.life = EngineLife(self.life.incarnation)\n", RULES, "f21", "answers of the dead are taken for the living"),
     # -- reservations
     "the reservation is forgotten": Mutant(RESERVATIONS, "            blocked |= needed\n", "            pass\n", WORLD, "completes", "engines stay where a trainer waits"),
     "RB-D9 an aged reservation is overtaken": Mutant(RESERVATIONS, "return (max(0.0, self.priority - (now - self.since) // ageing), self.since, self.pipeline)", "return (self.priority, self.since, self.pipeline)", DEFECTS, "d9", "no ageing"),
@@ -53,7 +54,7 @@ MUTANTS = {
     "one rank leaves for all": Mutant(GRANTS, "    if len(lease.offloaded) == trainer.world_size and lease.leaving is None:", "    if lease.leaving is None:", LENT, "every_rank", "a lease ends while other ranks hold memory"),
     "RB-D16 leaving twice is a crash": Mutant(GRANTS, "    if lease is None or lease.call != call:\n", "    assert lease is not None\n    if lease.call != call:\n", DEFECTS, "d16", ""),
     # -- demand
-    "demand dies with the gateway": Mutant(GATEWAYS, "            rollout.gateway_lost(ctx.now)\n", "            del pipeline.rollouts[number]\n", WANTED, "f9", ""),
+    "demand dies with the gateway": Mutant(GATEWAYS, "    for rollout in pipeline.rollouts.values():\n        rollout.gateway_lost(ctx.now)\n", "    pipeline.rollouts.clear()\n", WANTED, "f9", ""),
     "samples delivered before a gateway's death come again": Mutant(ROLLOUTS, "        self.before += self.done\n", "", WANTED, "f9_a_dead", ""),
     "a new gateway is not told": Mutant(ROLLOUTS, "        self.known = self.ordered = False\n", "        self.known = False\n", WANTED, "f9_a_dead", "rollouts that were open stay unknown to it"),
     "nothing wanted while a request waits": Mutant(ROLLOUTS, "        wanted = max(self.target - self.before - self.done, present)", "        wanted = self.target - self.before - self.done", WANTED, "s12", ""),
@@ -63,8 +64,8 @@ MUTANTS = {
     "S12 demand counts twice": Mutant(ROLLOUTS, "        wanted = max(self.target - self.before - self.done, present)", "        wanted = self.target - self.before - self.done + present", WANTED, "s12", "S12-INFLATE-WINDOW"),
     "RB-D14 a drain undoes progress": Mutant(ROLLOUTS, "self.waiting, self.in_flight, self.done = progress.waiting, progress.in_flight, progress.done", "self.waiting, self.in_flight, self.done = progress.waiting, progress.in_flight, progress.done if progress.in_flight else 0", DEFECTS, "d14", ""),
     "RB-D15 a late report opens it again": Mutant(GATEWAYS, "        if rollout is None and report.implicit:", "        if rollout is None:", DEFECTS, "d15", ""),
-    "an implicit rollout never ends": Mutant(GATEWAYS, "        if rollout.implicit and number not in seen:", "        if False:", WANTED, "pr16", ""),
-    "a dead trainer's demand": Mutant(TRAINERS, "    pipeline.rollouts.clear()\n", "", WANTED, "f9_hooks", ""),
+    "an implicit rollout never ends": Mutant(GATEWAYS, "        if rollout.implicit and number not in still_open:", "        if False:", WANTED, "pr16", ""),
+    "a dead trainer's demand": Mutant(TRAINERS, "            pipeline.rollouts.pop(number, None)\n", "", WANTED, "f9_hooks", ""),
     "a dead trainer's rollouts stay at the gateway": Mutant(TRAINERS, "    pipeline.forget = True\n", "", WANTED, "f9_hooks", ""),
     "E589866 opened when all are routable": Mutant(FLEET, "        return any(engine.route == self.published for engine in self.engines.values())", "        return all(engine.route == self.published for engine in self.engines.values())", WANTED, "e589866", ""),
     "opened before an engine is routed": Mutant(TRAINERS, "rollout.known and pipeline.routable:", "rollout.known:", WANTED, "opened_when", ""),
@@ -83,21 +84,21 @@ MUTANTS = {
     "a gateway's report of an old life": Mutant(SCHEDULER, "                if event.incarnation == pipeline.gateway.incarnation and not pipeline.gateway.dying:", "                if not pipeline.gateway.dying:", LIFE, "a_report_of_a_dead_gateway_is_nothing", "skips an incarnation check"),
     "figures of a gateway that is not ready yet are dropped": Mutant(SCHEDULER, "pipeline.gateway.incarnation and not pipeline.gateway.dying:", "pipeline.gateway.incarnation and pipeline.gateway.up:", WANTED, "before_its_gateway_is_ready", "the client hangs"),
     "counts of an old life": Mutant(GATEWAYS, "        if engine is not None and engine.incarnation == load.incarnation and", "        if engine is not None and", LIFE, "counts_of_a_dead_engine_are_not_those_of_its_next_life", "skips an incarnation check"),
-    "a pause without a drain": Mutant(FLEET, "        return pipeline.gateway.up and self.touched", "        return False", WORLD, "completes", "what runs on the engine is lost"),
-    "published before old routes are gone": Mutant(TRAINERS, "        if not older and all((engine.routing_to or 0) >= publishing.version for engine in routing) and not _losing(ctx, pipeline):", "        if True:", PUBLISH, "published_is_told_when_no_older_route_is_left", "publish without unrouting"),
-    "a route under way is forgotten by a publish": Mutant(TRAINERS, "        if not older and all((engine.routing_to or 0) >= publishing.version for engine in routing) and not", "        if not older and not", PUBLISH, "a_route_under_way_is_taken_back_before_published_is_told", ""),
+    "a pause without a drain": Mutant(FLEET, "        return pipeline.gateway.up and self.life.routing.used", "        return False", WORLD, "completes", "what runs on the engine is lost"),
+    "published before old routes are gone": Mutant(TRAINERS, "        if not older and all(route is None or route >= publishing.version for route in ordered) and not _losing(ctx, pipeline):", "        if True:", PUBLISH, "published_is_told_when_no_older_route_is_left", "publish without unrouting"),
+    "a route under way is forgotten by a publish": Mutant(TRAINERS, "        if not older and all(route is None or route >= publishing.version for route in ordered) and not", "        if not older and not", PUBLISH, "a_route_under_way_is_taken_back_before_published_is_told", ""),
     "published while an engine is being lost": Mutant(TRAINERS, " and not _losing(ctx, pipeline):", ":", PUBLISH, "died_with_older", "found by the simulation in November 2026 (critics:18): a request could go to a dying engine with old weights"),
-    "a late route is waited for": Mutant(GROUPS, "    if engine.routing_to is not None and (engine.routing_to != pipeline.published", "    if False and (engine.routing_to != pipeline.published", PUBLISH, "a_route_under_way_is_taken_back_before_published_is_told", ""),
+    "a late route is waited for": Mutant(GROUPS, "    if routing.ordered is not None and (routing.ordered != pipeline.published", "    if False and (routing.ordered != pipeline.published", PUBLISH, "a_route_under_way_is_taken_back_before_published_is_told", ""),
     "weights change under a route": Mutant(GROUPS, "    if engine.route is not None:\n        _order_unroute(ctx, pipeline, engine)\n    elif leave:", "    if leave:", RULES, "", "publish without unrouting"),
     "routed before the restored weights are published": Mutant(GROUPS, "    elif not pipeline.trainer.restored:", "    elif False:", LIFE, "a_trainer_that_comes_back_publishes_what_it_restored_before_anything_is_routed", ""),
     "woken with old weights": Mutant(GROUPS, "    version = pipeline.published\n    engine.op = ctx.do(lambda id: Wake", "    version = engine.version or Version(0)\n    engine.op = ctx.do(lambda id: Wake", PUBLISH, "wake_with", ""),
-    "weights go while they are loaded": Mutant(SCHEDULER, "sorted(pipeline.snapshots - loading - {pipeline.published})", "sorted(pipeline.snapshots - {pipeline.published})", PUBLISH, "a_snapshot_lives_while_it_is_published_or_loaded_and_no_longer", ""),
-    "weights are never dropped": Mutant(SCHEDULER, "            self._drop_snapshots(pipeline)\n", "            pass\n", PUBLISH, "a_snapshot_lives_while_it_is_published_or_loaded_and_no_longer", "shared memory fills"),
+    "weights go while they are loaded": Mutant(TRAINERS, "sorted(pipeline.snapshots - loading - {pipeline.published})", "sorted(pipeline.snapshots - {pipeline.published})", PUBLISH, "a_snapshot_lives_while_it_is_published_or_loaded_and_no_longer", ""),
+    "weights are never dropped": Mutant(SCHEDULER, "            trainers.drop_snapshots(ctx, pipeline)\n", "            pass\n", PUBLISH, "a_snapshot_lives_while_it_is_published_or_loaded_and_no_longer", "shared memory fills"),
     "an end that was asked for is a failure": Mutant(GROUPS, "    if not engine.can(Transition.FAIL) or engine.state is EngineState.STOPPING:", "    if not engine.can(Transition.FAIL):", LIFE, "the_end_of_an_engine_that_was_asked_for_is_no_failure", ""),
     "wakes on a GPU leased to another": Mutant(GROUPS, "    if not ctx.leases.all_free(engine.gpus):", "    if False:", WORLD, "completes", ""),
     "RB-D6 a hung pause holds everybody up": Mutant(GROUPS, "def _rise(ctx: Context, pipeline: Pipeline, engine: Engine) -> None:\n", "def _rise(ctx: Context, pipeline: Pipeline, engine: Engine) -> None:\n    if any(other.state is EngineState.PAUSING for other in ctx.fleet.engines):\n        return\n", DEFECTS, "d6", "the incumbent's barrier"),
     "RB-D7 a waiter stops all rebalancing": Mutant(SCHEDULER, "        wanted = self._wanted\n", "        waiter = any(not rollout.announced for pipeline in ctx.fleet.pipelines.values() for rollout in pipeline.rollouts.values())\n        wanted = frozenset(e.id for e in ctx.fleet.engines if e.awake) if waiter and any(e.awake for e in ctx.fleet.engines) else self._wanted\n", DEFECTS, "d7", ""),
-    "RB-D8 a wake goes on when its pipeline ends": Mutant(GROUPS, "    ctx.inflight.forget(engine.op)\n    engine.op = engine.routing_to = None\n    engine.transition(transition, ctx.now)", "    if transition is Transition.FAIL:\n        ctx.inflight.forget(engine.op)\n    engine.op = engine.routing_to = None\n    engine.transition(transition, ctx.now)", LIFE, "late_answer", "its answer is believed, and GPUs have no owner"),
+    "RB-D8 a wake goes on when its pipeline ends": Mutant(GROUPS, "    ctx.inflight.forget(engine.op)\n    engine.op = engine.life.routing.ordered = None\n    engine.transition(transition, ctx.now)", "    if transition is Transition.FAIL:\n        ctx.inflight.forget(engine.op)\n    engine.op = engine.life.routing.ordered = None\n    engine.transition(transition, ctx.now)", LIFE, "late_answer", "its answer is believed, and GPUs have no owner"),
     "an ended pipeline's engines live on": Mutant(ENDINGS, "    return pipeline.ended or (ctx", "    return (ctx", WANTED, "b13a", ""),
     "RB-D10 one failure ends the run": Mutant(GROUPS, "        fail(ctx, engine, Cause.ACTION, f\"{type(action).__name__} failed: {reason}\")\n", "        fail(ctx, engine, Cause.ACTION, f\"{type(action).__name__} failed: {reason}\")\n        from supervisor.scheduler.operators import stop as end\n\n        end(ctx, 2)\n", DEFECTS, "d10", "the incumbent's fail-fast"),
     # -- what is under way
@@ -120,7 +121,7 @@ MUTANTS = {
     "two publishes at once": Mutant(TRAINERS, "    if trainer.publishing is not None:\n        ctx.tell(", "    if trainer.publishing is not None and trainer.publishing.adopted:\n        ctx.tell(", PUBLISH, "one_publish_at_a_time", ""),
     "memory after a lease is forgiven": Mutant(TRAINERS, "    if trainer.state is TrainerState.RUNNING:\n        fail(ctx, pipeline, f\"left its lease", "    if trainer.state is TrainerState.COLD:\n        fail(ctx, pipeline, f\"left its lease", LENT, "memory_that_stays_after_a_lease_is_the_trainers_failure", ""),
     # -- gateways
-    "routes outlive their gateway": Mutant(GATEWAYS, "        engine.route = engine.routing_to = None\n", "        engine.routing_to = None\n", WORLD, "faults", ""),
+    "routes outlive their gateway": Mutant(GATEWAYS, "        engine.life.routing, engine.life.load = Routing(), Load()\n", "        engine.life.routing, engine.life.load = Routing(engine.route), Load()\n", WORLD, "faults", ""),
     "orders outlive their gateway": Mutant(GATEWAYS, "    _forget_orders(ctx, pipeline)\n    ctx", "    ctx", WORLD, "faults", ""),
     "gateways have one life": Mutant(GATEWAYS, "    gateway.incarnation = Incarnation(gateway.incarnation + 1)\n", "", LIFE, "a_report_of_a_dead_gateway_is_nothing", ""),
     "a gateway restarts for ever": Mutant(GATEWAYS, "    if gateway.failures > MAX_FAILURES:", "    if False:", LIFE, "a_gateway_that_keeps_dying_fails_its_pipeline", ""),

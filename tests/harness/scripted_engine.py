@@ -252,13 +252,14 @@ class ScriptedEngine:
 
     async def _respond(self, request: web.Request, body: dict[str, Any], aborted: asyncio.Event) -> web.StreamResponse:
         """Stream the answer, or give it in one piece where `stream` is not set."""
-        if self.script.lethal in body["input_ids"]:
-            await self.die()
         answer = _Answer(self.script, body)
         response: web.StreamResponse | None = None
         if body.get("stream"):
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await response.prepare(request)
+        if self.script.lethal in body["input_ids"]:
+            await self.die()
+            raise ConnectionResetError("dead")
         while answer.reason is None:
             if self.script.delay or self.script.hang:
                 await self._pause(aborted)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.cli.target import parse
-from supervisor.observe.control_socket import ActRequest, Done, ask
+from supervisor.observe.control_socket import ActRequest, Done, ask, parse_target
 from tests.harness.faulty_run import Faulty
 
 
@@ -26,7 +25,7 @@ def test_the_drain_of_an_engine_that_hangs_leaves_the_gateway_alone(faulty: Faul
     run = faulty.start()
     view = run.when("p1", lambda view: view.engines[1].in_flight > 0, "work on the second engine")
     os.kill(view.engines[1].pids[0], signal.SIGSTOP)
-    assert isinstance(ask(run.directory / "control.sock", ActRequest("drain", parse("p1/engine/1"))), Done)
+    assert isinstance(ask(run.directory / "control.sock", ActRequest("drain", parse_target("p1/engine/1"))), Done)
     view = run.when("p1", lambda view: view.engines[1].in_flight == 0 and view.engines[1].state != "draining", "the end of its drain", 10)
     assert view.gateway.incarnation == 1
     assert run.end(60) == 0

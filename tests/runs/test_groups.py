@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.cli.target import parse
-from supervisor.observe.control_socket import ActRequest, ask
+from supervisor.observe.control_socket import ActRequest, ask, parse_target
 from supervisor.observe.status import EngineView, PipelineView
 from tests.harness.concurrent_cases import Stage, beside, stage_of
 from tests.harness.faulty_run import PYTHON, Faulty
@@ -109,7 +108,7 @@ def alive(pid: int) -> bool:
 
 
 def act(run: Run, verb: str, target: str) -> None:
-    ask(run.directory / "control.sock", ActRequest(verb, parse(target)))  # type: ignore[arg-type]
+    ask(run.directory / "control.sock", ActRequest(verb, parse_target(target)))  # type: ignore[arg-type]
 
 
 # -- measured, so nobody runs beside them (and they come first)

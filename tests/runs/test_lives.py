@@ -61,7 +61,7 @@ async def test_the_last_lines_of_a_life_are_its_own(tmp_path: Path) -> None:
     async with Processes().running() as processes, anyio.create_task_group() as tasks:
         journal: Any = SimpleNamespace(spawned=nothing)
         not_used: Any = None
-        lifecycle = GroupLifecycle(Groups(processes, journal), Loop(feed, tasks.start_soon, log), not_used, HealthTable())
+        lifecycle = GroupLifecycle(Groups(processes, journal), Loop(feed, tasks.start_soon, log), not_used, HealthTable(), str)
         for number, program in enumerate(("print('one'); print('ValueError: first')", "print('two')"), 1):
             env = {"PATH": os.environ["PATH"], "TRAINSHED_TAG": f"r:{ENGINE}:{number}"}
             argv = (sys.executable, "-I", "-S", "-c", f"{program}; raise SystemExit(3)")
@@ -102,7 +102,7 @@ def test_what_a_trainer_does_not_get_is_told_once(monkeypatch: pytest.MonkeyPatc
     log = Log()
     trainer = TrainerTable(gpus=[0], cwd=str(tmp_path), command=["x"])
     tables = [PipelineTable(name, EngineTable("model", [0]), trainer) for name in dropped]
-    pipelines = Pipelines(Config(tables), (Gpu(GpuId(0), "", None, None, "virtual:0"),), {PipelineId(name): "" for name in dropped})
+    pipelines = Pipelines(Config(tables), (Gpu(GpuId(0), "", None, None, "virtual:0"),), {PipelineId(name): "" for name in dropped}, {})
     directory: Any = SimpleNamespace(path=tmp_path, log_of=lambda *_: tmp_path / "log", run_id="r")
     not_used: Any = None
     facts = RunFacts(pipelines, RunPaths(directory, tmp_path), ChildEnvironment({}, tmp_path))

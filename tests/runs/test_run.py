@@ -1,8 +1,12 @@
 """Whole runs in real processes: what they promise at their end, and that a fault stays where it happened."""
 
+import json
 import os
 import signal
+import stat
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -120,6 +124,31 @@ def test_kill_of_a_gateway(start: Callable[..., Run], reference: Reference) -> N
     again = run.when("p1", lambda view: view.gateway.incarnation == 2 and view.gateway.pid is not None, "another gateway")
     assert again.gateway.url == view.gateway.url
     finished_well(run, reference, "p1")
+
+
+def test_a_stranger_cannot_poison_what_a_trainer_will_ask(start: Callable[..., Run], reference: Reference) -> None:
+    """What a web page can send: it names the samples of rollouts before these are opened, with another prompt."""
+    run = start()
+    url = run.when("p1", lambda view: view.gateway.pid is not None, "a gateway").gateway.url
+    samples = [{"sample": index, "input_ids": [4], "sampling_params": {"max_new_tokens": 1}} for index in range(SAMPLES)]
+    headers = {"Content-Type": "text/plain", "Origin": "http://evil.example", "Host": "evil.example"}
+    refused = []
+    for sent in (headers, {"Content-Type": "text/plain"}, {"Content-Type": "application/json"}):
+        for rollout in range(2):
+            request = urllib.request.Request(f"{url}/rollouts/{rollout}/samples", json.dumps({"samples": samples}).encode(), sent)
+            with pytest.raises(urllib.error.HTTPError) as answer:
+                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30)
+            refused.append(answer.value.code)
+            answer.value.close()
+    assert refused == [403, 403, 401, 401, 401, 401]
+    finished_well(run, reference, "p1")
+    assert run.summary["p1"]["restarts"] == 0
+    key = json.loads((run.directory / "gateways.json").read_text())["p1"]["key"]
+    assert stat.S_IMODE((run.directory / "gateways.json").stat().st_mode) == 0o600
+    shown = [
+        path for path in run.directory.rglob("*") if path.is_file() and path.name != "gateways.json" and key.encode() in path.read_bytes()
+    ]
+    assert shown == []
 
 
 def test_kill_of_the_supervisor_then_resume(start: Callable[..., Run], reference: Reference, tmp_path: Path) -> None:

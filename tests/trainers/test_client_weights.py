@@ -4,6 +4,8 @@ import errno
 import json
 import math
 import os
+import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -147,15 +149,11 @@ def held() -> int:
     return total
 
 
-def test_the_plain_mover_keeps_ties_and_objects() -> None:
-    layer, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    other.weight = torch.nn.Parameter(layer.weight.data)
-    parameters = list(layer.parameters())
-    mover = trainshed._PlainMover("cuda:0")  # whose device is never reached here
-    mover.add(layer, other)
-    mover.offload()
-    assert list(map(id, layer.parameters())) == list(map(id, parameters))
-    assert layer.weight.data_ptr() == other.weight.data_ptr()
+def test_the_client_file_alone_says_that_residents_need_its_folder(tmp_path: Path) -> None:
+    shutil.copyfile(trainshed.__file__, tmp_path / "trainshed.py")
+    program = "import trainshed; trainshed._Residents((), 'cuda:0').add([object()])"
+    done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": str(tmp_path)}, check=False, capture_output=True, timeout=60)
+    assert b"PipelineError: resident() needs the whole folder trainshed" in done.stderr
 
 
 def test_the_header_is_padded(tmp_path: Path, model_dir: Path) -> None:

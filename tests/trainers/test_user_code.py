@@ -89,6 +89,7 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prewarm", "entry"), [("false", "train:main"), ("true", "trainers.grpo:main_of_mine")])
 def test_a_project_with_packages_named_as_ours_sees_its_own(project: Path, prewarm: str, entry: str) -> None:
     (project / "trainers" / "grpo.py").write_text('WHOSE = "mine"\ndef main_of_mine():\n    from train import main\n    main()\n')

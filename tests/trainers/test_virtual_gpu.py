@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainshed.resident import Resident
 from trainshed.virtual_gpu import Device, DeviceFull, DeviceKind, Pool, memfd_name, parse_device, room
 
 from trainers.protocol.child_env import OUR_PATH
@@ -121,82 +120,3 @@ def test_ordinary_memory_behaves_alike(device: Device) -> None:
     assert tensor.untyped_storage().size() == 0
     pool.restore()
     assert tensor.tolist() == [0.0] * 8
-
-
-def _model() -> torch.nn.Module:
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(
-        torch.nn.Embedding(16, 8), torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 16, bias=False)
-    )
-    model[3].weight = model[0].weight
-    return model
-
-
-def _step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> float:
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(0, 16, (32,), generator=generator)
-    loss = torch.nn.functional.cross_entropy(model(tokens), tokens)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
-def _train(resident: Resident | None) -> tuple[list[float], list[torch.Tensor]]:
-    model = _model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    if resident is not None:
-        resident.add(model, optimizer)
-    losses = []
-    for lease in range(4):
-        if resident is not None:
-            resident.onload()
-            assert measured() > 0
-        losses += [_step(model, optimizer, 10 * lease + i) for i in range(3)]
-        if resident is not None:
-            resident.offload()
-            assert measured() == 0
-    return losses, [p.detach().clone() for p in model.parameters()]
-
-
-def test_training_between_leases_is_bit_identical_to_training_that_stays() -> None:
-    losses, weights = _train(None)
-    shared_losses, shared_weights = _train(Resident("virtual:7"))
-    assert losses == shared_losses
-    assert all(torch.equal(a, b) for a, b in zip(weights, shared_weights, strict=True))
-
-
-def test_optimizer_state_is_taken_in_once_it_exists_and_ties_stay() -> None:
-    model = _model()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    resident = Resident("virtual:7")
-    resident.add(model)
-    resident.onload()
-    resident.add(optimizer)
-    first = measured()
-    assert resident.held >= first > 0
-    _step(model, optimizer, 1)
-    resident.offload()
-    assert resident.held == 0
-    moment = optimizer.state[model[1].weight]["exp_avg"]
-    before = moment.clone()
-    resident.onload()
-    assert measured() >= first
-    assert optimizer.state[model[1].weight]["exp_avg"] is moment
-    assert torch.equal(moment, before)
-    assert model[0].weight.data_ptr() == model[3].weight.data_ptr()
-    held = {t.untyped_storage().data_ptr() for t in (moment, model[1].weight, model[1].weight.grad, model[2].running_mean)}
-    assert len(held) == 1
-    resident.offload()
-
-
-def test_tensors_that_overlap_in_part_are_refused() -> None:
-    model = torch.nn.Linear(4, 4, bias=False)
-    other = torch.nn.Linear(4, 2, bias=False)
-    other.weight.data = model.weight.data[:2]
-    resident = Resident("virtual:7")
-    resident.add(model, other)
-    with pytest.raises(ValueError, match="overlap in part"):
-        resident.onload()
-    with pytest.raises(TypeError, match="models"):
-        resident.add(3)

@@ -9,7 +9,8 @@ of standard library that repeats frames and seeds, and tests hold the two agains
     trainer_messages   between a trainer's ranks and the supervisor
     gateway_messages   between a gateway and the supervisor
     seeds              a sample's seed from pipeline seed, rollout and index
-    child_env          where a child finds our code
+    child_env          where a child finds our code, and the names of the variables that it gets
+    loopback           who may speak to a listener of ours: Host, Origin and key of a request
 
 Everything but `child_env` is pure. A message is a frozen msgspec Struct with a tag; a union of them is what one end reads:
 

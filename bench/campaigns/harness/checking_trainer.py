@@ -130,7 +130,7 @@ class Asker:
         connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=SILENCE_S)
         try:
             body = json.dumps({"samples": self.asked})
-            connection.request("POST", f"/rollouts/{rollout.number}/samples", body, {"Content-Type": "application/json"})
+            connection.request("POST", f"/rollouts/{rollout.number}/samples", body, self._headers())
             answer = connection.getresponse()
             if answer.status != 200:
                 raise Wrong(f"{answer.status}: {answer.read(2000)!r}")
@@ -148,6 +148,9 @@ class Asker:
         if len(lines) != len(self.asked):
             raise Wrong(f"samples came that nobody asked for: {sorted(lines)}")
         return lines
+
+    def _headers(self) -> dict[str, str]:
+        return {"Content-Type": "application/json", "Authorization": f"Bearer {self.pipeline.api_key}"}
 
     def _check(self, rollout: Rollout, line: Line) -> None:
         if "error" in line or line["finish_reason"]["type"] != "length":
@@ -180,7 +183,7 @@ class Asker:
         connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=SILENCE_S)
         params = {"max_new_tokens": 1, "temperature": 0.0, "ignore_eos": True}
         body = {"input_ids": prompt, "sampling_params": params, "return_logprob": True, "top_logprobs_num": 2}
-        headers = {"Content-Type": "application/json", "X-Trainshed-Rollout": str(rollout.number)}
+        headers = {**self._headers(), "X-Trainshed-Rollout": str(rollout.number)}
         try:
             connection.request("POST", "/generate", json.dumps(body), headers)
             answer = json.loads(connection.getresponse().read())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from engines.gateway.core import continuation
-from engines.gateway.core.engines import Engine
+from engines.gateway.core.engines import Engine, Engines
 from engines.gateway.core.events import CLIENT_ERRORS, Abort, Broken, End, Finished, Grew, Refused, Start, Tokens
 from engines.gateway.core.records import Attempt, Sample
 from engines.gateway.core.samples import Failure, Rows, cut
@@ -62,6 +62,8 @@ class Attempts:
         sample.attempted(attempt)
         self._running[number] = attempt
         engine.running += 1
+        engine.unproven += 1
+        engine.trial = engine.trial or sample.suspect
         body = continuation.body_of_rest(sample.request, sample.ids, sample.seed)
         return Start(
             attempt=number,
@@ -90,6 +92,8 @@ class Attempts:
         del self._running[attempt.number]
         self._patience.pop(attempt.number, None)
         attempt.engine.running -= 1
+        if not attempt.proven:
+            _stop_holding_up(attempt.engine)
         attempt.release()
         for pending in self._pending:
             pending.attempts.discard(attempt.number)
@@ -137,6 +141,30 @@ def _grown(sample: Sample, ids: Sequence[int], logprobs: Sequence[float], rows: 
     return grown
 
 
+def prove(attempt: Attempt, sample: Sample) -> bool:
+    """Note that the attempt has made a token. Returns whether that was news, so that others may start which it has held up."""
+    if attempt.proven or sample.suspect:
+        return False
+    attempt.proven = True
+    _stop_holding_up(attempt.engine)
+    return True
+
+
+def _stop_holding_up(engine: Engine) -> None:
+    engine.unproven -= 1
+    engine.trial = False  # while there is a trial, nothing else is unproven
+
+
+def death_of(attempt: Attempt, sample: Sample, engines: Engines) -> Failure | None:
+    """Count the death of the attempt's engine against the sample, if the attempt had made no token. Returns why it cannot be made, if so."""
+    if attempt.proven or attempt.aborting or sample.closing or not sample.count_death(attempt.engine):
+        return None
+    if engines.died_without(sample.lost_lives):
+        return None
+    lives = " and ".join(f"engine {rank} (incarnation {incarnation})" for rank, incarnation in sample.lost_lives)
+    return Failure(500, "request_failed", f"{lives} died with this request before one token came, the last with no other request to blame")
+
+
 def note_end(attempt: Attempt, end: End, now: float) -> None:
     """Record what the end of the attempt says of its engine."""
     engine = attempt.engine
@@ -154,13 +182,15 @@ def is_abort(end: End) -> bool:
     return isinstance(end, Finished) and end.reason.get("type") == "abort"
 
 
-def failure_of(attempt: Attempt, sample: Sample, end: End, now: float) -> Failure | None:
+def failure_of(attempt: Attempt, sample: Sample, end: End, engines: Engines, now: float) -> Failure | None:
     """Return why the sample cannot be made, if that is what the end says; None: its rest may be tried elsewhere."""
     match end:
         case Finished(reason, _) if not attempt.aborting and (status := reason.get("status_code")) in CLIENT_ERRORS and is_abort(end):
             return Failure(int(status), "bad_request", str(reason.get("message", "the engine refused the request")))
         case Refused(status, message):
             return Failure(status, "bad_request", message)
+        case Broken(died=True) if (failure := death_of(attempt, sample, engines)) is not None:
+            return failure
         case Broken(cause, accepted) if accepted and not sample.closing and not attempt.aborting and sample.count_loss(now):
             text = f"{sample.losses} engines in a row failed with this request before one token came; the last: {cause}"
             return Failure(500, "request_failed", text)

@@ -73,8 +73,8 @@ class Dispatch:
         self._now, self._effects = now, []
         match event:
             case events.Tokens():
-                self._receive(event)
-                return self._effects
+                if not self._receive(event):
+                    return self._effects
             case events.Ended():
                 self._ended(event)
             case events.Ask():
@@ -213,14 +213,16 @@ class Dispatch:
 
     # ---- what engines say
 
-    def _receive(self, event: events.Tokens) -> None:
+    def _receive(self, event: events.Tokens) -> bool:
+        """Take the tokens. Returns whether something else may start because of them."""
         attempt = self._attempts.get(event.attempt)
         if attempt is None or (sample := attempt.sample) is None:
-            return
+            return False
         grown, match = attempts.receive(attempt, sample, event, self._decode)
         self._effects.extend(grown)
         if match is not None:
             self._stop_at(attempt, sample, match)
+        return attempts.prove(attempt, sample) and self._waiting.held_up
 
     def _stop_at(self, attempt: Attempt, sample: Sample, match: StopMatch) -> None:
         """Complete the sample, although its engine does not see that it is complete."""
@@ -237,11 +239,13 @@ class Dispatch:
         self._effects += self._attempts.release(attempt)
         sample, end = attempt.sample, event.end
         attempts.note_end(attempt, end, self._now)
+        if isinstance(end, events.Broken) and end.died:
+            self.engines.note_death(attempt.engine, self._now)
         if sample is None:
             return
         if isinstance(end, events.Finished) and not attempts.is_abort(end):
             self._complete(sample, end.reason, end.meta if attempt.start == 0 else {})
-        elif (failure := attempts.failure_of(attempt, sample, end, self._now)) is not None:
+        elif (failure := attempts.failure_of(attempt, sample, end, self.engines, self._now)) is not None:
             self._settle(sample, failure)
         else:
             self._requeue(sample)
@@ -322,17 +326,22 @@ class Dispatch:
     def _fail_over(self, engine: Engine) -> None:
         """Cut everything that runs on a dead engine; its rest is queued at once."""
         engine.routed = False
+        self.engines.note_death(engine, self._now)
         for attempt in self._attempts.on(engine):
-            self._cut(attempt)
+            self._cut(attempt, died=True)
 
     def _abort(self, attempt: Attempt) -> None:
         self._effects += self._attempts.abort(attempt, self._now)
 
-    def _cut(self, attempt: Attempt) -> None:
+    def _cut(self, attempt: Attempt, *, died: bool = False) -> None:
         self._effects.append(events.Cut(attempt.number))
         self._effects += self._attempts.release(attempt)
-        if attempt.sample is not None:
-            self._requeue(attempt.sample)
+        if (sample := attempt.sample) is None:
+            return
+        if died and (failure := attempts.death_of(attempt, sample, self.engines)) is not None:
+            self._settle(sample, failure)
+        else:
+            self._requeue(sample)
 
     # ---- time
 

@@ -1,5 +1,6 @@
 """This module keeps the engines of one pipeline as the gateway knows them: which may get a request, and which gets the next."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -7,6 +8,10 @@ from trainers.protocol.gateway_messages import EngineLoad, Route
 
 _FIRST_BACK_OFF_S: Final = 0.05
 _LONGEST_BACK_OFF_S: Final = 2.0
+DEATHS_S: Final = 60.0
+"""For so long the death of an engine says something about the next one's."""
+Life = tuple[int, int]
+"""Rank and incarnation of an engine."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -15,6 +20,9 @@ class Engine:
 
     `completed`, `failures` (in a row) and `tokens` are for the supervisor's health checks. `strikes`: failures since the last success, for the
     back-off; `retry_at`: until then it gets no request (0: it does not back off).
+
+    `unproven` counts the attempts that have not made a token yet; `trial`: one of them is of a sample with which another life has died, and
+    until it makes a token nothing else is sent here.
     """
 
     rank: int
@@ -29,7 +37,14 @@ class Engine:
     failures: int = 0
     tokens: int = 0
     strikes: int = 0
+    unproven: int = 0
+    trial: bool = False
     retry_at: float = 0.0
+
+    @property
+    def life(self) -> Life:
+        """The name of this incarnation."""
+        return (self.rank, self.incarnation)
 
     @property
     def load(self) -> float:
@@ -58,6 +73,7 @@ class Engines:
 
     def __init__(self) -> None:
         self._engines: dict[int, Engine] = {}
+        self._deaths: dict[Life, float] = {}
         self.newest = 0
         """Highest version ever routed. Versions only grow, so an engine with an older one gets no new request."""
 
@@ -75,6 +91,15 @@ class Engines:
             rank=order.engine, incarnation=order.incarnation, url=order.url, key=order.key, slots=order.slots, version=order.version
         )
         return known
+
+    def note_death(self, engine: Engine, now: float) -> None:
+        """Record that this life of the engine has ended with whatever ran on it."""
+        self._deaths = {life: died for life, died in self._deaths.items() if now - died <= DEATHS_S}
+        self._deaths.setdefault(engine.life, now)
+
+    def died_without(self, lives: Collection[Life]) -> bool:
+        """Whether an engine has died lately in a life that is none of these: then engines die for a reason of their own."""
+        return any(life not in lives for life in self._deaths)
 
     def published(self, version: int) -> None:
         """Record the published version: from now on no engine with an older one gets a new request."""
@@ -98,11 +123,22 @@ class Engines:
 
     def eligible(self, engine: Engine, now: float) -> bool:
         """Whether a new request may go to it now."""
-        return engine.routed and engine.version == self.newest and engine.running < engine.slots and engine.retry_at <= now
+        has_room = engine.running < engine.slots and not engine.trial
+        return engine.routed and engine.version == self.newest and has_room and engine.retry_at <= now
 
     def pick(self, now: float) -> Engine | None:
         """Return the least loaded engine with a free slot; of equals the one with the lowest rank."""
         free = [engine for engine in self._engines.values() if self.eligible(engine, now)]
+        return min(free, key=lambda engine: (engine.load, engine.rank), default=None)
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether an engine is on trial."""
+        return any(engine.trial for engine in self._engines.values())
+
+    def for_trial(self, now: float) -> Engine | None:
+        """Return the least loaded engine on which a suspect would be the only one that has not made a token yet."""
+        free = [engine for engine in self._engines.values() if self.eligible(engine, now) and not engine.unproven]
         return min(free, key=lambda engine: (engine.load, engine.rank), default=None)
 
     def next_retry(self) -> float | None:

@@ -71,12 +71,13 @@ class Refused:
 class Broken:
     """The engine is lost or does not make sense. `accepted`: it had taken the request, so the request itself may be the cause.
 
-    `busy`: it has only said that it takes no more now, which is no failure.
+    `busy`: it has only said that it takes no more now, which is no failure. `died`: the connection broke, as when the engine dies.
     """
 
     cause: str
     accepted: bool
     busy: bool = False
+    died: bool = False
 
 
 End = Finished | Refused | Broken

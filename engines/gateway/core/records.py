@@ -17,9 +17,14 @@ from engines.gateway.core.engines import Engine
 from engines.gateway.core.samples import LOGPROBS, TOKENS, Answer, Mark, Outcome, Request, Rows, SampleKey, Span, State
 from trainers.protocol.gateway_messages import RolloutProgress
 
+MAX_LIVES: Final = 2
+"""So many lives of engines may die with a sample before it has made one new token; then it is the request's fault. Fewer than a restart budget.
+
+Unless engines die without it, too: then their deaths prove nothing against it.
+"""
 MAX_LOSSES: Final = 8
 LOSING_S: Final = 60.0
-"""So many attempts in a row that an engine accepted and failed with, for so long, without one new token: then it is the request's fault."""
+"""So many attempts in a row that an engine accepted and failed with, for so long, without one new token: then, too, it is the request's fault."""
 
 
 class Place(NamedTuple):
@@ -107,6 +112,7 @@ class Attempt:
 
     `version`: the weights that the engine was routed with. `start`: how many output tokens the attempt began with. `sample` None: nobody
     wants its tokens any more. `aborting`: the engine has been asked to end it. `marks`: the engine's labels of the tokens so far.
+    `proven`: it has made a token that no attempt before has made, so that the request does not kill engines.
     """
 
     number: int
@@ -115,6 +121,7 @@ class Attempt:
     start: int
     sample: "Sample | None"
     aborting: bool = False
+    proven: bool = False
     marks: tuple[Mark, ...] = ()
 
     def disown(self) -> None:
@@ -153,6 +160,7 @@ class Sample:
     it does not; `estimate`: what was expected of it when it got that place. `born`: the version under which its first token was asked for.
     `rows` and `prompt_meta`: as of an `Answer`.
     `streamed`: somebody has been sent tokens of it, which cannot be taken back. `closing`: its rollout is closed, so what there is counts.
+    `furthest`: the most tokens that it has had. `lost_lives`: ranks and incarnations that have died with it since it had more tokens than before.
     """
 
     key: SampleKey
@@ -176,7 +184,14 @@ class Sample:
     closing: bool = False
     losses: int = 0
     losing_since: float = 0.0
+    furthest: int = 0
+    lost_lives: tuple[tuple[int, int], ...] = ()
     outcome: Outcome | None = None
+
+    @property
+    def suspect(self) -> bool:
+        """Whether an engine has died with it before it made a token: the next attempt is a trial."""
+        return bool(self.lost_lives)
 
     def attempted(self, attempt: Attempt) -> None:
         """Record that this attempt at the rest of it begins; with the first token to come it is born under the attempt's weights."""
@@ -192,12 +207,20 @@ class Sample:
         self.ids.extend(ids)
         self.logprobs.extend(logprobs)
         self.losses = 0
+        if len(self.ids) > self.furthest:
+            self.furthest, self.lost_lives = len(self.ids), ()
 
     def count_loss(self, now: float) -> bool:
-        """Count an engine that failed with it; returns whether it has been too many, for too long."""
+        """Count an engine that failed with it. Returns whether it has been too many, for too long."""
         self.losses += 1
         self.losing_since = now if self.losses == 1 else self.losing_since
         return self.losses >= MAX_LOSSES and now - self.losing_since >= LOSING_S
+
+    def count_death(self, engine: Engine) -> bool:
+        """Record that this life of the engine has died with it. Returns whether it has been too many."""
+        if engine.life not in self.lost_lives:
+            self.lost_lives = (*self.lost_lives, engine.life)
+        return len(self.lost_lives) >= MAX_LIVES
 
     def restart(self) -> None:
         """Forget every token, and what was said of the prompt."""

@@ -5,6 +5,7 @@ through `asking.Asking`, and writes what arrives. They may import `core`'s data 
 
     server           the application: routes, typed errors, limits; listening
     acceptor         new connections, all that have come in one go
+    access           who may speak: the key, Host, Origin, the body's type
     asking           asking the core: rollout, sample name and hints by header; all answers, or pieces as they come
     generate         SGLang's POST /generate, and our clients' POST /rollouts/{n}/samples
     request_bodies   their bodies into requests
@@ -15,8 +16,9 @@ through `asking.Asking`, and writes what arrives. They may import `core`'s data 
     responses        JSON bodies, events, keep-alives
     errors           RequestError: status, stable code, sentence
 
-A request, step by step: read the body; decode it (a `RequestError(400)` says what is wrong and where); tokenize; ask every copy under its
-own name; then either wait for all answers and send one body, or wait for the first arrival, send the headers, and write each arrival as
-an event (a keep-alive after 10 s without one). A failure before the headers is an HTTP status; after them it is an event of the stream.
+A request, step by step: look whether it may be asked (`access`); read the body; decode it (a `RequestError(400)` says what is wrong and
+where); tokenize; ask every copy under its own name; then either wait for all answers and send one body, or wait for the first arrival, send
+the headers, and write each arrival as an event (a keep-alive after 10 s without one). A failure before the headers is an HTTP status; after
+them it is an event of the stream.
 A client that hangs up cancels its handler, and what nobody else wants is aborted on the engine.
 """

@@ -1,10 +1,13 @@
 """This module is how routes ask the core: whom a request is for by its headers, and waiting for its answers or their pieces."""
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Container, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, ParamSpec, Self, TypeVar
 
 from aiohttp import web
 
@@ -15,6 +18,11 @@ from engines.gateway.shell import Inbox, Shell
 
 KEEP_ALIVE_S: Final = 10.0
 """A stream is sent something at least this often, so that its reader can tell waiting from a lost connection."""
+SMALL_BODY: Final = 1 << 15
+"""A body of so many bytes is decoded and encoded within a few milliseconds."""
+_THREADS: Final = ThreadPoolExecutor(2, "bodies")
+P = ParamSpec("P")
+T = TypeVar("T")
 ROLLOUT: Final = "X-Trainshed-Rollout"
 SAMPLE: Final = "X-Trainshed-Sample"
 EXPECTED: Final = "X-Trainshed-Expected-Tokens"
@@ -55,6 +63,13 @@ def number(text: str, name: str) -> int:
 def sample_names(token: str | None, count: int) -> list[str | None]:
     """Return the names of the samples where one request makes `count` of them."""
     return [token] if count == 1 else [None if token is None else f"{token}.{index}" for index in range(count)]
+
+
+async def off_the_loop(raw: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return `work(…)` on the body `raw`: done at once for a small one, else in a thread, so that others are served meanwhile."""
+    if len(raw) <= SMALL_BODY:
+        return work(*args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(work, *args, **kwargs))
 
 
 class Asking:

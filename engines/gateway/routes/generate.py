@@ -9,9 +9,9 @@ from aiohttp import web
 from engines.gateway.core.events import Deliver, Grew
 from engines.gateway.core.samples import Answer, Failure, Request, Rows
 from engines.gateway.routes import request_bodies
-from engines.gateway.routes.asking import Asking, hinted, identity, number, sample_names
+from engines.gateway.routes.asking import Asking, hinted, identity, number, off_the_loop, sample_names
 from engines.gateway.routes.errors import RequestError
-from engines.gateway.routes.responses import DONE, LINE_ALIVE, SSE_ALIVE, json_response, open_stream, sse
+from engines.gateway.routes.responses import DONE, LINE_ALIVE, SSE_ALIVE, json_response, open_stream, sse, sse_failed
 from engines.gateway.routes.text import Text, TextStream
 from engines.gateway.shell import Shell
 
@@ -30,22 +30,34 @@ class GenerateRoutes:
     async def samples(self, request: web.Request) -> web.StreamResponse:
         """Answer with one line of JSON a sample, as it finishes; a blank line is a keep-alive."""
         rollout = number(request.match_info["rollout"], "the rollout")
-        asked = request_bodies.our_samples(await request.read(), self._text)
+        raw = await request.read()
+        asked = await off_the_loop(raw, request_bodies.our_samples, raw, self._text)
         tokens = [str(sample) for sample, _ in asked]
         async with Asking(self._shell, hinted(request, [one for _, one in asked]), rollout, tokens) as asking:
             first = await asking.begin(_NOT_THE_SAMPLES)
-            response = await open_stream(request, "application/x-ndjson")
+            open_samples = {sample: None for sample, _ in asked}
+
+            def line(item: tuple[int, Grew | Deliver]) -> bytes:
+                made = self._line(asked, item)
+                del open_samples[asked[item[0]][0]]
+                return made
+
+            def failed(error: RequestError) -> bytes:
+                return b"".join(_failed_line(sample, error.code, error.message) for sample in open_samples)
+
+            response = await open_stream(request, "application/x-ndjson", failed)
             for item in first:
-                await response.write(self._line(asked, item))
+                await response.write(line(item))
             async for arrival in asking.arrivals():
-                await response.write(LINE_ALIVE if arrival is None else self._line(asked, arrival))
+                await response.write(LINE_ALIVE if arrival is None else line(arrival))
             await response.write_eof()
         return response
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer with one object or a list of them; streamed, each event holds all tokens of its sample so far, as SGLang's do by default."""
         rollout, token = identity(request)
-        known, requests, batch = request_bodies.generate(await request.read(), self._text)
+        raw = await request.read()
+        known, requests, batch = await off_the_loop(raw, request_bodies.generate, raw, self._text)
         requests = hinted(request, requests)
         rids = self._rids(known.rid, len(requests))
         tokens = sample_names(token, len(requests))
@@ -72,7 +84,7 @@ class GenerateRoutes:
 
         async with asking:
             first = await asking.begin()
-            response = await open_stream(request, "text/event-stream")
+            response = await open_stream(request, "text/event-stream", sse_failed)
             for item in first:
                 await response.write(event(item))
             async for arrival in asking.arrivals():
@@ -86,15 +98,14 @@ class GenerateRoutes:
         sample, request = asked[index]
         assert isinstance(effect, Deliver), "samples are not asked as streams"
         outcome = effect.outcome
-        line: dict[str, Any] = {"sample": sample}
         if isinstance(outcome, Failure):
-            line["error"] = {"code": outcome.code, "message": outcome.message}
-        else:
-            line["output_ids"] = outcome.ids.tolist()
-            line["logprobs"] = outcome.logprobs.tolist()
-            line["finish_reason"] = outcome.finish_reason
-            line["spans"] = outcome.spans
-            line["text"] = self._text.answer(outcome.ids, outcome.finish_reason, request.params)
+            return _failed_line(sample, outcome.code, outcome.message)
+        line: dict[str, Any] = {"sample": sample}
+        line["output_ids"] = outcome.ids.tolist()
+        line["logprobs"] = outcome.logprobs.tolist()
+        line["finish_reason"] = outcome.finish_reason
+        line["spans"] = outcome.spans
+        line["text"] = self._text.answer(outcome.ids, outcome.finish_reason, request.params)
         return msgspec.json.encode(line) + b"\n"
 
     def _answer(self, known: request_bodies.Generate, request: Request, answer: Answer, rid: str) -> dict[str, Any]:
@@ -135,6 +146,10 @@ class _PartialAnswer:
         if known.return_logprob:
             meta.update(logprob_fields(self._ids, self._logprobs, self._rows))
         return {"text": self._text.sent, "output_ids": self._ids, "meta_info": meta}
+
+
+def _failed_line(sample: int, code: str, message: str) -> bytes:
+    return msgspec.json.encode({"sample": sample, "error": {"code": code, "message": message}}) + b"\n"
 
 
 def meta_info(answer: Answer, rid: str, *, logprobs: bool) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from aiohttp import web
 from engines.gateway.core.events import Deliver, Grew
 from engines.gateway.core.samples import Answer, Failure, Request
 from engines.gateway.routes import openai_bodies
-from engines.gateway.routes.asking import Asking, hinted, identity, sample_names
+from engines.gateway.routes.asking import Asking, hinted, identity, off_the_loop, sample_names
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.openai_answers import ChoiceStream, Shape
 from engines.gateway.routes.request_bodies import decode
-from engines.gateway.routes.responses import DONE, SSE_ALIVE, json_response, open_stream, sse
+from engines.gateway.routes.responses import DONE, SSE_ALIVE, json_response, open_stream, sse, sse_failed
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
 
@@ -32,15 +32,17 @@ class OpenAIRoutes:
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Answer `POST /v1/completions`."""
-        body = decode(await request.read(), openai_bodies.Completion)
-        requests = openai_bodies.completion_requests(body, self._text)
+        raw = await request.read()
+        body = await off_the_loop(raw, decode, raw, openai_bodies.Completion)
+        requests = await off_the_loop(raw, openai_bodies.completion_requests, body, self._text)
         shape = Shape(self._text, body.model or self._model, chat=False, top=body.logprobs)
         return await self._answer(request, requests, shape, stream=bool(body.stream), usage=_wants_usage(body.stream_options))
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer `POST /v1/chat/completions`."""
-        body = decode(await request.read(), openai_bodies.Chat)
-        requests = openai_bodies.chat_requests(body, self._text)
+        raw = await request.read()
+        body = await off_the_loop(raw, decode, raw, openai_bodies.Chat)
+        requests = await off_the_loop(raw, openai_bodies.chat_requests, body, self._text)
         shape = Shape(self._text, body.model or self._model, chat=True, top=(body.top_logprobs or 0) if body.logprobs else None)
         return await self._answer(request, requests, shape, stream=bool(body.stream), usage=_wants_usage(body.stream_options))
 
@@ -72,7 +74,7 @@ class OpenAIRoutes:
             return choices[index].end(effect.outcome)
 
         first = await asking.begin()
-        response = await open_stream(request, "text/event-stream")
+        response = await open_stream(request, "text/event-stream", sse_failed)
         for index in range(len(requests)):
             if (role := shape.first(index)) is not None:
                 await response.write(sse(role))

@@ -74,6 +74,16 @@ class _Params(msgspec.Struct):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKEN)] | None = None
+
+
+class _Options(msgspec.Struct):
+    """The options of `/generate` that the gateway itself reads."""
+
+    logprob_start_len: Annotated[int, msgspec.Meta(ge=-1, le=MAX_TOKEN)] = -1
+    top_logprobs_num: _Limit = 0
+    token_ids_logprob: list[TokenId] | None = None
 
 
 def decode(body: bytes, into: type[T]) -> T:
@@ -111,10 +121,12 @@ def copies(
     session: str = "",
 ) -> list[Request]:
     """Return the requests for `n` samples of one prompt. A seed that is given counts up from copy to copy, else all would be the same."""
-    known = _typed(params)
+    known, options = _typed(params, _Params, "sampling_params: "), options or {}
+    _check_tokens(prompt, known, _typed(options, _Options), text.vocabulary)
     stops = tuple(stop for stop in ([known.stop] if isinstance(known.stop, str) else known.stop or ()) if stop)
-    options = options or {}
-    rest = {name: value for name, value in params.items() if name not in ("n", "max_new_tokens") and value is not None}
+    rest = {name: value for name, value in params.items() if name not in ("n", "max_new_tokens", "stop") and value is not None}
+    if stops:
+        rest["stop"] = list(stops)
     atomic = is_atomic(rest, options, stops=bool(stops), can_decode=text.known)
     made = []
     for copy in range(known.n or 1):
@@ -154,11 +166,32 @@ def our_samples(body: bytes, text: Text) -> list[tuple[int, Request]]:
     return made
 
 
-def _typed(params: Mapping[str, Any]) -> _Params:
+def _typed(fields: Mapping[str, Any], into: type[T], where: str = "") -> T:
     try:
-        return msgspec.convert(params, _Params)
+        return msgspec.convert(fields, into)
     except msgspec.ValidationError as error:
-        raise RequestError(400, "bad_request", f"sampling_params: {error}") from error
+        raise RequestError(400, "bad_request", f"{where}{error}") from error
+
+
+def _check_tokens(prompt: Sequence[int], params: _Params, options: _Options, vocabulary: int | None) -> None:
+    """Refuse what SGLang (0.5.23) does not look at, and dies of. Raises RequestError(400)."""
+    if options.logprob_start_len > len(prompt):
+        raise RequestError(400, "bad_request", f"logprob_start_len is {options.logprob_start_len}, and the prompt has {len(prompt)} tokens")
+    if vocabulary is None:
+        return
+    if options.top_logprobs_num > vocabulary:
+        raise RequestError(400, "bad_request", f"top_logprobs_num is {options.top_logprobs_num}, and the model has {vocabulary} tokens")
+    biased = [int(token) for token in params.logit_bias or () if token.isascii() and token.isdecimal()]
+    for name, tokens in (
+        ("the prompt", prompt),
+        ("stop_token_ids", params.stop_token_ids or ()),
+        ("token_ids_logprob", options.token_ids_logprob or ()),
+        ("logit_bias", biased),
+    ):
+        if tokens and (worst := max(tokens)) >= vocabulary:
+            raise RequestError(
+                400, "bad_request", f"{name} has token {worst}, which is out of the vocabulary: the model has {vocabulary} tokens"
+            )
 
 
 def _options(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from engines.gateway.routes.acceptor import Acceptor
+from engines.gateway.routes.access import Access, only_with
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.generate import GenerateRoutes
 from engines.gateway.routes.openai_routes import OpenAIRoutes
-from engines.gateway.routes.responses import json_response
+from engines.gateway.routes.responses import json_response, respond
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
 
@@ -21,8 +22,8 @@ _SHUTDOWN_S: Final = 0.2
 _BACKLOG: Final = 1024
 
 
-def application(shell: Shell, text: Text, *, pipeline: str, model: str, log: Callable[..., Any]) -> web.Application:
-    """Return all routes over one shell. `model` is the model path, which `/model_info` gives as SGLang's does."""
+def application(shell: Shell, text: Text, *, pipeline: str, model: str, access: Access | None, log: Callable[..., Any]) -> web.Application:
+    """Return all routes over one shell, for who has `access` (None: for everybody). `model` is the path that `/model_info` gives, as SGLang's does."""
     native, openai = GenerateRoutes(shell, text), OpenAIRoutes(shell, text, pipeline)
 
     async def health(request: web.Request) -> web.Response:
@@ -32,7 +33,7 @@ def application(shell: Shell, text: Text, *, pipeline: str, model: str, log: Cal
         version = str(shell.version)
         return json_response({"model_path": model, "served_model_name": pipeline, "is_generation": True, "weight_version": version})
 
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors(log)])
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors(log), *only_with(access)])
     app.router.add_get("/health", health)
     app.router.add_get("/model_info", model_info)
     app.router.add_get("/v1/models", openai.models)
@@ -72,7 +73,7 @@ def _errors(log: Callable[..., Any]) -> Middleware:
         try:
             return await handler(request)
         except RequestError as error:
-            return json_response(error.body(), error.status)
+            return await respond(request, error)
         except web.HTTPException as error:
             code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status, "bad_request")
             return json_response(RequestError(error.status, code, error.reason).body(), error.status)
@@ -80,6 +81,6 @@ def _errors(log: Callable[..., Any]) -> Middleware:
             raise  # the client has gone
         except Exception as error:
             log("handler failed", path=request.path, error=f"{type(error).__name__}: {error}", exc_info=True)
-            return json_response(RequestError(500, "internal", f"{type(error).__name__}: {error}").body(), 500)
+            return await respond(request, RequestError(500, "internal", f"{type(error).__name__}: {error}"))
 
     return middleware

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -15,6 +16,11 @@ from engines.gateway.routes.errors import RequestError
 
 _UNFINISHED: Final = "\ufffd"
 """A decoder makes this of a character whose bytes have not all come."""
+_SHORT: Final = 4096
+"""Characters of a text that cost nothing to encode."""
+_KEEP_LENGTH: Final = ("NFC", "NFD")
+_NFC_SHRINKS: Final = 4
+"""A normalizer of these kinds makes a text at most so many times shorter."""
 
 
 class Text:
@@ -28,6 +34,10 @@ class Text:
         self._special = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
         self._template = _template(model, config)
         self.eos = self._eos(model)
+        shape = _json(model / "config.json")
+        self._positions = _size(shape, "max_position_embeddings")
+        self.vocabulary = _size(shape, "vocab_size")
+        """Rows of the model's embedding: a token id from here on kills an engine. None: the model does not say."""
 
     @property
     def known(self) -> bool:
@@ -38,8 +48,28 @@ class Text:
         """Return the token ids of `text`. Raises RequestError where there is no tokenizer."""
         if self._tokenizer is None:
             raise RequestError(400, "no_tokenizer", "this model has no tokenizer.json: ask with token ids (input_ids)")
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        return ids
+        if len(text) <= _SHORT:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
+            return ids
+        if (limit := self._longest) is not None and len(text) > limit:
+            raise RequestError(
+                400, "bad_request", f"a text of {len(text)} characters cannot fit into the model's context of {self._positions} tokens"
+            )
+        # A batch lets other threads run meanwhile; a single text would stop the event loop wherever it is encoded.
+        (encoded,) = self._tokenizer.encode_batch([text], add_special_tokens=special)
+        made: list[int] = encoded.ids
+        return made
+
+    @cached_property
+    def _longest(self) -> int | None:
+        """Characters of the longest text that may fit into the context; None where that cannot be known."""
+        if self._tokenizer is None or self._positions is None:
+            return None
+        normalizer = self._tokenizer.normalizer
+        if normalizer is not None and type(normalizer).__name__ not in _KEEP_LENGTH:
+            return None  # it may take anything away
+        longest = max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        return self._positions * longest * (1 if normalizer is None else _NFC_SHRINKS)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Return the text of token ids; empty where there is no tokenizer. Ids beyond the vocabulary are passed over."""
@@ -60,7 +90,7 @@ class Text:
         """Return the text of an answer as SGLang gives it: without the stop string that ended it, and without special tokens."""
         text = self.decode(ids, skip_special=params.get("skip_special_tokens", True) is not False)
         matched = reason.get("matched")
-        if isinstance(matched, str) and not params.get("no_stop_trim"):
+        if isinstance(matched, str) and matched and not params.get("no_stop_trim"):
             return text.partition(matched)[0]
         return text
 
@@ -136,6 +166,13 @@ def _template(model: Path, config: Mapping[str, Any]) -> Template | None:
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(source)
+
+
+def _size(config: Mapping[str, Any], name: str) -> int | None:
+    """Return a size of the model, which those of several modalities keep with their text part."""
+    text = config.get("text_config")
+    size = config.get(name, text.get(name) if isinstance(text, dict) else None)
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def _raise(message: str) -> NoReturn:

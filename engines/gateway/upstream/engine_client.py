@@ -55,10 +55,10 @@ class EngineClient:
                         await _read_rest(response)
                         return stream.end
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return Broken(f"{type(error).__name__}: {error}", accepted=accepted)
+            return Broken(f"{type(error).__name__}: {error}", accepted=accepted, died=_is_death(error, accepted))
         except StreamError as error:
             return Broken(str(error), accepted=True)
-        return Broken("the stream ended before the request", accepted=True)
+        return Broken("the stream ended before the request", accepted=True, died=True)
 
     async def abort(self, start: Start, rid: str) -> str:
         """Ask the engine to end `rid`; it answers at once, whatever it does. Returns what went wrong, or nothing."""
@@ -79,6 +79,13 @@ async def _read_rest(response: aiohttp.ClientResponse) -> None:
         async with asyncio.timeout(REST_S):
             async for _ in response.content.iter_any():
                 pass
+
+
+def _is_death(error: Exception, accepted: bool) -> bool:
+    """Whether a connection that had been made broke: before the answer began, too, since a request can kill before that."""
+    if isinstance(error, TimeoutError | aiohttp.ClientConnectorError):
+        return False
+    return accepted or isinstance(error, aiohttp.ServerDisconnectedError | OSError)
 
 
 def new_rid() -> str:

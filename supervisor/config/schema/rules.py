@@ -12,6 +12,7 @@ from typing import Final
 from supervisor.config.schema.findings import Finding
 from supervisor.config.schema.tables import EngineTable, GatewayTable, HostTable, TrainerTable
 from supervisor.scheduler.spec import ROLE_PRIORITY
+from trainers.protocol.child_env import PREFIX
 from trainers.protocol.ids import PipelineId
 
 RESERVED_NAMES: Final = ("supervisor", "latest")
@@ -192,7 +193,7 @@ def _environment(env: dict[str, str], patterns: Sequence[str], path: str) -> Ite
     for name in env:
         if not _VARIABLE.match(name):
             yield Finding(f"{path}.env", name, "is no name of an environment variable", "Use letters, digits and underscores.")
-        elif name in OUR_VARIABLES or name.startswith("TRAINSHED_"):
+        elif name in OUR_VARIABLES or name.startswith(PREFIX):
             yield Finding(f"{path}.env.{name}", env[name], "is set by the supervisor for every child", "Remove it.")
     for position, pattern in enumerate(patterns):
         if not pattern or not re.fullmatch(r"[A-Za-z0-9_*?\[\]!-]+", pattern):

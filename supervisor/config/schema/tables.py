@@ -175,7 +175,7 @@ class TrainerTable(_Table, frozen=True, forbid_unknown_fields=True):
 
 
 class GatewayTable(_Table, frozen=True, forbid_unknown_fields=True):
-    """`[pipeline.gateway]`: which sample goes where, and what becomes of it when weights change."""
+    """`[pipeline.gateway]`: which sample goes where, what becomes of it when weights change, and who may ask."""
 
     on_publish: Literal["continue", "restart", "finish"] = "continue"
     """Samples in flight when weights are published: `"continue"` under the new weights, `"restart"` anew, or `"finish"` under the old
@@ -186,6 +186,8 @@ class GatewayTable(_Table, frozen=True, forbid_unknown_fields=True):
     """Prefer the engine that was sent the longest same beginning of a prompt last …"""
     prefix_slack: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.25
     """… unless it is busier than the least busy one by more than this share of its slots."""
+    auth: bool = True
+    """Answer only who has the pipeline's key (`bin/supervise env p1`); `false`: every user of the machine, and every web page."""
 
 
 class PipelineTable(_Table, frozen=True, forbid_unknown_fields=True):

@@ -28,7 +28,7 @@ KILL_SECONDS = 10.0
 LEFT_OVER = ("sglang_loads_", "sgl_shm_", "sem.mp-", "nccl-", "cuda.shm.", "psm_")
 """Names in /dev/shm that SGLang and what it stands on leave behind when they are killed (and some when they are not)."""
 TRACES = ".traces"
-"""Ending of the files that name, one a line, what an engine has open in /dev/shm; below a registered folder (see `runtime/sglang_engines.py`)."""
+"""Ending of the files that name, one a line, what an engine has open in /dev/shm; below a registered folder (see `runtime/kinds/sglang.py`)."""
 SWEPT_PREFIX = "trainshed-"
 """What is removed for us has a name that begins so: a run's folder in shared memory."""
 MAX_LINES = 1 << 20

@@ -1,6 +1,7 @@
-"""The embedded engine: our own program, in our own Python, with all its memory on a device that is measured. It leaves nothing behind."""
+"""The embedded engine is our own program, in our own Python: one process an engine, which leaves nothing behind when it ends.
 
-from typing import ClassVar
+All its memory is on a device that is measured (`trainshed.virtual_gpu`), and it refuses a snapshot whose tensors are not the model's.
+"""
 
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.child import Command
@@ -10,17 +11,16 @@ from trainers.protocol.child_env import API_KEY
 
 
 class Embedded:
-    """See `engines.embedded`. One process an engine; it refuses a snapshot whose tensors are not the model's."""
-
-    measured_on_virtual_gpus: ClassVar[bool] = True
+    """Starts engines of `engines.embedded`."""
 
     def __init__(self, facts: RunFacts, log: Log) -> None:
-        pass
+        """It needs neither: everything that it uses is in each start."""
 
     async def look(self) -> None:
         """It runs in the supervisor's own Python: there is nothing to find out."""
 
     def prepare(self, start: EngineStart) -> EngineLife:
+        """Return the one command; there is nothing else to prepare."""
         return EngineLife([_command(start)])
 
 

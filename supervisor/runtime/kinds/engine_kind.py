@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import structlog
 
@@ -98,9 +98,6 @@ class EngineLife:
 
 class EngineKind(Protocol):
     """A kind of engine, for all engines of that kind in a run."""
-
-    measured_on_virtual_gpus: ClassVar[bool]
-    """Whether what it holds on a virtual GPU can be seen from outside. Only programs that allocate through `trainshed.virtual_gpu` show."""
 
     def __init__(self, facts: RunFacts, log: Log) -> None: ...
 

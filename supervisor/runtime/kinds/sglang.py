@@ -1,4 +1,4 @@
-"""SGLang: an interpreter that has it, a folder for each incarnation, a broom for /dev/shm afterwards, and checksums of what it has loaded.
+"""SGLang runs with an interpreter that has it, in a folder of each incarnation; what it leaves in /dev/shm is removed afterwards.
 
 Which version an engine reports is a label that we gave it ourselves; only bytes prove that a load was complete. Engines of one pipeline
 have one shape, so with the same weights they agree.
@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 import anyio
 from anyio import to_thread
@@ -38,9 +38,7 @@ VERIFY_EVERY: Final = 8
 
 
 class Sglang:
-    """See `engines.sglang`. Each interpreter of the configuration is asked once which SGLang it has."""
-
-    measured_on_virtual_gpus: ClassVar[bool] = False
+    """Starts engines of SGLang (`engines.sglang`). Each interpreter of the configuration is asked once which SGLang it has."""
 
     def __init__(self, facts: RunFacts, log: Log) -> None:
         self._facts = facts
@@ -90,7 +88,7 @@ class Sglang:
 
 
 class SglangLife(EngineLife):
-    """One incarnation: its traces and its checksums."""
+    """One incarnation, with its traces and its checksums."""
 
     def __init__(
         self, commands: Sequence[Command], traces: "Traces", known: Profile, checksums: "Checksums", start: EngineStart, log: Log
@@ -168,7 +166,7 @@ def _described(start: EngineStart, folder: Path, known: Profile, shape: list[str
 
 
 def _version(python: str, environ: dict[str, str]) -> str:
-    """Which SGLang an interpreter has. Raises SpawnFailed."""
+    """Return which SGLang an interpreter has. Raises SpawnFailed."""
     try:
         return installed_version(python, "sglang", "SGLang", environ, ASK_S)
     except NotInstalled as error:
@@ -212,7 +210,7 @@ class Traces:
 
 
 def open_in_shm(pids: frozenset[int]) -> set[Path]:
-    """Files of /dev/shm that these processes have mapped, by name. Compared by inode: the C library maps a semaphore before it names it."""
+    """Return the files of /dev/shm that these processes have mapped. They are compared by inode: the C library maps a semaphore before it names it."""
     mapped: set[int] = set()
     for pid in pids:
         try:

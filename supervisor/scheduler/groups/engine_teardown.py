@@ -1,4 +1,4 @@
-"""How the life of an engine group ends: every process gone and its ports free, then its GPUs measured empty; else it is *stuck*.
+"""A teardown ends the life of an engine group: every process exits and its ports are free, then its GPUs measure empty; else it is *stuck*.
 
 One that dies asleep has no lease, and its GPUs may be lent out by then. Those are measured when whoever has them leaves; the others are
 withheld until they have been measured for it. Of a stuck group all are withheld: nobody comes after those who have them.
@@ -9,28 +9,28 @@ from supervisor.scheduler.actions import Lost, Measure, StopGroup
 from supervisor.scheduler.context import Context
 from supervisor.scheduler.faults import Cause
 from supervisor.scheduler.records import Engine, Pipeline, TrainerState
-from trainers.protocol.ids import GpuId, Incarnation
+from trainers.protocol.ids import GpuId
 
 
 def pipeline_ends(ctx: Context, pipeline: Pipeline) -> bool:
-    """No engine of it is to live on, or to come back."""
+    """Return whether no engine of the pipeline is to live on, or to come back."""
     return pipeline.ended or (ctx.stopping > 0 and pipeline.trainer.state is TrainerState.STOPPING)
 
 
 def tear_down(ctx: Context, pipeline: Pipeline, engine: Engine) -> None:
-    """Of one that has failed, or is not needed any more: the next step to its end."""
-    if not engine.told_lost and pipeline.gateway.up:
-        engine.told_lost = True
-        engine.route = None  # from this order on, in the order of the gateway's own descriptor
+    """Take the next step of the teardown of an engine that has failed or is not needed any more."""
+    if not engine.teardown.lost_sent and pipeline.gateway.up:
+        engine.teardown.lost_sent = True
+        engine.life.routing.version = None  # from this order on, in the order of the gateway's own descriptor
         ctx.do(lambda id: Lost(id=id, engine=engine.id, incarnation=engine.incarnation), ctx.box.limits.order)
     asked = engine.fault is not None and engine.fault.cause is Cause.OPERATOR
     confirm_exit(ctx, engine, kill=(engine.state is EngineState.QUARANTINED and not asked) or ctx.stopping >= 3)
 
 
 def confirm_exit(ctx: Context, engine: Engine, *, kill: bool) -> None:
-    """Every pid gone, then its GPUs measured empty."""
+    """See every process of it exit, then its GPUs measured empty."""
     limits = ctx.box.limits
-    if not engine.gone:
+    if not engine.teardown.exited:
         limit = limits.end + limits.release  # its ports are waited for as well
         engine.op = ctx.do(lambda id: StopGroup(id=id, group=engine.id, incarnation=engine.incarnation, kill=kill), limit)
     elif gpus := _to_measure(ctx, engine):
@@ -40,16 +40,16 @@ def confirm_exit(ctx: Context, engine: Engine, *, kill: bool) -> None:
 
 
 def _to_measure(ctx: Context, engine: Engine) -> tuple[GpuId, ...]:
-    """Of its GPUs those that it holds, or keeps from others. What is lent to another, or fenced, is measured for that."""
+    """Return those of its GPUs that it holds or keeps from others. One that is lent to another, or fenced, is measured for that."""
     leases = ctx.leases
     held, fences = leases.held_by(engine.id), leases.fences
     return held or tuple(gpu for gpu in engine.gpus if leases.lease(gpu) is None and gpu not in fences)
 
 
 def processes_exited(ctx: Context, engine: Engine) -> None:
-    """Every pid of it is gone, and its ports are free."""
-    engine.gone = True
-    engine.pids = ()
+    """Every process of it has exited, and its ports are free."""
+    engine.teardown.exited = True
+    engine.life.pids = ()
     ctx.mark_fault(engine, "gone")
     if engine.state is EngineState.STUCK:
         engine.since = ctx.now - ctx.box.limits.remeasure  # the measurement is next, now
@@ -60,17 +60,11 @@ def processes_exited(ctx: Context, engine: Engine) -> None:
 
 
 def finish(ctx: Context, engine: Engine) -> None:
-    """Every process ended and nothing of it left on its GPUs: the next life may begin."""
+    """The teardown is complete: nothing of it is on its GPUs, and the next life may begin."""
     failed = engine.state is not EngineState.STOPPING
     ctx.leases.release(engine.id)
     ctx.leases.lift(engine.id)
     engine.transition(Transition.GONE, ctx.now)
-    engine.incarnation = Incarnation(engine.incarnation + 1)
-    engine.version = engine.route = None
-    engine.touched = False
-    engine.gone = engine.released = engine.told_lost = False
-    engine.in_flight = engine.failures = engine.completed = engine.tokens = 0
-    engine.attempt_until = None
     ctx.mark_fault(engine, "empty")
     if not failed or pipeline_ends(ctx, ctx.fleet.pipelines[engine.id.pipeline]):
         return  # a failure that is open is closed by `groups.stop`
@@ -87,7 +81,7 @@ def finish(ctx: Context, engine: Engine) -> None:
 
 
 def unconfirmed(ctx: Context, engine: Engine, cause: Cause, note: str) -> None:
-    """Somebody of it, or something on its GPUs, is still there. An end that was asked for has failed by that."""
+    """A process of it, or memory on its GPUs, is still there. A stop that was asked for has failed by that."""
     engine.note, engine.by_operator = note, False
     if engine.state is EngineState.STOPPING:
         engine.failed_at = ctx.now

@@ -1,12 +1,13 @@
-"""One engine group: what its answers mean and what it does next. The table of its states is `engines.lifecycle.state`.
+"""This module runs the life of an engine group up to its teardown. The table of its states is `engines.lifecycle.state`.
 
 `answered` takes an answer, `step` looks at the record and starts the one action that brings it nearer to what the plan wants,
-`fail` condemns it; how it ends then: `endings`. A group has at most one action under way (`engine.op`).
+`fail` condemns it; `engine_teardown` ends its life then. A group has at most one action under way (`engine.op`).
 """
 
 from engines.lifecycle.state import EngineState, Transition
 from supervisor.scheduler.actions import Action, Drain, LoadWeights, Lost, Measure, Pause, Route, StartGroup, StopGroup, Unroute, Wake
 from supervisor.scheduler.context import Context
+from supervisor.scheduler.engine_life import Routing
 from supervisor.scheduler.events import ActionFailed, Answer, GpuFree, GpuHeld, GroupGone, GroupReady, Ordered, Paused, Woken
 from supervisor.scheduler.faults import Cause
 from supervisor.scheduler.planning.reasons import Wait
@@ -60,7 +61,7 @@ def forgive(ctx: Context, pipeline: Pipeline) -> None:
 
 
 def stop(ctx: Context, engine: Engine) -> None:
-    """A healthy group is no longer needed; a failed one will not come back."""
+    """Stop the group: a healthy one is no longer needed, a failed one will not come back."""
     if engine.can(Transition.STOP):
         _begin_teardown(ctx, engine, Transition.STOP)
     elif engine.state is EngineState.COLD:
@@ -72,32 +73,31 @@ def stop(ctx: Context, engine: Engine) -> None:
 def _begin_teardown(ctx: Context, engine: Engine, transition: Transition) -> None:
     """From here on its life can only end."""
     ctx.inflight.forget(engine.op)
-    engine.op = engine.routing_to = None
+    engine.op = engine.life.routing.ordered = None
     engine.transition(transition, ctx.now)
-    engine.gone = engine.released = engine.told_lost = False
-    engine.in_flight = 0  # what ran there goes on elsewhere
+    engine.life.load.in_flight = 0  # what ran there goes on elsewhere
 
 
 def answered(ctx: Context, pipeline: Pipeline, engine: Engine, action: Action, answer: Answer) -> None:
-    """`answer` is the answer to an action for this engine."""
+    """Take in the answer to an action for this engine."""
     if engine.op == action.id:
         engine.op = None
     if isinstance(action, Route):
-        engine.routing_to = None
+        engine.life.routing.ordered = None
     match answer:
         case GroupReady(version=version):
-            engine.version, engine.pids = version, answer.pids
+            engine.life.version, engine.life.pids = version, answer.pids
             ctx.mark_fault(engine, "ready")
         case Woken(version=version):
             _woken(ctx, pipeline, engine, action, version)
         case Paused():
-            engine.released = True
+            engine.pausing.released = True
         case Ordered():
             _ordered(ctx, engine, action, answer.error)
         case GroupGone(confirmed=True):
             engine_teardown.processes_exited(ctx, engine)
         case GroupGone(note=note, pids=pids):
-            engine.pids = pids
+            engine.life.pids = pids
             engine_teardown.unconfirmed(ctx, engine, Cause.ACTION, note)
         case GpuFree():
             _measured_free(ctx, engine)
@@ -110,7 +110,7 @@ def answered(ctx: Context, pipeline: Pipeline, engine: Engine, action: Action, a
 
 
 def _woken(ctx: Context, pipeline: Pipeline, engine: Engine, action: Action, version: Version) -> None:
-    engine.version = version
+    engine.life.version = version
     if isinstance(action, Wake | LoadWeights) and version != action.version:
         fail(ctx, engine, Cause.ACTION, f"was given version {action.version} and says that it has {version}")
     elif version == pipeline.published:
@@ -126,13 +126,13 @@ def _ordered(ctx: Context, engine: Engine, action: Action, error: str) -> None:
             if error:
                 fail(ctx, engine, Cause.ACTION, f"its gateway refuses the route: {error}")
             else:
-                engine.route = version
+                engine.life.routing.version = version
                 ctx.mark_fault(engine, "routed")
                 ctx.close_fault(engine, "routed")
         case Unroute():
-            engine.route = None
+            engine.life.routing.version = None
         case Drain():
-            engine.route, engine.touched, engine.in_flight = None, False, 0
+            engine.life.routing, engine.life.load.in_flight = Routing(), 0
         case Lost():
             ctx.mark_fault(engine, "unrouted")
         case _:
@@ -143,8 +143,9 @@ def _failed(ctx: Context, engine: Engine, action: Action, reason: str) -> None:
     if isinstance(action, Lost):
         return
     if isinstance(action, Route | Unroute | Drain):
-        engine.route = None
-        engine.touched = engine.touched and not isinstance(action, Drain)
+        if isinstance(action, Drain):
+            engine.life.routing = Routing()
+        engine.life.routing.version = None
         return  # the gateway's trouble: its own failure takes the route away, and the engine's side is carried out all the same
     if isinstance(action, StopGroup | Measure) and engine.state is not EngineState.PAUSING:
         engine_teardown.unconfirmed(ctx, engine, Cause.ACTION, reason)
@@ -155,9 +156,8 @@ def _failed(ctx: Context, engine: Engine, action: Action, reason: str) -> None:
 def _measured_free(ctx: Context, engine: Engine) -> None:
     if engine.state is EngineState.PAUSING:
         engine.transition(Transition.EMPTY, ctx.now)
-        engine.released = False
         engine.pauses += 1
-        engine.attempt_until = None
+        engine.life.attempt_until = None
         ctx.leases.release(engine.id)
         ctx.mark_fault(engine, "asleep")
         ctx.close_fault(engine, "asleep")
@@ -176,9 +176,10 @@ def _measured_held(ctx: Context, engine: Engine, held: GpuHeld) -> None:
 
 def _take_back_route(ctx: Context, pipeline: Pipeline, engine: Engine) -> None:
     """A route that was ordered and is wrong by now is not waited for: orders keep their order, so its `Unroute` can follow at once."""
-    if engine.routing_to is not None and (engine.routing_to != pipeline.published or not pipeline.trainer.restored):
+    routing = engine.life.routing
+    if routing.ordered is not None and (routing.ordered != pipeline.published or not pipeline.trainer.restored):
         ctx.inflight.forget(engine.op)
-        engine.op, engine.route, engine.routing_to = None, engine.routing_to, None
+        engine.op, routing.version, routing.ordered = None, routing.ordered, None
 
 
 def step(ctx: Context, pipeline: Pipeline, engine: Engine, *, wanted: bool, leave: bool) -> None:
@@ -235,7 +236,7 @@ def _rise(ctx: Context, pipeline: Pipeline, engine: Engine) -> None:
     if engine.state is EngineState.COLD:
         ctx.leases.grant(engine.gpus, engine.id, Priority.ROLLOUT, engine.incarnation)
         engine.transition(Transition.START, ctx.now)
-        engine.attempt_until = ctx.now + limits.attempt
+        engine.life.attempt_until = ctx.now + limits.attempt
         ctx.mark_fault(engine, "started")
         limit = min(limits.start, limits.attempt)
         engine.op = ctx.do(lambda id: StartGroup(id=id, engine=engine.id, incarnation=engine.incarnation), limit)
@@ -261,13 +262,14 @@ def _after_start(ctx: Context, pipeline: Pipeline, engine: Engine, *, wanted: bo
 
 
 def _loaded(ctx: Context, engine: Engine) -> None:
-    engine.attempt_until = None
+    engine.life.attempt_until = None
     ctx.mark_fault(engine, "loaded")
 
 
 def _remaining(ctx: Context, engine: Engine, limit: float) -> float:
-    """The limit of a step, or what is left of the attempt that it belongs to."""
-    return limit if engine.attempt_until is None else max(0.0, min(limit, engine.attempt_until - ctx.now))
+    """Return the limit of a step in seconds, or what remains of the attempt that it belongs to, if that is less."""
+    until = engine.life.attempt_until
+    return limit if until is None else max(0.0, min(limit, until - ctx.now))
 
 
 def _load(ctx: Context, pipeline: Pipeline, engine: Engine, *, leave: bool) -> None:
@@ -299,7 +301,7 @@ def _serve(ctx: Context, pipeline: Pipeline, engine: Engine, *, leave: bool) -> 
             _order_unroute(ctx, pipeline, engine)
     elif engine.route is None and pipeline.gateway.up and not ctx.stopping:
         version = pipeline.published
-        engine.touched, engine.routing_to = True, version
+        engine.life.routing.used, engine.life.routing.ordered = True, version
         engine.op = ctx.do(lambda id: Route(id=id, engine=engine.id, incarnation=engine.incarnation, version=version), ctx.box.limits.order)
 
 
@@ -320,7 +322,7 @@ def _drain(ctx: Context, pipeline: Pipeline, engine: Engine) -> None:
 
 def _pause(ctx: Context, engine: Engine) -> None:
     limits = ctx.box.limits
-    if not engine.released:
+    if not engine.pausing.released:
         limit = _remaining(ctx, engine, limits.pause)
         engine.op = ctx.do(lambda id: Pause(id=id, engine=engine.id, incarnation=engine.incarnation), limit)
     else:

@@ -1,4 +1,6 @@
-"""One gateway: it lives as long as its pipeline, is replaced at once on the same socket when it dies, and is reported again what it must know."""
+"""This module runs the life of a gateway. One that dies is replaced at once on the same socket, and is told again what it must know."""
+
+from collections.abc import Collection
 
 from engines.lifecycle.state import EngineState, Transition
 from supervisor.scheduler.actions import (
@@ -15,6 +17,7 @@ from supervisor.scheduler.actions import (
     Unroute,
 )
 from supervisor.scheduler.context import Context
+from supervisor.scheduler.engine_life import Load, Routing
 from supervisor.scheduler.events import ActionFailed, Answer, GatewayReady, GroupGone, Ordered
 from supervisor.scheduler.records import Pipeline
 from supervisor.scheduler.rollouts import Rollout
@@ -30,9 +33,9 @@ MAX_FAILURES = 10
 
 
 def fail(ctx: Context, pipeline: Pipeline, reason: str, *, by_operator: bool = False) -> None:
-    """The gateway has died or is condemned. Its routes are gone with it; what it was asked is carried out on the other side.
+    """The gateway has died or is condemned. Its routes end with it; what it was asked is carried out on the engines' side.
 
-    `by_operator`: an operator wanted it, and has been reported.
+    `by_operator`: an operator wanted it, and has been told.
     """
     gateway = pipeline.gateway
     if gateway.dying:
@@ -48,16 +51,19 @@ def fail(ctx: Context, pipeline: Pipeline, reason: str, *, by_operator: bool = F
     pipeline.forget = False  # the next one starts empty
     for number in tuple(pipeline.closing):
         closed(ctx, pipeline, number)
+    _count_implicit(pipeline)
+    for rollout in pipeline.rollouts.values():
+        rollout.gateway_lost(ctx.now)
+    for engine in pipeline.engines.values():
+        engine.life.routing, engine.life.load = Routing(), Load()
+
+
+def _count_implicit(pipeline: Pipeline, still_open: Collection[int] = ()) -> None:
+    """Count and remove the implicit rollouts that the gateway has closed."""
     for number, rollout in tuple(pipeline.rollouts.items()):
-        if rollout.implicit:
+        if rollout.implicit and number not in still_open:
             pipeline.figures.samples += rollout.done
             del pipeline.rollouts[number]
-        else:
-            rollout.gateway_lost(ctx.now)
-    for engine in pipeline.engines.values():
-        engine.route = engine.routing_to = None
-        engine.touched = False
-        engine.in_flight = engine.failures = engine.completed = engine.tokens = 0
 
 
 def _forget_orders(ctx: Context, pipeline: Pipeline) -> None:
@@ -73,7 +79,7 @@ def _forget_orders(ctx: Context, pipeline: Pipeline) -> None:
 
 
 def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -> None:
-    """`answer` is the answer to an action for this gateway (orders about engines are `groups.answered`'s)."""
+    """Take in the answer to an action for this gateway. (Answers to orders about engines go to `engines.answered`.)"""
     gateway = pipeline.gateway
     if gateway.op == action.id:
         gateway.op = None
@@ -83,6 +89,7 @@ def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -
         case (StartGateway(), ActionFailed(reason=reason)):
             fail(ctx, pipeline, f"did not start: {reason}")
         case (StopGroup(), GroupGone() | ActionFailed()):
+            _count_implicit(pipeline)
             _next_life(ctx, pipeline)
         case (OpenAtGateway(rollout=number), Ordered()):
             if (rollout := pipeline.rollouts.get(number)) is not None:
@@ -113,7 +120,7 @@ def _next_life(ctx: Context, pipeline: Pipeline) -> None:
 
 
 def absorb(ctx: Context, pipeline: Pipeline, progress: Progress) -> None:
-    """The whole picture of what is open there: the progress that the planner sees."""
+    """Take over the gateway's report: it names every rollout that is open there, and is the progress that the planner sees."""
     seen = set()
     for report in progress.rollouts:
         seen.add(report.rollout)
@@ -126,23 +133,19 @@ def absorb(ctx: Context, pipeline: Pipeline, progress: Progress) -> None:
     if progress.rollouts:
         oldest = progress.rollouts[0]
         pipeline.pace.absorb(oldest.rollout, oldest.in_flight, oldest.done, ctx.now)
-    for number, rollout in tuple(pipeline.rollouts.items()):
-        if rollout.implicit and number not in seen:
-            pipeline.figures.samples += rollout.done
-            del pipeline.rollouts[number]
+    _count_implicit(pipeline, seen)
     for load in progress.engines:
         engine = pipeline.engines.get(load.engine)
         if engine is not None and engine.incarnation == load.incarnation and engine.can(Transition.STOP):  # else its life is ending
-            engine.in_flight, engine.completed = load.in_flight, load.completed
-            engine.failures, engine.tokens = load.failures, load.tokens
+            engine.life.load = Load(load.in_flight, load.completed, load.failures, load.tokens)
     reported = {load.engine for load in progress.engines}
     for rank, engine in pipeline.engines.items():
         if rank not in reported and engine.state is EngineState.SERVING and engine.route is None:
-            engine.in_flight = 0  # unrouted, and the last request on it has ended
+            engine.life.load.in_flight = 0  # unrouted, and the last request on it has ended
 
 
 def step(ctx: Context, pipeline: Pipeline) -> None:
-    """Start, tell or end it, whatever is due."""
+    """Start it, send it orders or stop it, whatever is due."""
     gateway = pipeline.gateway
     if gateway.op is not None:
         return

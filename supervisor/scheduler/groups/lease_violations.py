@@ -1,4 +1,7 @@
-"""Who holds memory on a GPU that it has no lease of. One of ours fails, a stranger's GPU is fenced; whoever was measured there is not blamed."""
+"""A group that holds memory on a GPU without a lease fails; a GPU with memory of foreign processes is fenced.
+
+The group that was measured there is not blamed.
+"""
 
 from collections.abc import Iterable
 
@@ -11,7 +14,7 @@ from trainers.protocol.ids import EngineId, GroupId, TrainerId
 
 
 def intruders(leases: LeaseBook, held: GpuHeld) -> list[Holder]:
-    """Those who hold memory there without a lease, each once a GPU."""
+    """Return those who hold memory there without a lease, each once a GPU."""
     found = []
     for holder in held.holders:
         lease = leases.lease(holder.gpu)
@@ -21,7 +24,7 @@ def intruders(leases: LeaseBook, held: GpuHeld) -> list[Holder]:
 
 
 def is_being_torn_down(fleet: Fleet, holder: Holder) -> bool:
-    """Its end is under way and has not been given up: what it holds goes with it."""
+    """Return whether its teardown is under way and has not been given up: what it holds goes with it."""
     pipeline = fleet.pipelines[holder.group.pipeline]
     match holder.group:
         case EngineId(rank=rank):
@@ -35,13 +38,13 @@ def is_being_torn_down(fleet: Fleet, holder: Holder) -> bool:
 
 
 def only_theirs(fleet: Fleet, held: GpuHeld, found: Iterable[Holder]) -> bool:
-    """Every GPU that is not empty is held by an intruder that is being ended, and by nobody who may be there: look again."""
+    """Return whether every GPU that is not empty is held by intruders that are being torn down, and by nobody who may be there: then look again."""
     ending = {holder for holder in found if is_being_torn_down(fleet, holder)}
     return {holder.gpu for holder in ending} == set(held.gpus) and ending == set(held.holders)
 
 
 def fence_foreign_memory(ctx: Context, measured: GroupId, held: GpuHeld) -> bool:
-    """Whether all that is held there is certainly nobody's of ours: then who was measured is well, and nobody gets the GPUs until they are empty."""
+    """Fence the GPUs and return True if all memory there is certainly of foreign processes: then the group that was measured is well."""
     if not held.gpus or not set(held.gpus) <= set(held.strangers):
         return False
     for gpu in held.gpus:

@@ -37,12 +37,12 @@ def _why_no_rollout(ctx: Context, pipeline: Pipeline, number: int) -> tuple[str,
 
 
 def hopeless(pipeline: Pipeline) -> bool:
-    """No engine of the pipeline can come back without an operator. One that is stuck can: it is looked at again until it is gone."""
+    """Return whether no engine of the pipeline can come back without an operator. A stuck one can: it is looked at again until it has exited."""
     return all(engine.state is EngineState.RETIRED for engine in pipeline.engines.values())
 
 
 def refuse_rollout(ctx: Context, pipeline: Pipeline, number: int) -> None:
-    """It was opened, and by now nobody can serve it: it is not wanted any more."""
+    """Refuse a rollout that was opened and that by now nobody can serve."""
     rollout = pipeline.rollouts.pop(number)
     ctx.tell(pipeline, Refused("open_rollout", number, *NO_ENGINE))
     if pipeline.gateway.up and rollout.ordered:
@@ -50,7 +50,7 @@ def refuse_rollout(ctx: Context, pipeline: Pipeline, number: int) -> None:
 
 
 def close_rollout(ctx: Context, pipeline: Pipeline, number: int) -> None:
-    """Demand ends now; the trainer is told when the gateway has answered every sample of it."""
+    """End the demand now; the trainer is told when the gateway has answered every sample of it."""
     rollout = pipeline.rollouts.pop(number, None)
     if rollout is None:
         ctx.tell(pipeline, Refused("close_rollout", number, "out_of_order", f"rollout {number} is not open"))

@@ -1,4 +1,4 @@
-"""A trainer's leases: asked for by rank 0, granted whole, ended when every rank has left. Whose turn it is: `reservations`."""
+"""A trainer's lease is asked for by rank 0, granted all or nothing, and ended when every rank has left. Which request comes next: `planning.reservations`."""
 
 from supervisor.scheduler.context import STOPPING, Context
 from supervisor.scheduler.planning.reservations import Request

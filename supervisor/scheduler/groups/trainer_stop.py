@@ -1,4 +1,4 @@
-"""A trainer that is told to stop hears at once what it waits for, and what it asks yet: it has the grace to save its work, not to wait."""
+"""A trainer that is told to stop gets an answer at once to whatever it waits for or asks: its grace is for saving its work, not for waiting."""
 
 from supervisor.scheduler.actions import RecordCheckpoint
 from supervisor.scheduler.context import STOPPING, Context
@@ -21,7 +21,7 @@ from trainers.protocol.trainer_messages import (
 
 
 def begin(ctx: Context, pipeline: Pipeline) -> None:
-    """It is told, and nothing that it waits for will be decided any more. (Samples that are missing: the client gives up by itself.)"""
+    """Tell it to stop, and answer everything that it waits for. (On missing samples the client gives up by itself.)"""
     trainer = pipeline.trainer
     ctx.tell(pipeline, Stopping(ctx.box.limits.grace))
     if trainer.request is not None:
@@ -38,7 +38,7 @@ def begin(ctx: Context, pipeline: Pipeline) -> None:
 
 
 def handle_message(ctx: Context, pipeline: Pipeline, rank: int, message: TrainerMessage) -> None:
-    """What a rank says between that and its end. Its GPUs are measured when it is gone, whatever it says of a lease."""
+    """Answer what a rank says between that and its exit. Its GPUs are measured when it has exited, whatever it says of a lease."""
     if rank != 0:
         return
     match message:

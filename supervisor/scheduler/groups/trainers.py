@@ -1,12 +1,23 @@
-"""One trainer: what its ranks say, what they are told, how it lives, fails and comes back.
+"""This module runs the life of a trainer: what its ranks say, what they are told, how it fails and comes back.
 
-`said` takes a message of a rank, `answered` the answer to an action, `step` starts what is due, `fail` condemns the whole trainer.
+`handle_message` takes a message of a rank, `answered` the answer to an action, `step` starts what is due, `fail` condemns the whole trainer.
 Rank 0's calls decide; every answer goes to all ranks.
 """
 
 from typing import assert_never
 
-from supervisor.scheduler.actions import Action, AdoptSnapshot, Lost, Measure, RecordCheckpoint, StartTrainer, StopGroup
+from supervisor.scheduler.actions import (
+    Action,
+    AdoptSnapshot,
+    DropSnapshot,
+    LoadWeights,
+    Lost,
+    Measure,
+    RecordCheckpoint,
+    StartTrainer,
+    StopGroup,
+    Wake,
+)
 from supervisor.scheduler.context import Context
 from supervisor.scheduler.events import (
     ActionFailed,
@@ -46,7 +57,7 @@ from .trainer_leases import offloaded, request
 
 
 def handle_message(ctx: Context, pipeline: Pipeline, rank: int, message: TrainerMessage) -> None:
-    """A rank of the trainer's present life has said something. What makes no sense is refused or condemns the trainer, never us."""
+    """Take in a message of a rank of the trainer's present life. One that makes no sense is refused or condemns the trainer, never us."""
     match message:
         case Offloaded(call=call):
             offloaded(ctx, pipeline, rank, call)
@@ -93,8 +104,25 @@ def _adopted(ctx: Context, pipeline: Pipeline, publishing: Publishing) -> None:
     pipeline.trainer.restored = True
 
 
+def drop_snapshots(ctx: Context, pipeline: Pipeline) -> None:
+    """Drop every snapshot that is neither published nor being loaded."""
+    if pipeline.snapshots <= {pipeline.published}:
+        return
+    loading = {
+        awaited.action.version
+        for awaited in ctx.inflight.awaited
+        if isinstance(awaited.action, Wake | LoadWeights) and awaited.action.engine.pipeline == pipeline.id
+    }
+    for version in sorted(pipeline.snapshots - loading - {pipeline.published}):
+        pipeline.snapshots.discard(version)
+        ctx.do(
+            lambda id, version=version: DropSnapshot(id=id, pipeline=pipeline.id, version=version),  # type: ignore[misc]
+            ctx.box.limits.order,
+        )
+
+
 def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -> None:
-    """`answer` is the answer to an action for this trainer."""
+    """Take in the answer to an action for this trainer."""
     trainer = pipeline.trainer
     if trainer.op == action.id:
         trainer.op = None
@@ -112,7 +140,8 @@ def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -
         case (RecordCheckpoint(step=step), ActionFailed(code=code, reason=reason)):
             ctx.tell(pipeline, Refused("checkpoint", step, code, reason))
         case (StopGroup(), GroupGone(confirmed=True)):
-            trainer.gone, trainer.pids = True, ()
+            assert trainer.teardown is not None, f"{trainer.id} is {trainer.state.value}"
+            trainer.teardown.exited, trainer.pids = True, ()
         case (StopGroup(), GroupGone(note=note) | ActionFailed(reason=note)):
             _unconfirmed(ctx, pipeline, note)
         case (Measure(gpus=gpus), GpuFree()):
@@ -128,7 +157,7 @@ def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -
 
 
 def _measured_empty(ctx: Context, pipeline: Pipeline, gpus: tuple[GpuId, ...]) -> None:
-    """GPUs that the trainer has left measure empty."""
+    """The GPUs that the trainer has left measure empty."""
     trainer = pipeline.trainer
     ctx.leases.release(trainer.id, gpus)
     if trainer.state is not TrainerState.RUNNING:
@@ -175,10 +204,10 @@ def _drop_calls(ctx: Context, pipeline: Pipeline) -> None:
     for id in (trainer.op, trainer.grant.measure if trainer.grant is not None else None):
         ctx.inflight.forget(id)
     trainer.op = trainer.request = trainer.publishing = trainer.grant = None
-    trainer.gone = False
-    for rollout in (*pipeline.rollouts.values(), *pipeline.closing.values()):
-        pipeline.figures.samples += rollout.before + rollout.done
-    pipeline.rollouts.clear()
+    for number, rollout in (*pipeline.rollouts.items(), *pipeline.closing.items()):
+        if not rollout.implicit:  # those are the gateway's own: they end, and are counted, with its last report of them
+            pipeline.figures.samples += rollout.before + rollout.done
+            pipeline.rollouts.pop(number, None)
     pipeline.closing.clear()
     pipeline.figures.waits_since.clear()
     pipeline.forget = True
@@ -199,7 +228,7 @@ def rank_exited(ctx: Context, pipeline: Pipeline, event: MemberExited) -> None:
 
 
 def stop(ctx: Context, pipeline: Pipeline) -> None:
-    """Planned end: nothing is restarted."""
+    """Stop the trainer as planned: nothing of the pipeline is restarted."""
     trainer = pipeline.trainer
     if trainer.state in (TrainerState.FINISHED, TrainerState.STOPPING):
         return
@@ -262,7 +291,7 @@ def _started(ctx: Context, pipeline: Pipeline, answer: TrainerStarted) -> None:
 
 
 def _watch_lease(ctx: Context, pipeline: Pipeline) -> None:
-    """A lease has a limit; what was left must measure empty."""
+    """See that a lease keeps its limit, and measure the GPUs that were left."""
     lease = pipeline.trainer.grant
     if lease is None:
         return
@@ -289,7 +318,7 @@ def _watch_stragglers(ctx: Context, pipeline: Pipeline) -> None:
 
 
 def _answer_what_holds(ctx: Context, pipeline: Pipeline) -> None:
-    """Answers that wait for a fact: a rollout for a routable engine, a publish for the last older route to go."""
+    """Send the answers that wait for a fact: a rollout for a routable engine, a publish for the last older route to go."""
     for rollout in tuple(pipeline.rollouts.values()):
         if not rollout.announced and not rollout.implicit and rollout.known and pipeline.routable:
             rollout.announced = True
@@ -300,21 +329,21 @@ def _answer_what_holds(ctx: Context, pipeline: Pipeline) -> None:
     publishing = pipeline.trainer.publishing
     if publishing is not None and publishing.adopted:
         older = [engine for engine in pipeline.engines.values() if engine.route is not None and engine.route < publishing.version]
-        routing = [engine for engine in pipeline.engines.values() if engine.op is not None and engine.routing_to is not None]
-        if not older and all((engine.routing_to or 0) >= publishing.version for engine in routing) and not _losing(ctx, pipeline):
+        ordered = [engine.life.routing.ordered for engine in pipeline.engines.values() if engine.op is not None]
+        if not older and all(route is None or route >= publishing.version for route in ordered) and not _losing(ctx, pipeline):
             pipeline.trainer.publishing = None
             ctx.tell(pipeline, Published(publishing.call, publishing.version))
 
 
 def _losing(ctx: Context, pipeline: Pipeline) -> bool:
-    """The gateway has not said yet that a failed engine is out of its routes: a request may still go there."""
+    """Return whether the gateway has yet to confirm that a failed engine is out of its routes: a request may still go there."""
     return any(isinstance(awaited.action, Lost) and awaited.action.engine.pipeline == pipeline.id for awaited in ctx.inflight.awaited)
 
 
 def _tear_down(ctx: Context, pipeline: Pipeline) -> None:
     trainer = pipeline.trainer
     limits = ctx.box.limits
-    if not trainer.gone:
+    if trainer.teardown is None or not trainer.teardown.exited:
         stopping = trainer.state is TrainerState.STOPPING
         hears = trainer.greeted and len(trainer.exits) < trainer.world_size  # a script without our client learns of it by its TERM
         patient = stopping and ctx.stopping == 1 and hears
@@ -329,12 +358,11 @@ def _tear_down(ctx: Context, pipeline: Pipeline) -> None:
 
 
 def _finish_teardown(ctx: Context, pipeline: Pipeline) -> None:
-    """Every rank is gone and nothing of them is left on a GPU."""
+    """Every rank has exited and nothing of them is on a GPU."""
     trainer = pipeline.trainer
     failed = trainer.state is TrainerState.QUARANTINED
     trainer.transition(TrainerTransition.GONE)
     trainer.incarnation = Incarnation(trainer.incarnation + 1)
-    trainer.gone = False
     if not failed:
         return
     # what the dead trainer held in memory is gone: its next life publishes what it restores, unless nothing was ever published
@@ -351,9 +379,10 @@ def _finish_teardown(ctx: Context, pipeline: Pipeline) -> None:
 
 
 def _unconfirmed(ctx: Context, pipeline: Pipeline, note: str) -> None:
-    """A rank that cannot be ended: its GPUs are withheld, the rest of the box goes on."""
+    """A rank cannot be ended: its GPUs are withheld, the rest of the box goes on."""
     trainer = pipeline.trainer
-    trainer.gone = True
+    assert trainer.teardown is not None, f"{trainer.id} is {trainer.state.value}"
+    trainer.teardown.exited = True  # nothing more of it is waited for
     for gpu in ctx.leases.held_by(trainer.id):
         ctx.leases.fence(gpu, f"a rank of {trainer.id} could not be ended: {note}")
     ctx.leases.release(trainer.id)

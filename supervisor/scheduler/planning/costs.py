@@ -1,4 +1,4 @@
-"""What a move costs, and what it brings: seconds measured on the engines and samples themselves, the newest counting most."""
+"""Costs say what a move costs and what it brings: seconds measured on the engines and samples themselves, the newest counting most."""
 
 from dataclasses import dataclass
 
@@ -13,21 +13,24 @@ REMEMBERED = 256
 
 
 def blend(old: float, new: float) -> float:
-    """An exponentially weighted mean; 0 is: nothing measured yet."""
+    """Return an exponentially weighted mean; 0 means that nothing was measured yet."""
     return new if old == 0.0 else old + NEWEST * (new - old)
 
 
 @dataclass(slots=True)
 class MoveCost:
-    """Of one engine: `down` from the decision that it leaves to GPUs seen empty (drain, pause, measurement), `up` from the lease to weights
-    loaded (wake, load). Seconds; 0 until measured."""
+    """What it costs to move one engine, in seconds; 0 until measured.
+
+    `down` is the time from the decision that it leaves to GPUs seen empty (drain, pause, measurement), `up` from the lease to weights loaded
+    (wake, load).
+    """
 
     down: float = 0.0
     up: float = 0.0
     began: float | None = None
 
     def observe(self, transition: Transition, now: float) -> None:
-        """The engine's state turns. What is broken off teaches nothing."""
+        """Take note of a transition of the engine. A move that is broken off teaches nothing."""
         match transition:
             case Transition.DRAIN | Transition.WAKE:
                 self.began = now
@@ -45,7 +48,7 @@ class MoveCost:
 
 @dataclass(slots=True)
 class Pace:
-    """Of one pipeline: mean seconds that a sample runs, from what was in flight and what has ended (Little's law)."""
+    """The mean seconds that a sample of one pipeline runs, from what was in flight and what has ended (Little's law)."""
 
     busy: float = 0.0  # sample-seconds in flight
     ended: float = 0.0  # samples
@@ -55,7 +58,7 @@ class Pace:
     at: float = 0.0
 
     def absorb(self, rollout: int, running: int, done: int, now: float) -> None:
-        """So many of the rollout run now, so many are done. Between two rollouts nothing is counted."""
+        """Take note that so many of the rollout run now and so many are done. Between two rollouts nothing is counted."""
         if rollout == self.rollout:
             self.busy += self.running * (now - self.at)
             self.ended += max(0, done - self.done)
@@ -65,5 +68,5 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """0 until enough have ended."""
+        """Return the mean; 0 until enough have ended."""
         return self.busy / self.ended if self.ended >= ENOUGH else 0.0

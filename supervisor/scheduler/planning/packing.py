@@ -1,4 +1,4 @@
-"""A first engine for as many pipelines as any assignment can serve, and with as few engines moved. Pure; GPUs are bits of an int.
+"""This module finds a first engine for as many pipelines as any assignment can serve, with as few engines moved. GPUs are bits of an int.
 
 Each *claim* lists the bundles it could use. Serving them all is set packing. The search keeps what is awake where it can, follows
 chains of moves where it must, and is exact in how many it serves as far as `count_best` is (16 x 16); how few it moves is exact
@@ -27,7 +27,7 @@ _OLDEST = 1 << JUNIORS * AGES + 6
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One pipeline: the masks of its bundles in order of preference, those of them that are awake now, and its seniority (0 the oldest)."""
+    """The claim of one pipeline: the masks of its bundles in order of preference, those of them that are awake now, and its seniority (0 the oldest)."""
 
     bundles: tuple[int, ...]
     awake: tuple[int, ...]
@@ -35,7 +35,7 @@ class Claim:
 
 
 def serve(claims: Sequence[Claim]) -> list[int | None]:
-    """For each claim the mask it gets, or None.
+    """Return for each claim the mask that it gets, or None.
 
     Most claims served; of those ways one that serves the oldest; then fewest awake engines lost; then the seniors; then preference.
     """
@@ -49,7 +49,7 @@ def serve(claims: Sequence[Claim]) -> list[int | None]:
 
 
 class _Search:
-    """Depth first, cheapest bundle first, with a bound. Awake engines are bits of an int of their own: a bundle *hits* those in its way."""
+    """The search goes depth first, cheapest bundle first, with a bound. Awake engines are bits of an int of their own: a bundle *hits* those in its way."""
 
     def __init__(self, claims: Sequence[Claim]) -> None:
         self.claims = claims
@@ -73,11 +73,11 @@ class _Search:
 
     @property
     def tired(self) -> bool:
-        """Something was found, and as much as is allowed was looked at."""
+        """Return whether something was found, and as much as is allowed was looked at."""
         return self.nodes > self.limit and self.best is not _WORST
 
     def answer(self) -> list[int | None]:
-        """What each claim gets: its new bundle, or one awake that nobody took."""
+        """Return what each claim gets: its new bundle, or one awake that nobody took."""
         taken = 0
         for mask in self.chosen.values():
             taken |= mask
@@ -119,13 +119,13 @@ class _Search:
         self.go(rest, taken, lost, chosen, skipped + 1, regret + self._regret(index))
 
     def _room(self, index: int, taken: int) -> int:
-        """How many bundles the claim could still have."""
+        """Return how many bundles the claim could still have."""
         if single := self.single[index]:
             return (single & ~taken).bit_count()
         return sum(not mask & taken for mask in self.claims[index].bundles)
 
     def _cheapest_first(self, index: int, taken: int, lost: int) -> list[tuple[int, int]]:
-        """(engines hit that are not lost yet, bundle), fewest hits first, then in order of preference."""
+        """Return pairs of the engines hit that are not lost yet and the bundle, fewest hits first, then in order of preference."""
         found = [(self._hit(mask) & ~lost, mask) for mask in self.claims[index].bundles if not mask & taken]
         return sorted(found, key=lambda pair: pair[0].bit_count())
 
@@ -139,7 +139,7 @@ class _Search:
         return hit
 
     def _at_least(self, room: dict[int, int], taken: int, lost: int) -> int:
-        """Engines that must still be lost whatever is chosen: those claims can only have GPUs of an awake one, and each GPU serves one."""
+        """Return how many engines must still be lost whatever is chosen: those claims can only have GPUs of an awake one, and each GPU serves one."""
         standing = self.held
         for engine, bit in self.bit.items() if lost else ():
             if bit & lost:
@@ -161,12 +161,12 @@ class _Search:
             self.chosen = {index: mask for index, mask in enumerate(possible) if mask is not None}
 
     def _regret(self, index: int) -> int:
-        """Skipping a senior is worse than skipping any number of his juniors."""
+        """Return what it costs to skip the claim: more than to skip any of those younger."""
         return _OLDEST >> JUNIORS * min(self.claims[index].seniority, AGES)
 
 
 def _union(bundles: Sequence[int]) -> int:
-    """All GPUs of the claim where each bundle is a single one, else 0."""
+    """Return all GPUs of the claim where each bundle is a single one, else 0."""
     union = 0
     for mask in bundles:
         if mask & (mask - 1):
@@ -183,7 +183,7 @@ def _bits(mask: int) -> Iterator[int]:
 
 
 def count_best(claims: Sequence[Sequence[int]], limit: int = STATES) -> list[int | None]:
-    """An assignment that serves as many claims as any can. Wide claims by sets of GPUs reached, single GPUs by augmenting paths."""
+    """Return an assignment that serves as many claims as any can. Wide claims by sets of GPUs reached, single GPUs by augmenting paths."""
     single = [i for i, masks in enumerate(claims) if masks and all(mask & (mask - 1) == 0 for mask in masks)]
     wide = [i for i, masks in enumerate(claims) if masks and i not in single]
     states: dict[int, dict[int, int]] = {0: {}}  # GPUs used -> which wide claim has which bundle, the most of them
@@ -211,7 +211,7 @@ def count_best(claims: Sequence[Sequence[int]], limit: int = STATES) -> list[int
 
 
 def _match(options: dict[int, list[int]]) -> dict[int, int]:
-    """The most claims with a GPU of their own (augmenting paths)."""
+    """Return an assignment of GPUs to as many claims as possible (augmenting paths)."""
     owner: dict[int, int] = {}
 
     def place(index: int, visited: set[int]) -> bool:

@@ -1,4 +1,4 @@
-"""Who should be awake. One pure, deterministic function of a view; what to pause and what to wake is the difference from what is.
+"""The planner says which engines should be awake: `plan` is one deterministic function of a view. What to pause and to wake is the difference from what is.
 
 A gap-ratio planner. Every open pipeline's *target* is the engines its unfinished samples can fill, won one by one in bids; the
 rule for targets says in which order the bids are served. Where target and held differ is a gap, and a gap is closed by the
@@ -36,7 +36,7 @@ PAYS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """One engine as the planner sees it. `awake`: holds its GPUs for work, or is about to. `fresh`: woken too recently to be taken.
+    """A bundle is one engine as the planner sees it. `awake`: holds its GPUs for work, or is about to. `fresh`: woken too recently to be taken.
 
     `cost`: seconds that its GPUs are lost by waking it and pausing it again, as measured; 0 when nothing was.
     """
@@ -56,7 +56,7 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One pipeline with an open rollout: `unfinished` samples, `slots` of them at once on an engine, open since `opened`.
+    """A share is one pipeline with an open rollout: `unfinished` samples, `slots` of them at once on an engine, open since `opened`.
 
     `home` are the GPUs it trains on. Fair shares of the box are as `weight * load`, its work to the end of the run (1 for all where
     that is not known); `behind`: it has far more steps to go than any other, so the whole box will wait for it. `expected` and `longest` are
@@ -78,18 +78,18 @@ class Share:
     pace: float = 0.0
 
     def useful(self, index: int) -> float:
-        """Seconds until the others can do what is left without its engine number `index`, counted from 0; 0 when nobody knows."""
+        """Return the seconds until the others can do what is left without its engine number `index`, counted from 0; 0 when nobody knows."""
         return self.pace * (self.unfinished - index * self.slots) / (self.slots * (index + 1))
 
     @property
     def cap(self) -> int:
-        """No more engines than unfinished samples can fill."""
+        """Return the tail cap: no more engines than unfinished samples can fill."""
         return min(len(self.bundles), -(-self.unfinished // self.slots))
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What there is to share: GPUs that are neither a trainer's, reserved for one, nor fenced; and who wants them.
+    """A view is what there is to share: GPUs that are neither a trainer's, reserved for one, nor fenced; and who wants them.
 
     `soon`: GPUs that somebody else will want in a moment. Until then an engine wakes there only for a bid that could take from others.
     """
@@ -182,7 +182,7 @@ def _bidders(view: View) -> list[_Bidder]:
 
 
 class _Table:
-    """Where the bids are served. `locked`: GPUs granted for good in this plan."""
+    """The table at which the bids are served. `locked`: GPUs granted for good in this plan."""
 
     def __init__(self, view: View, bidders: list[_Bidder], trace: Trace | None) -> None:
         self.view = view
@@ -234,7 +234,7 @@ class _Table:
     # -- bids for more
 
     def _order(self, bidder: _Bidder, index: int) -> Order:
-        """When the bid for its engine number `index` is served; always later for a later engine of the same pipeline."""
+        """Return when the bid for its engine number `index` is served; always later for a later engine of the same pipeline."""
         share = bidder.share
         level = self._level(bidder, index)
         if self.view.targets == "proportional":
@@ -288,7 +288,7 @@ class _Table:
             heapq.heappush(heap, (self._order(bidder, len(bidder.granted)), bidder.index))
 
     def _cheapest(self, bidder: _Bidder, order: Order) -> tuple[Price, Bundle] | None:
-        """The seat whose taking costs least: nobody, then those whose bids come last."""
+        """Return the seat that costs least, with its price: one of nobody's first, then one of those whose bids come last."""
         best: tuple[Price, Bundle] | None = None
         for seat in bidder.seats:
             if seat.mask & self.locked:
@@ -336,7 +336,7 @@ class _Table:
         return (lost, latest, running, -home, seat.rank)
 
     def _pays(self, bidder: _Bidder, seat: Bundle, hit: list[Bundle]) -> bool:
-        """Whether the work that awaits the engine is more than what its GPUs lose by the move (GPU seconds, both as far as known)."""
+        """Return whether the work that awaits the engine is more than what its GPUs lose by the move (GPU seconds, both as far as known)."""
         work = bidder.share.useful(len(bidder.granted)) * len(seat.gpus)
         lost = sum(spare.cost * len(spare.gpus) for spare in hit) + seat.cost * len(seat.gpus)
         return bidder.share.pace == 0.0 or work >= PAYS * lost
@@ -344,7 +344,7 @@ class _Table:
     # -- what is left
 
     def leftovers(self) -> None:
-        """Work-conserving: what a lost wide engine has left free goes to whoever can use it."""
+        """Give what a lost wide engine has left free to whoever can use it, so that the plan is work-conserving."""
         for bidder in self.bidders:
             while len(bidder.granted) < bidder.share.cap:
                 seat = next((seat for seat in bidder.seats if not seat.mask & (self.locked | self.soon)), None)
@@ -381,7 +381,7 @@ class _Table:
 
 
 def _worth(seat: Bundle, home: int) -> tuple[int, int, int]:
-    """Which awake engine to keep first: the one with most under way."""
+    """Return the order in which awake engines are kept: the one with most under way first."""
     return (-seat.in_flight, -(seat.mask & home).bit_count(), seat.rank)
 
 

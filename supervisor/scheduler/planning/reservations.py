@@ -1,4 +1,4 @@
-"""Training and the other high priorities: all or nothing, oldest first, never overtaken for ever."""
+"""Reservations keep GPUs for training and the other high priorities: all or nothing, oldest first, never overtaken for ever."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Request:
     keeps: frozenset[GpuId] = frozenset()
 
     def rank(self, now: float, ageing: float) -> tuple[float, float, PipelineId]:
-        """Order of service. Every `ageing` seconds of waiting lift a request by one priority, so nothing overtakes it for ever."""
+        """Return the order of service. Every `ageing` seconds of waiting lift a request by one priority, so nothing overtakes it for ever."""
         return (max(0.0, self.priority - (now - self.since) // ageing), self.since, self.pipeline)
 
 
@@ -35,7 +35,7 @@ class Reservations:
 def reserve(
     requests: Iterable[Request], held_by_trainers: frozenset[GpuId], fenced: Callable[[GpuId], bool], now: float, ageing: float
 ) -> Reservations:
-    """Whose turn it is.
+    """Return the requests that come next, and the GPUs that are kept for them.
 
     A request that cannot be met yet because another trainer has, or an older request claims, one of its GPUs pauses nobody in
     vain: engines may go on using the rest, but no younger request can take them. One that needs a fenced GPU reserves nothing.

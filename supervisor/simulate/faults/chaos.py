@@ -21,7 +21,7 @@ def begin(world: World) -> None:
 
 
 def _stop(world: World) -> None:
-    """One pipeline, or everything with growing impatience."""
+    """Stop one pipeline, or everything with growing impatience."""
     chance = world.random
     if chance.random() < 0.5:
         pipeline = chance.choice([spec.id for spec in world.box.pipelines])
@@ -45,7 +45,7 @@ def _again(world: World, mean: float, *, operator: bool) -> None:
 
 
 def _strike(world: World) -> None:
-    """A death, or a verdict about this life or one before it."""
+    """Strike a group: a death, or a verdict about this life or one before it."""
     chance = world.random
     group = chance.choice(sorted(world.alive, key=str)) if world.alive else None
     if group is None:
@@ -67,7 +67,7 @@ def _strike(world: World) -> None:
 
 
 def _ask(world: World) -> None:
-    """An operator: what is paused is resumed after a while."""
+    """Ask as an operator would; what is paused is resumed after a while."""
     chance = world.random
     pipeline = chance.choice([spec.id for spec in world.box.pipelines])
     rank = chance.choice(list(world.scheduler.pipelines[pipeline].engines))

@@ -35,7 +35,7 @@ class FakeTrainer:
 
     @property
     def wants(self) -> bool:
-        """Has a rollout open, to its own knowledge."""
+        """Return whether it has a rollout open, to its own knowledge."""
         return self.place in ("opening", "generating") and self.incarnation is not None
 
 
@@ -58,7 +58,7 @@ class FakePipeline:
 
     @property
     def condemned(self) -> bool:
-        """A gateway that is being killed may still hold routes; engines refuse it on their own side."""
+        """Return whether the gateway is being killed: it may still hold routes; engines refuse it on their own side."""
         return not self.world.scheduler.pipelines[self.id].gateway.up
 
     def lose_gateway(self) -> None:
@@ -247,7 +247,7 @@ class FakePipeline:
                 pass
 
     def _open(self) -> None:
-        """The next step, if there is one."""
+        """Begin the next step, if there is one."""
         trainer = self.trainer
         if trainer.step >= trainer.steps:
             trainer.place = "ending"
@@ -258,7 +258,7 @@ class FakePipeline:
         self._send(say.OpenRollout(rollout=trainer.step, target=trainer.target))
 
     def _midway(self, incarnation: Incarnation, step: int) -> None:
-        """New weights while samples run."""
+        """Publish new weights while samples run."""
         trainer = self.trainer
         if (trainer.incarnation, trainer.step, trainer.place) == (incarnation, step, "generating"):
             self._publish()
@@ -291,7 +291,7 @@ class FakePipeline:
         return self.world.scheduler.pipelines[self.id].spec.trainer.gpus(roles)
 
     def _exchange(self) -> None:
-        """From training to the critic: what both use is kept."""
+        """Go from training to the critic; what both use is kept."""
         trainer = self.trainer
         for gpu in set(self._gpus(("train",))) - set(self._gpus(("critic",))):
             self.world.memory[gpu].discard(TrainerId(self.id))

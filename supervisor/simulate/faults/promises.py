@@ -17,7 +17,7 @@ ANSWERS = (say.LeaseGranted, say.LeaseEnded, say.RolloutOpened, say.RolloutClose
 
 
 class Promises:
-    """Safety, liveness and economy. `measured` are the GPUs seen empty since somebody last had them; `holders` who had each one before."""
+    """The promises are of safety, liveness and economy. `measured` are the GPUs seen empty since somebody last had them; `holders` who had each one before."""
 
     def __init__(self, world: World, fakes: Mapping[PipelineId, FakePipeline]) -> None:
         self.world = world
@@ -31,12 +31,12 @@ class Promises:
         self.longest = patience(world.box.limits)
 
     def check_actions(self, actions: list[do.Action]) -> None:
-        """Before they are performed. Raises Violation."""
+        """Check the actions before they are performed. Raises Violation."""
         for action in actions:
             self._action(action)
 
     def check(self) -> None:
-        """Raises Violation."""
+        """Check the state after an event. Raises Violation."""
         self._memory()
         self._leases()
         self._routes()
@@ -46,7 +46,7 @@ class Promises:
         self._reservations()
 
     def check_end(self) -> None:
-        """When all is over nothing lives, and nothing is held but by what could not be ended. Raises Violation."""
+        """Check the end of a run: nothing lives, and nothing is held but by what could not be ended. Raises Violation."""
         scheduler = self.world.scheduler
         if self.world.alive:
             raise Violation(f"the run has ended, and {sorted(map(str, self.world.alive))} live")
@@ -122,7 +122,7 @@ class Promises:
             self.holders[gpu] = holder
 
     def _undead(self, gpu: GpuId) -> list[tuple[EngineId, Incarnation]]:
-        """Engines with this GPU of which the scheduler was told that they do not end, and not yet that they have."""
+        """Return the engines with this GPU of which the scheduler was told that they do not exit, and not yet that they have."""
         world = self.world
         return [
             (group, life)
@@ -149,7 +149,7 @@ class Promises:
             raise Violation(f"{len(starting)} engines start at once: {starting}")
 
     def _demand(self, pipeline: Pipeline) -> None:
-        """What a living trainer has opened, and not closed, is known: demand is durable."""
+        """Demand is durable: what a living trainer has opened, and not closed, is known."""
         fake = self.fakes[pipeline.id].trainer
         alive = pipeline.trainer.state is TrainerState.RUNNING and fake.incarnation == pipeline.trainer.incarnation
         refused = (pipeline.id, pipeline.trainer.incarnation, "open_rollout", fake.step) in self.refused
@@ -159,7 +159,7 @@ class Promises:
     # -- reservations
 
     def _reservations(self) -> None:
-        """None outlives the possibility of its grant."""
+        """No reservation outlives the possibility of its grant."""
         scheduler = self.world.scheduler
         now = self.world.now
         turn = self.world.scheduler.reservations().reserved
@@ -176,7 +176,7 @@ class Promises:
         self.reserved = waiting
 
     def _possible(self, pipeline: Pipeline, request: Request, turn: bool) -> None:
-        """Who asked lives, and nothing that cannot end is in the way of GPUs that are kept for it."""
+        """The trainer that asked lives, and nothing that cannot end is in the way of GPUs that are kept for it."""
         scheduler = self.world.scheduler
         trainer = pipeline.trainer
         if trainer.state is not TrainerState.RUNNING or self.world.alive.get(trainer.id) != trainer.incarnation:
@@ -201,7 +201,7 @@ class Promises:
 
 
 def patience(limits: Limits) -> float:
-    """The longest that an engine may take to leave: a start that hangs, is killed, measured; or a drain and a pause that do."""
+    """Return the longest that an engine may take to leave, in seconds: a start that hangs, is killed, measured; or a drain and a pause that do."""
     leave = max(limits.start, limits.load + limits.drain + limits.pause + limits.release + 3 * limits.order)
     return leave + limits.order + limits.grace + 2 * limits.release + 2 * limits.order
 

@@ -1,4 +1,4 @@
-"""A box in virtual time around the real `Scheduler`: fake engines, gateways and trainers that answer late, twice, never, or die.
+"""A simulation is a box in virtual time around the real `Scheduler`: fake engines, gateways and trainers that answer late, twice, never, or die.
 
 One step: the nearest of what was scheduled and the scheduler's own deadline happens; its actions are performed on the fakes, which
 schedule their answers. What is checked after every step: `promises`.
@@ -53,7 +53,7 @@ class Simulation(World):
         self.promises.check_end()
 
     def incomplete(self) -> list[str]:
-        """Pipelines that neither did all their steps with all their samples, nor were given up or stopped."""
+        """Return the pipelines that neither did all their steps with all their samples, nor were given up or stopped."""
         scheduler = self.scheduler
         return [
             f"{fake.pipeline} has only {fake.completed}"
@@ -170,7 +170,7 @@ class Simulation(World):
         return ev.GpuHeld(id=id, gpus=held, note=f"held by {self.memory[held[0]]}") if held else ev.GpuFree(id=id)
 
     def _stopped(self, id: int, group: GroupId, incarnation: Incarnation) -> ev.Event:
-        """What cannot be ended is a ghost: its memory stays until it goes by itself."""
+        """Stop a group. What cannot be ended is a ghost: its memory stays until it goes by itself."""
         life = (group, incarnation)
         mortal = isinstance(group, GatewayId) or self.alive.get(group) != incarnation
         if not mortal and self.strikes(self.faults.stuck):

@@ -22,7 +22,7 @@ class Violation(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """Chances per action (0..1): its answer never comes, comes twice, comes very late, or the group dies instead of answering.
+    """Faults are chances per action (0..1): its answer never comes, comes twice, comes very late, or the group dies instead of answering.
 
     `stuck`: what is to be ended stays, with its memory; `keeps`: a paused engine keeps its memory, or a dead one leaves some behind;
     `lies`: other weights are loaded than were asked for. `alone` and `operator` are the mean seconds from one thing that happens by
@@ -76,7 +76,7 @@ class World(ABC):
 
     @property
     def next_at(self) -> float | None:
-        """The nearest moment at which something happens by itself."""
+        """Return the nearest moment at which something happens by itself; None: nothing will."""
         return self._heap[0][0] if self._heap else None
 
     def step(self) -> None:
@@ -112,7 +112,7 @@ class World(ABC):
             self.memory[gpu].discard(engine)
 
     def vanish(self, group: GroupId, until: float = 0.0) -> None:
-        """The processes are gone; until then something of their memory stays."""
+        """Take away the group's processes; until that time something of their memory stays."""
         self.alive.pop(group, None)
         ghost = f"ghost of {group}"
         for holders in self.memory.values():

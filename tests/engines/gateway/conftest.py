@@ -21,5 +21,5 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(str(directory / "tokenizer.json"))
     template = "{% for message in messages %}{{ message.content }}{% endfor %}{% if add_generation_prompt %}:{% endif %}"
     (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", "chat_template": template}))
-    (directory / "config.json").write_text(json.dumps({"eos_token_id": 1}))
+    (directory / "config.json").write_text(json.dumps({"eos_token_id": 1, "vocab_size": len(names)}))
     return directory

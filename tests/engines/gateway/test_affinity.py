@@ -9,125 +9,125 @@ from engines.gateway.core.ordering import affinity
 from engines.gateway.core.ordering.affinity import BLOCK, MAX_BLOCKS, Affinity
 from engines.gateway.core.records import Phase, Rollout, Sample
 from engines.gateway.core.samples import TOKENS, Request, SampleKey
-from tests.engines.gateway.test_dispatch import ABORTED, Bench, request
+from tests.harness.dispatch_driver import ABORTED, DispatchDriver, request
 from trainers.protocol import gateway_messages
 
 
-def where(bench: Bench) -> dict[int, int]:
+def where(driver: DispatchDriver) -> dict[int, int]:
     """Engine by first token of the prompt."""
-    return {start.body["input_ids"][0]: start.engine for start in bench.running.values()}
+    return {start.body["input_ids"][0]: start.engine for start in driver.running.values()}
 
 
-def attempt_of(bench: Bench, prompt: int) -> int:
-    return next(number for number, start in bench.running.items() if start.body["input_ids"][0] == prompt)
+def attempt_of(driver: DispatchDriver, prompt: int) -> int:
+    return next(number for number, start in driver.running.items() if start.body["input_ids"][0] == prompt)
 
 
-def finish(bench: Bench, prompt: int) -> None:
-    attempt = attempt_of(bench, prompt)
-    bench.make(attempt, 5, 6, 7, 8)
-    bench.end(attempt)
+def finish(driver: DispatchDriver, prompt: int) -> None:
+    attempt = attempt_of(driver, prompt)
+    driver.make(attempt, 5, 6, 7, 8)
+    driver.end(attempt)
 
 
 def test_a_session_keeps_to_its_engine_even_when_another_has_less_to_do() -> None:
-    bench = Bench()
-    bench.open()
-    bench.route(0, slots=4)
-    bench.route(1, slots=4)
-    bench.ask(0, "1", wants=request(1, session="a"))
-    bench.ask(0, "2", wants=request(2, session="b"))
-    assert where(bench) == {1: 0, 2: 1}
+    driver = DispatchDriver()
+    driver.open()
+    driver.route(0, slots=4)
+    driver.route(1, slots=4)
+    driver.ask(0, "1", wants=request(1, session="a"))
+    driver.ask(0, "2", wants=request(2, session="b"))
+    assert where(driver) == {1: 0, 2: 1}
     for prompt in (3, 4, 5):
-        bench.ask(0, str(prompt), wants=request(prompt, session="a"))
-    assert where(bench) == {1: 0, 2: 1, 3: 0, 4: 0, 5: 0}
-    bench.ask(0, "6", wants=request(6))
-    assert where(bench)[6] == 1, "without a session the least busy one"
+        driver.ask(0, str(prompt), wants=request(prompt, session="a"))
+    assert where(driver) == {1: 0, 2: 1, 3: 0, 4: 0, 5: 0}
+    driver.ask(0, "6", wants=request(6))
+    assert where(driver)[6] == 1, "without a session the least busy one"
 
 
 def test_a_session_waits_for_room_on_its_engine_and_holds_up_nobody_else() -> None:
-    bench = Bench()
-    bench.open()
-    bench.route(0, slots=1)
-    bench.route(1, slots=1)
-    bench.ask(0, "1", wants=request(1, session="a"))
+    driver = DispatchDriver()
+    driver.open()
+    driver.route(0, slots=1)
+    driver.route(1, slots=1)
+    driver.ask(0, "1", wants=request(1, session="a"))
     for prompt in (2, 3):
-        bench.ask(0, str(prompt), wants=request(prompt, session="a"))
-    bench.ask(0, "4", wants=request(4))
-    assert where(bench) == {1: 0, 4: 1}
-    assert bench.progress() == {0: (2, 2, 0)}
-    bench.ask(0, "5", wants=request(5))
-    finish(bench, 4)
-    assert where(bench) == {1: 0, 5: 1}
-    finish(bench, 1)
-    assert where(bench) == {2: 0, 5: 1}
-    finish(bench, 2)
-    assert where(bench) == {3: 0, 5: 1}
+        driver.ask(0, str(prompt), wants=request(prompt, session="a"))
+    driver.ask(0, "4", wants=request(4))
+    assert where(driver) == {1: 0, 4: 1}
+    assert driver.progress() == {0: (2, 2, 0)}
+    driver.ask(0, "5", wants=request(5))
+    finish(driver, 4)
+    assert where(driver) == {1: 0, 5: 1}
+    finish(driver, 1)
+    assert where(driver) == {2: 0, 5: 1}
+    finish(driver, 2)
+    assert where(driver) == {3: 0, 5: 1}
 
 
 def test_a_session_moves_when_its_engine_is_not_routable_and_stays_where_it_went() -> None:
-    bench = Bench()
-    bench.open()
-    bench.route(0, slots=2)
-    bench.route(1, slots=1)
+    driver = DispatchDriver()
+    driver.open()
+    driver.route(0, slots=2)
+    driver.route(1, slots=1)
     for prompt in (1, 2, 3):
-        bench.ask(0, str(prompt), wants=request(prompt, session="a"))
-    assert where(bench) == {1: 0, 2: 0}
-    drained = bench.drain(0)
-    assert where(bench)[3] == 1, "what waited for it need not wait any more"
+        driver.ask(0, str(prompt), wants=request(prompt, session="a"))
+    assert where(driver) == {1: 0, 2: 0}
+    drained = driver.drain(0)
+    assert where(driver)[3] == 1, "what waited for it need not wait any more"
     for prompt in (1, 2):
-        bench.end(attempt_of(bench, prompt), ABORTED)
-    assert drained in bench.done
-    assert where(bench) == {3: 1}
-    bench.route(0, slots=2)
-    assert where(bench) == {3: 1}, "the session lives on engine 1 now, and waits for it"
+        driver.end(attempt_of(driver, prompt), ABORTED)
+    assert drained in driver.done
+    assert where(driver) == {3: 1}
+    driver.route(0, slots=2)
+    assert where(driver) == {3: 1}, "the session lives on engine 1 now, and waits for it"
     for prompt in (3, 1, 2):
-        assert where(bench) == {prompt: 1}
-        finish(bench, prompt)
-    assert len(bench.outcomes) == 3
+        assert where(driver) == {prompt: 1}
+        finish(driver, prompt)
+    assert len(driver.outcomes) == 3
 
 
 def test_a_session_waits_while_its_engine_rests_after_a_failure() -> None:
-    bench = Bench()
-    bench.open()
-    bench.route(0, slots=2)
-    bench.route(1, slots=2)
-    bench.ask(0, "1", wants=request(1, session="a"))
-    bench.end(attempt_of(bench, 1), Broken("reset", accepted=False))
-    assert not bench.running
-    assert bench.core.deadline is not None
-    bench.now = bench.core.deadline
-    bench.tell(Tick())
-    assert where(bench) == {1: 0}
+    driver = DispatchDriver()
+    driver.open()
+    driver.route(0, slots=2)
+    driver.route(1, slots=2)
+    driver.ask(0, "1", wants=request(1, session="a"))
+    driver.end(attempt_of(driver, 1), Broken("reset", accepted=False))
+    assert not driver.running
+    assert driver.core.deadline is not None
+    driver.now = driver.core.deadline
+    driver.tell(Tick())
+    assert where(driver) == {1: 0}
 
 
 def test_pins_die_with_the_incarnation() -> None:
-    bench = Bench()
-    bench.open()
-    bench.route(0, slots=2)
-    bench.ask(0, "1", wants=request(1, session="a"))
-    finish(bench, 1)
-    bench.lost(0)
-    bench.route(0, incarnation=2, slots=2)
-    bench.route(1, slots=4)
-    bench.ask(0, "2", wants=request(2))
-    assert where(bench) == {2: 0}
-    bench.ask(0, "3", wants=request(3, session="a"))
-    assert where(bench)[3] == 1, "the new life of engine 0 knows nothing of the session"
+    driver = DispatchDriver()
+    driver.open()
+    driver.route(0, slots=2)
+    driver.ask(0, "1", wants=request(1, session="a"))
+    finish(driver, 1)
+    driver.lost(0)
+    driver.route(0, incarnation=2, slots=2)
+    driver.route(1, slots=4)
+    driver.ask(0, "2", wants=request(2))
+    assert where(driver) == {2: 0}
+    driver.ask(0, "3", wants=request(3, session="a"))
+    assert where(driver)[3] == 1, "the new life of engine 0 knows nothing of the session"
 
 
 def test_a_session_that_waits_goes_with_its_client_and_its_rollout() -> None:
-    bench = Bench()
-    bench.open()
-    bench.route(0, slots=1)
-    bench.ask(0, "1", wants=request(1, session="a"))
-    gone = bench.ask(0, "2", wants=request(2, session="a"))
-    bench.ask(0, "3", wants=request(3, session="a"))
-    bench.tell(Leave(gone))
-    finish(bench, 1)
-    assert where(bench) == {3: 0}
-    bench.ask(0, "4", wants=request(4, session="a"))
-    bench.close()
-    bench.end(attempt_of(bench, 3), ABORTED)
-    assert not bench.running
+    driver = DispatchDriver()
+    driver.open()
+    driver.route(0, slots=1)
+    driver.ask(0, "1", wants=request(1, session="a"))
+    gone = driver.ask(0, "2", wants=request(2, session="a"))
+    driver.ask(0, "3", wants=request(3, session="a"))
+    driver.tell(Leave(gone))
+    finish(driver, 1)
+    assert where(driver) == {3: 0}
+    driver.ask(0, "4", wants=request(4, session="a"))
+    driver.close()
+    driver.end(attempt_of(driver, 3), ABORTED)
+    assert not driver.running
 
 
 def test_memory_of_sessions_and_prefixes_is_bounded() -> None:
@@ -183,16 +183,16 @@ def test_very_long_prompts_are_compared_as_far_as_it_goes() -> None:
 
 def test_groups_gather_with_prefix_affinity() -> None:
     def engines_a_group(slack: float | None) -> int:
-        bench = Bench(Dispatch(prefix_slack=slack))
-        bench.open(target=64)
+        driver = DispatchDriver(Dispatch(prefix_slack=slack))
+        driver.open(target=64)
         for rank in range(4):
-            bench.route(rank, slots=16)
+            driver.route(rank, slots=16)
         for index in range(64):
-            bench.ask(0, str(index), wants=request(index // 8))
+            driver.ask(0, str(index), wants=request(index // 8))
         homes: dict[int, set[int]] = {}
-        for start in bench.running.values():
+        for start in driver.running.values():
             homes.setdefault(start.body["input_ids"][0], set()).add(start.engine)
-        assert len(bench.running) == 64
+        assert len(driver.running) == 64
         return sum(map(len, homes.values()))
 
     assert engines_a_group(None) == 32, "each group on every engine"

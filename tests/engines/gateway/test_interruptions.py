@@ -11,7 +11,7 @@ import aiohttp
 import openai
 import pytest
 
-from tests.harness.gateway_box import ROOT, box, right, sample, samples, text_of
+from tests.harness.gateway_box import KEY, ROOT, box, right, sample, samples, text_of
 from tests.harness.scripted_engine import Script, ScriptedEngine, expected
 from trainers.protocol.seeds import sample_seed
 
@@ -112,6 +112,32 @@ def test_a_real_kill_9_of_an_engine_process(model: Path, tmp_path: Path) -> None
     asyncio.run(play())
 
 
+def test_a_request_that_kills_engines_costs_itself_alone(model: Path, tmp_path: Path) -> None:
+    async def play() -> None:
+        async with box(model, tmp_path) as (gateway, session):
+            await gateway.open(1)
+            asked = [sample(index, 20) for index in range(6)]
+            asked[2]["input_ids"] = [40, 5]
+            lives = 1
+            engine = await ScriptedEngine(Script(delay=0.002, lethal=40)).__aenter__()
+            await gateway.route(engine, slots=8)
+            work = asyncio.create_task(samples(session, 1, asked))
+            while not work.done():
+                await asyncio.sleep(0.02)
+                if engine.dead:
+                    await engine.__aexit__()
+                    engine = await ScriptedEngine(Script(delay=0.002, lethal=40)).__aenter__()
+                    lives += 1
+                    await gateway.route(engine, 0, lives, slots=8)
+            lines = await work
+            assert lines[2]["error"]["code"] == "request_failed"
+            assert all(right(1, index, lines[index], 20) for index in range(6) if index != 2)
+            assert lives <= 3, "two lives died of it"
+            await engine.__aexit__()
+
+    asyncio.run(play())
+
+
 @pytest.mark.slow
 def test_a_hung_engine_is_cut_off_by_a_drain_after_five_seconds(model: Path, tmp_path: Path) -> None:
     async def play() -> None:
@@ -198,7 +224,7 @@ def test_a_stream_survives_a_drain_without_a_gap(model: Path, tmp_path: Path) ->
     async def play() -> None:
         async with box(model, tmp_path) as (gateway, _), ScriptedEngine(Script(delay=0.005)) as one, ScriptedEngine() as two:
             await gateway.route(one)
-            client = openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="none", max_retries=0)
+            client = openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key=KEY, max_retries=0)
             stream = await client.completions.create(model="p1", prompt="01", max_tokens=40, seed=3, stream=True, logprobs=0)
             text, tokens = "", []
             async for event in stream:

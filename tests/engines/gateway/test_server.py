@@ -2,15 +2,22 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import openai
 import pytest
 
-from tests.harness.gateway_box import ROOT, box, right, sample, samples, text_of
+from engines.gateway.core.dispatch import Dispatch
+from engines.gateway.routes.server import Serving, application
+from engines.gateway.routes.text import Text
+from engines.gateway.shell import Shell
+from engines.gateway.upstream.engine_client import EngineClient
+from tests.harness.gateway_box import KEY, ROOT, box, byte_level, right, sample, samples, text_of
 from tests.harness.scripted_engine import Script, ScriptedEngine, expected
 from trainers.protocol import gateway_messages
 from trainers.protocol.seeds import sample_seed
@@ -80,7 +87,7 @@ def test_openai_clients_are_served(model: Path, tmp_path: Path) -> None:
     async def play() -> None:
         async with box(model, tmp_path) as (gateway, _), ScriptedEngine(Script(eos=[4 + 7])) as engine:
             await gateway.route(engine)
-            client = openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="none", max_retries=0)
+            client = openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key=KEY, max_retries=0)
             assert [model.id async for model in client.models.list()] == ["p1"]
             ids, logprobs = expected([4, 5, 3], {"max_new_tokens": 9, "sampling_seed": 3})
             ids = ids[: ids.index(11) + 1] if 11 in ids else ids
@@ -114,6 +121,7 @@ def test_openai_clients_are_served(model: Path, tmp_path: Path) -> None:
     asyncio.run(play())
 
 
+JSON = {"Content-Type": "application/json"}
 BAD = [
     ("/generate", b"{", 400, "bad_request"),
     ("/generate", b"[" * 100_000, 400, "bad_request"),
@@ -137,6 +145,23 @@ BAD = [
     ("/v1/completions", b'{"prompt": "a", "suffix": "b"}', 400, "bad_request"),
     ("/v1/chat/completions", b'{"messages": []}', 400, "bad_request"),
     ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', 400, "bad_request"),
+    ("/generate", b'{"input_ids": [4, 66]}', 400, "bad_request"),
+    ("/generate", b'{"input_ids": [[4], [5, 66]]}', 400, "bad_request"),
+    ("/generate", b'{"input_ids": [4], "sampling_params": {"stop_token_ids": [66]}}', 400, "bad_request"),
+    ("/generate", b'{"input_ids": [4], "sampling_params": {"stop_token_ids": [-1]}}', 400, "bad_request"),
+    ("/generate", b'{"input_ids": [4], "sampling_params": {"logit_bias": {"66": 1}}}', 400, "bad_request"),
+    ("/generate", b'{"input_ids": [4], "sampling_params": {"top_k": 2147483648}}', 400, "bad_request"),
+    ("/v1/completions", b'{"prompt": [4], "top_k": 2147483648}', 400, "bad_request"),
+    ("/generate", b'{"input_ids": [4], "top_logprobs_num": 67}', 400, "bad_request"),
+    ("/generate", b'{"input_ids": [4], "top_logprobs_num": -1}', 400, "bad_request"),
+    ("/generate", b'{"input_ids": [4], "token_ids_logprob": [66]}', 400, "bad_request"),
+    ("/generate", b'{"input_ids": [4], "logprob_start_len": -7}', 400, "bad_request"),
+    ("/generate", b'{"input_ids": [4], "logprob_start_len": 2}', 400, "bad_request"),
+    ("/rollouts/0/samples", b'{"samples": [{"sample": 0, "input_ids": [4]}, {"sample": 1, "input_ids": [66]}]}', 400, "bad_request"),
+    ("/v1/completions", b'{"prompt": [4, 66]}', 400, "bad_request"),
+    ("/v1/completions", b'{"prompt": [4], "logprobs": 70}', 400, "bad_request"),
+    ("/v1/completions", b'{"prompt": [4], "stop_token_ids": [66]}', 400, "bad_request"),
+    ("/v1/chat/completions", b'{"messages": [{"role": "user", "content": "0"}], "logit_bias": {"66": 1}}', 400, "bad_request"),
     ("/nothing", b"{}", 404, "not_found"),
     ("/health", b"{}", 405, "method_not_allowed"),
 ]
@@ -146,9 +171,9 @@ def test_bad_requests_get_typed_errors_and_do_no_harm(model: Path, tmp_path: Pat
     async def play() -> None:
         async with box(model, tmp_path) as (gateway, session), ScriptedEngine(Script(status=400, error="too long")) as engine:
             for path, body, status, code in BAD:
-                async with session.post(path, data=body) as response:
+                async with session.post(path, data=body, headers=JSON) as response:
                     assert (response.status, (await response.json())["error"]["code"]) == (status, code), (path, body[:60])
-            async with session.post("/generate", data=b'"' + b"x" * (65 << 20)) as response:
+            async with session.post("/generate", data=b'"' + b"x" * (65 << 20), headers=JSON) as response:
                 assert response.status == 413
             async with session.post("/generate", json={"input_ids": [1]}, headers={"X-Trainshed-Rollout": "a"}) as response:
                 assert response.status == 400
@@ -239,3 +264,75 @@ def test_it_imports_neither_torch_nor_transformers() -> None:
 def test_seeds_are_the_clients() -> None:
     client = pytest.importorskip("trainshed")
     assert all(sample_seed(*key) == client.sample_seed(*key) for key in [(0, 0, 0), (7, 3, 12), (2**40, 10**6, 255)])
+
+
+def test_a_large_text_stops_nobody(tmp_path: Path) -> None:
+    byte_level(tmp_path)  # without a limit in its config: all of it is encoded
+
+    async def play() -> None:
+        async with box(tmp_path, tmp_path) as (gateway, session), ScriptedEngine(Script(status=400, error="too long")) as engine:
+            await gateway.route(engine)
+            loop = asyncio.get_running_loop()
+            begun = loop.time()
+            large = asyncio.create_task(session.post("/v1/completions", json={"prompt": "abcdefgh" * 131072, "max_tokens": 2}))
+            slowest, asked = 0.0, 0
+            while not large.done():
+                before = loop.time()
+                async with session.get("/health") as response:
+                    assert response.status == 200
+                slowest, asked = max(slowest, loop.time() - before), asked + 1
+                await asyncio.sleep(0.01)
+            assert (await large).status == 400
+            assert slowest < 0.5 * (loop.time() - begun), "health has waited for the text"
+            assert asked > 10
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("route", ["/generate", "/v1/completions", "/v1/chat/completions", "/rollouts/0/samples"])
+def test_an_error_after_the_headers_ends_the_stream_as_its_protocol_says(
+    model: Path, tmp_path: Path, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play() -> None:
+        text = Text(model)
+        monkeypatch.setattr(text, "answer", lambda *_: 1 / 0)
+        shell = Shell(Dispatch(), EngineClient(), lambda *_, **__: None)
+        listener = socket.create_server(("127.0.0.1", 0))
+        quiet = lambda *_, **__: None  # noqa: E731
+        serving = await Serving(application(shell, text, pipeline="p1", model="m", access=None, log=quiet), listener, quiet).start()
+        bodies: dict[str, Any] = {
+            "/generate": {"input_ids": [4], "stream": True},
+            "/v1/completions": {"prompt": [4], "stream": True},
+            "/v1/chat/completions": {"messages": [{"role": "user", "content": "0"}], "stream": True},
+            "/rollouts/0/samples": {"samples": [{"sample": 3, "input_ids": [4]}, {"sample": 4, "input_ids": [4]}]},
+        }
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with ScriptedEngine(Script(delay=0.01)) as engine, aiohttp.ClientSession(base_url=url) as session:
+            shell.order(gateway_messages.OpenRollout(order=1, rollout=0, target=2))
+            shell.order(gateway_messages.Route(order=2, engine=0, incarnation=1, url=engine.url, key="", slots=4, version=0))
+            async with session.post(route, json=bodies[route]) as response:
+                assert response.status == 200
+                lines = [line.strip() for line in (await response.read()).splitlines() if line.strip()]
+        if route == "/rollouts/0/samples":
+            made = [json.loads(line) for line in lines]
+            assert [(line["sample"], line["error"]["code"]) for line in made] == [(3, "internal"), (4, "internal")]
+        else:
+            assert json.loads(lines[-2][6:])["error"]["code"] == "internal"
+            assert lines[-1] == b"data: [DONE]"
+        await shell.close()
+        await serving.end()
+        listener.close()
+
+    asyncio.run(play())
+
+
+def test_an_empty_stop_string_is_none(model: Path, tmp_path: Path) -> None:
+    async def play() -> None:
+        async with box(model, tmp_path) as (gateway, session), ScriptedEngine() as engine:
+            await gateway.route(engine)
+            for stop in ("", ["", "Q"], [""]):
+                async with session.post("/v1/completions", json={"prompt": [4], "max_tokens": 3, "stop": stop}) as response:
+                    assert response.status == 200, stop
+                assert "" not in (engine.bodies[-1]["sampling_params"].get("stop") or [])
+
+    asyncio.run(play())

@@ -7,26 +7,16 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engines.gateway import __main__ as program
 from engines.gateway.core.dispatch import Dispatch
 from engines.gateway.routes import asking
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.server import Serving, application
-from engines.gateway.routes.text import Text, TextStream
+from engines.gateway.routes.text import TextStream
 from engines.gateway.shell import Shell
 from engines.gateway.upstream.engine_client import EngineClient
-
-
-def byte_level(directory: Path) -> Text:
-    """One token a byte, so that characters are cut."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(directory / "tokenizer.json"))
-    return Text(directory)
+from tests.harness.gateway_box import byte_level
 
 
 def test_a_stream_sends_whole_characters_and_holds_back_what_may_be_a_stop(tmp_path: Path) -> None:
@@ -72,7 +62,7 @@ def test_streams_say_something_while_nothing_comes(tmp_path: Path, monkeypatch: 
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         text = byte_level(tmp_path)
         quiet = lambda *_, **__: None  # noqa: E731
-        serving = await Serving(application(shell, text, pipeline="p1", model="m", log=quiet), listener, quiet).start()
+        serving = await Serving(application(shell, text, pipeline="p1", model="m", access=None, log=quiet), listener, quiet).start()
         async with aiohttp.ClientSession(base_url=url, timeout=aiohttp.ClientTimeout(total=10)) as session:
             async with session.post("/generate", json={"text": "a", "stream": True}) as response:
                 assert await response.content.readline() == b": keep-alive\n"
@@ -89,3 +79,12 @@ def test_streams_say_something_while_nothing_comes(tmp_path: Path, monkeypatch: 
         listener.close()
 
     asyncio.run(play())
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 5000}))
+    text = byte_level(tmp_path)
+    assert len(text.encode("x" * 5000)) == 5000
+    with pytest.raises(RequestError, match="cannot fit into the model's context of 5000 tokens"):
+        text.encode("x" * 5001)
+    assert text.encode("añb→END" * 600) == text.encode("añb→END") * 600, "a long text is encoded as a short one"

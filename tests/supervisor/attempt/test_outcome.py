@@ -4,7 +4,7 @@ from pathlib import Path
 
 from engines.lifecycle.state import EngineState
 from supervisor.attempt.directory import RunDirectory, new_attempt
-from supervisor.attempt.outcome import ended_by_itself, exit_code, summarised
+from supervisor.attempt.outcome import ended_by_itself, exit_code, summarise
 from supervisor.attempt.summary import PipelineSummary
 from supervisor.config.schema.tables import Config
 from supervisor.errors import ExitCode
@@ -39,16 +39,16 @@ def test_steps_that_were_reported_count_when_the_trainer_has_ended_by_itself(tmp
     (p1,) = pipelines("p1")
     p1.trainer.steps_done = 1
     p1.figures.reported(2, {"reward": 0.5})
-    assert summarised(p1, (), directory).steps == 1, "it goes on: a restart would begin after its checkpoint"
+    assert summarise(p1, (), directory).steps == 1, "it goes on: a restart would begin after its checkpoint"
     ended(p1, 0, 0)
-    told = summarised(p1, (), directory)
+    told = summarise(p1, (), directory)
     assert (told.steps, told.of, told.outcome, told.complete) == (3, 3, "done", True)
     directory.close()
 
 
 def test_a_trainer_that_ends_well_without_a_step_is_not_said_to_have_done_them(tmp_path: Path) -> None:
     directory = attempt(tmp_path)
-    told = summarised(ended(*pipelines("p1"), 0, 0), (), directory)
+    told = summarise(ended(*pipelines("p1"), 0, 0), (), directory)
     assert (told.steps, told.of, told.outcome, told.complete) == (0, 3, "done", False)
     assert exit_code([told], []) is ExitCode.DONE
     directory.close()
@@ -63,14 +63,14 @@ def test_why_and_where_to_look(tmp_path: Path) -> None:
     for at in range(4):
         p1.trainer.budget.fail(float(at), salt=1)
     p1.failed = "trainer retired after 3 restarts"
-    told = summarised(p1, (), directory)
+    told = summarise(p1, (), directory)
     assert (told.outcome, told.why, told.log) == ("failed", p1.failed, "logs/p1.trainer.1.log")
     p2.failed = "its model could not be made: no such task"
-    assert summarised(p2, (), directory).log == "supervisor.jsonl", "its own log says nothing"
+    assert summarise(p2, (), directory).log == "supervisor.jsonl", "its own log says nothing"
     (directory.path / "logs" / "p2.model.log").write_text("ValueError")
-    assert summarised(p2, (), directory).log == "logs/p2.model.log"
-    assert summarised(ended(p3, 0, 0), (), directory).why == ""
-    assert exit_code([told, summarised(p3, (), directory)], []) is ExitCode.PIPELINE_FAILED
+    assert summarise(p2, (), directory).log == "logs/p2.model.log"
+    assert summarise(ended(p3, 0, 0), (), directory).why == ""
+    assert exit_code([told, summarise(p3, (), directory)], []) is ExitCode.PIPELINE_FAILED
     directory.close()
 
 
@@ -81,11 +81,11 @@ def test_one_code_for_all(tmp_path: Path) -> None:
     ended(p2, -15, -15)
     assert ended_by_itself(p1)
     assert not ended_by_itself(p2)
-    told = [summarised(pipeline, {p2.id}, directory) for pipeline in (p1, p2)]
+    told = [summarise(pipeline, {p2.id}, directory) for pipeline in (p1, p2)]
     assert [one.outcome for one in told] == ["done", "stopped"]
     assert exit_code(told, []) is ExitCode.STOPPED, "one pipeline stopped by the operator is not all of them done"
     p2.trainer.steps_done = 3
-    assert summarised(p2, {p2.id}, directory).outcome == "done", "it did its last step while it was told to stop"
+    assert summarise(p2, {p2.id}, directory).outcome == "done", "it did its last step while it was told to stop"
     p1.engines[0].state = EngineState.STUCK
     assert exit_code([PipelineSummary(steps=0, outcome="failed")], p1.engines.values()) is ExitCode.NOT_CLEAN
     directory.close()
@@ -97,9 +97,9 @@ def test_started_is_what_has_been_served_once() -> None:
     for pipeline in (p1, p2):
         pipeline.trainer.state = TrainerState.RUNNING
     assert starting.look([p1, p2]) is None, "trainers that run are not enough"
-    p1.engines[0].route = Version(0)
+    p1.engines[0].life.routing.version = Version(0)
     assert starting.look([p1, p2]) is None
-    p1.engines[0].route, p2.engines[0].route = None, Version(0)
+    p1.engines[0].life.routing.version, p2.engines[0].life.routing.version = None, Version(0)
     verdict = starting.look([p1, p2])
     assert verdict is not None
     assert (verdict.code, verdict.failed) == (ExitCode.DONE, None), "an engine gives way to that of another pipeline"

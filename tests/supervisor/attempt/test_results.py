@@ -36,8 +36,8 @@ class Bench:
         self.directory: RunDirectory = new_attempt(tmp_path, "q")
         self.directory.begin(Config([]), b"#")
         self.logs = Logs(self.directory.supervisor_log, run="q", console="none")
-        self.account = RunResults(self.directory, self.logs, before or EarlierStarts())
-        self.account.begin(self.scheduler)
+        self.results = RunResults(self.directory, self.logs, before or EarlierStarts())
+        self.results.begin(self.scheduler)
 
     @property
     def kept(self) -> Figures:
@@ -58,7 +58,7 @@ def fill(disk: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     disk.setattr(os, "posix_fallocate", no_room)
-    disk.setattr(Path, "write_bytes", no_room)
+    disk.setattr(os, "replace", no_room)
 
 
 def test_each_pipeline_is_kept_as_of_its_last_checkpoint(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_each_pipeline_is_kept_as_of_its_last_checkpoint(tmp_path: Path) -> None
     assert (bench.kept.starts, bench.kept.pipelines["p1"].samples) == (2, 256)
     bench.p1.trainer.steps_done, bench.p1.figures.samples = 2, 256
     bench.p2.figures.samples = 99  # of a step that would be done again
-    bench.account.observe(CheckpointKept(id=1), [], bench.scheduler, 1.0)
+    bench.results.observe(CheckpointKept(id=1), [], bench.scheduler, 1.0)
     assert (bench.kept.pipelines["p1"].samples, bench.kept.pipelines["p2"].samples) == (512, 0)
     assert bench.kept.pipelines["p1"].first_reward == 0.1
     assert bench.kept.wall_s >= 10.0
@@ -76,9 +76,9 @@ def test_each_pipeline_is_kept_as_of_its_last_checkpoint(tmp_path: Path) -> None
 
 def test_a_run_that_begins_has_not_ended_any_more(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    bench.account.conclude(bench.scheduler)
+    bench.results.conclude(bench.scheduler)
     assert summary.read(bench.directory.path) is not None
-    bench.account.begin(bench.scheduler)
+    bench.results.begin(bench.scheduler)
     assert summary.read(bench.directory.path) is None
     bench.close()
 
@@ -88,8 +88,8 @@ def test_who_was_stopped(tmp_path: Path) -> None:
     for pipeline in (bench.p1, bench.p2):
         pipeline.trainer.state = TrainerState.FINISHED
     bench.p1.trainer.exits = {0: 0}
-    bench.account.observe(Stop(level=1), [], bench.scheduler, 1.0)
-    told = bench.account.conclude(bench.scheduler)
+    bench.results.observe(Stop(level=1), [], bench.scheduler, 1.0)
+    told = bench.results.conclude(bench.scheduler)
     assert (told.pipelines["p1"].outcome, told.pipelines["p2"].outcome, told.exit) == ("done", "stopped", ExitCode.STOPPED)
     bench.close()
 
@@ -99,8 +99,8 @@ def test_one_pipeline_that_the_operator_stopped(tmp_path: Path) -> None:
     for pipeline in (bench.p1, bench.p2):
         pipeline.trainer.state, pipeline.trainer.exits = TrainerState.FINISHED, {0: 0}
     bench.p1.trainer.exits = {0: -15}
-    bench.account.observe(OperatorAsked(verb="stop", pipeline=P1), [], bench.scheduler, 1.0)
-    told = bench.account.conclude(bench.scheduler)
+    bench.results.observe(OperatorAsked(verb="stop", pipeline=P1), [], bench.scheduler, 1.0)
+    told = bench.results.conclude(bench.scheduler)
     assert (told.pipelines["p1"].outcome, told.pipelines["p2"].outcome, told.exit) == ("stopped", "done", ExitCode.STOPPED)
     bench.close()
 
@@ -111,11 +111,11 @@ def test_a_full_disk_is_named_where_something_failed_and_in_the_end(tmp_path: Pa
     bench.p2.trainer.state, bench.p2.trainer.exits = TrainerState.FINISHED, {0: 0}
     with monkeypatch.context() as disk:
         fill(disk)
-        bench.account.observe(DIED, [], bench.scheduler, 1.0)
-        bench.account.observe(DIED, [], bench.scheduler, 9.0)
+        bench.results.observe(DIED, [], bench.scheduler, 1.0)
+        bench.results.observe(DIED, [], bench.scheduler, 9.0)
     named = f"the disk of {bench.directory.path} is full ("
     assert [event.startswith(named) for event in bench.log()] == [True], "once"
-    told = bench.account.conclude(bench.scheduler)
+    told = bench.results.conclude(bench.scheduler)
     assert told.exit == ExitCode.PIPELINE_FAILED
     assert told.pipelines["p1"].why.startswith(f"trainer retired; {named}")
     assert told.pipelines["p2"].why == ""
@@ -130,8 +130,8 @@ def test_an_end_that_cannot_be_written_down_is_still_told(tmp_path: Path, monkey
     for pipeline in (bench.p1, bench.p2):
         pipeline.trainer.state, pipeline.trainer.exits = TrainerState.FINISHED, {0: 0}
     fill(monkeypatch)
-    bench.account.observe(CheckpointKept(id=1), [], bench.scheduler, 1.0)
-    told = bench.account.conclude(bench.scheduler)
+    bench.results.observe(CheckpointKept(id=1), [], bench.scheduler, 1.0)
+    told = bench.results.conclude(bench.scheduler)
     assert told.exit == ExitCode.DONE, "the run's code is the run's"
     assert any("could not be written down" in note for note in told.notes)
     assert "a record could not be written down" in bench.log()

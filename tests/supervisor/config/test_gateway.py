@@ -31,14 +31,14 @@ def read(tmp_path: Path, table: str) -> GatewayTable:
 
 
 def test_the_defaults_change_nothing(tmp_path: Path) -> None:
-    assert read(tmp_path, "") == GatewayTable("continue", None, False, 0.25)
+    assert read(tmp_path, "") == GatewayTable("continue", None, False, 0.25, True)
     assert arguments(GatewayTable(), HealthTable()) == ["--on-publish", "continue", "--abort-patience", "5"]
 
 
 def test_everything_that_can_be_written(tmp_path: Path) -> None:
-    table = '[pipeline.gateway]\non_publish = "finish"\nmax_version_lag = 2\nprefix_affinity = true\nprefix_slack = 0.5'
+    table = '[pipeline.gateway]\non_publish = "finish"\nmax_version_lag = 2\nprefix_affinity = true\nprefix_slack = 0.5\nauth = false'
     gateway = read(tmp_path, table)
-    assert gateway == GatewayTable("finish", 2, True, 0.5)
+    assert gateway == GatewayTable("finish", 2, True, 0.5, False)
     assert arguments(gateway, HealthTable(drain_s=3.0)) == [
         "--on-publish",
         "finish",
@@ -48,6 +48,7 @@ def test_everything_that_can_be_written(tmp_path: Path) -> None:
         "2",
         "--prefix-slack",
         "0.5",
+        "--no-auth",
     ]
 
 
@@ -60,6 +61,7 @@ def test_everything_that_can_be_written(tmp_path: Path) -> None:
         ("prefix_affinity = 1", "pipeline[0].gateway.prefix_affinity"),
         ("prefix_slack = 0.5", "pipeline[0].gateway.prefix_slack"),
         ("prefix_affinity = true\nprefix_slack = 2.0", "pipeline[0].gateway.prefix_slack"),
+        ('auth = "no"', "pipeline[0].gateway.auth"),
         ("sticky = true", "pipeline[0].gateway.sticky"),
     ],
 )

@@ -235,6 +235,7 @@ anyio.run(main)
             await until(lambda: not any(lives(pid) for pid in pids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_the_real_preload_starts_no_thread_and_opens_nothing(tmp_path: Path, anyio_backend: str) -> None:
     async with pool(tmp_path, PRELOAD) as on:

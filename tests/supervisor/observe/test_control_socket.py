@@ -78,7 +78,7 @@ def test_requests_and_replies_at_a_path_longer_than_a_socket_may_have(path: Path
         assert await in_thread(StatusRequest(), path) == StatusReply(SNAPSHOT)
         assert await in_thread(StopRequest(2), path) == Done("stopping, level 2")
         assert await in_thread(ActRequest("restart", EngineId(PipelineId("p1"), 3)), path) == Declined("restart p1/engine/3: no")
-        assert await in_thread(ActRequest("pause", control_socket.WholePipeline(PipelineId("p9"))), path) == Declined(
+        assert await in_thread(ActRequest("pause", control_socket.AllOfPipeline(PipelineId("p9"))), path) == Declined(
             "there is no pipeline p9"
         )
         assert modes(path, path.parent) == [0o600, 0o700]

@@ -10,9 +10,9 @@ from engines.lifecycle.state import Transition
 from supervisor.scheduler.context import Context
 from supervisor.scheduler.inflight import InFlight
 from supervisor.scheduler.leases import LeaseBook
+from supervisor.scheduler.planner_view import MOMENT, view
 from supervisor.scheduler.planning.costs import ENOUGH, NEWEST, MoveCost, Pace
 from supervisor.scheduler.planning.planner import Bundle, Share, View, plan
-from supervisor.scheduler.planning.view import MOMENT, view
 from supervisor.scheduler.records import Fleet
 from supervisor.scheduler.rollouts import Rollout
 from supervisor.scheduler.spec import BoxSpec, EngineSpec, PipelineSpec, TrainerSpec

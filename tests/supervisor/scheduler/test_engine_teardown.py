@@ -11,7 +11,7 @@ from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.faults import Cause
 from supervisor.views.metrics import Metrics
-from tests.supervisor.scheduler.test_engines import ENGINE, LIFE, LIMITS, P1, Driver, serving
+from tests.harness.scheduler_driver import ENGINE, LIFE, LIMITS, P1, Driver, serving
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.gateway_messages import EngineLoad, Progress, RolloutProgress
 from trainers.protocol.ids import EngineId, GpuId, TrainerId, Version

@@ -17,8 +17,8 @@ from supervisor.scheduler.rollouts import Rollout
 from supervisor.scheduler.spec import Priority
 from supervisor.simulate.faults.simulation import Simulation
 from tests.harness.boxes import BOXES, FAULTS
+from tests.harness.planner_views import share, view, views
 from tests.harness.scheduler_bench import FIRST, Bench, one, serving, spec
-from tests.supervisor.scheduler.test_planner import share, view, views
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.ids import EngineId, GpuId, PipelineId, TrainerId
 

@@ -229,3 +229,17 @@ def test_figures_of_a_gateway_that_dies_before_it_is_ready_go_with_it() -> None:
     assert bench.unfinished("a") == 8
     bench.die(GatewayId(PipelineId("a")), life=2)
     assert bench.unfinished("a") == 0
+
+
+def test_the_last_figures_of_plain_requests_count_though_the_trainer_has_ended() -> None:
+    """A script that only sends requests may exit at once after its last answer, before its gateway has reported it."""
+    bench = Bench(1, spec("a", [0], [0]))
+    bench.hold = lambda action: isinstance(action, do.ForgetAtGateway | do.StopGroup)
+    bench.feed(ev.GatewaySaid(pipeline=PipelineId("a"), incarnation=FIRST, progress=Progress((implicit(32),))))
+    bench.feed(ev.MemberExited(group=TrainerId(PipelineId("a")), incarnation=FIRST, member=0, code=0))
+    last = RolloutProgress(-1, 0, 0, 32, implicit=True)
+    bench.feed(ev.GatewaySaid(pipeline=PipelineId("a"), incarnation=FIRST, progress=Progress((last,))))
+    bench.feed(ev.GatewaySaid(pipeline=PipelineId("a"), incarnation=FIRST, progress=Progress(())))
+    bench.release()
+    pipeline = bench.scheduler.pipelines[PipelineId("a")]
+    assert (pipeline.figures.samples, dict(pipeline.rollouts)) == (32, {})

@@ -72,7 +72,7 @@ def test_it_catches_what_looking_at_everything_catches(data: st.DataObject) -> N
             pipeline.trainer.grant = Grant(1, ("train",), GPUS[:2], Priority.ACTOR_TRAINING, 0.0)
         for engine in pipeline.engines.values():
             engine.state = data.draw(st.sampled_from(list(EngineState)))
-            engine.route = data.draw(st.sampled_from([None, None, Version(0), Version(1)]))
+            engine.life.routing.version = data.draw(st.sampled_from([None, None, Version(0), Version(1)]))
             engine.op = data.draw(st.sampled_from([None, None, None, 7]))
             if data.draw(st.booleans()) is (engine.state is EngineState.STUCK):
                 box.leases.withhold(engine.gpus[data.draw(st.sampled_from([0, 0, 0, 1])) :], engine.id, "")

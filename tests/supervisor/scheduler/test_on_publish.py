@@ -8,7 +8,7 @@ from engines.lifecycle.state import EngineState
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from tests.harness.boxes import box, pipeline
-from tests.supervisor.scheduler.test_engines import LIFE, LIMITS, P1, Driver
+from tests.harness.scheduler_driver import LIFE, LIMITS, P1, Driver
 from trainers.protocol import trainer_messages as say
 from trainers.protocol.gateway_messages import EngineLoad, Progress, RolloutProgress
 from trainers.protocol.ids import Version

@@ -4,7 +4,7 @@ import pytest
 
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.rollouts import Rollout, work
-from tests.supervisor.scheduler.test_engines import LIFE, P1, Driver
+from tests.harness.scheduler_driver import LIFE, P1, Driver
 from trainers.protocol.gateway_messages import Progress, RolloutProgress
 
 QUIET = 60.0

@@ -47,6 +47,7 @@ def _judge(names: list[str], hints: bool) -> tuple[float, float, float]:
     return sum(ratios) / len(ratios), max(ratios), sum(each.outcome.resizes for each in found.values()) / len(ratios)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("hints", "mean", "worst", "resizes"), [(False, 1.25, 1.42, 165), (True, 1.09, 1.18, 165)])
 def test_targets_on_the_quick_ones(hints: bool, mean: float, worst: float, resizes: float) -> None:
     got = _judge(QUICK, hints)

@@ -91,6 +91,7 @@ def test_a_stop_is_no_failure(tmp_path: Path, model: Path) -> None:
             train.run(supervisor.connect())
 
 
+@pytest.mark.slow
 def test_two_ranks_are_bit_repeatable(tmp_path: Path, model: Path) -> None:
     """Real processes, gloo, one descriptor each; twice."""
     runs = []

@@ -29,8 +29,9 @@ Life. One thread reads the descriptor and hands each answer to the call that wai
 request to the gateway (`_Fetch`), which asks again, under the same sample numbers, until every sample is there: lost connections and
 restarted gateways are not seen by the script. When the supervisor is gone, calls raise SupervisorGone, and the process ends itself 30 s later.
 
-This file is the whole client: the standard library alone, Python >= 3.9, good also when it is copied elsewhere without its folder. Beside it
-lie `resident` and `virtual_gpu` (what `pipeline.resident` needs; imported at its first use) and `launch` (runs `entry = "module:function"`).
+This file is the whole client: the standard library alone, Python >= 3.9, good also when it is copied elsewhere without its folder
+(all but `resident()`). Beside it lie `resident`, `storages` and `virtual_gpu` (what `pipeline.resident` needs; imported at its first
+use) and `launch` (runs `entry = "module:function"`).
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ class Pipeline:
     """A pipeline as its trainer sees it; `connect()` makes it. The public attributes do not change in this life of the trainer:
 
     `name`, `rank`, `world_size`, `seed`, `steps` (to do in all), `steps_done` (first step to do), `options` (from the TOML file),
-    `model` (path of version 0), `url` (the gateway), `directory` (for this trainer's files), `checkpoint_path` (None on a fresh start),
-    `gpus` (`virtual:0` or `cuda:0` …) and `device` (what torch calls the first of them: `cpu` for a virtual one).
+    `model` (path of version 0), `url` (the gateway), `api_key` (its key; None where it asks for none), `directory` (for this trainer's
+    files), `checkpoint_path` (None on a fresh start), `gpus` (`virtual:0` or `cuda:0` …) and `device` (what torch calls the first of
+    them: `cpu` for a virtual one).
     """
 
     def __init__(self, sock: socket.socket, rank: int = 0, exit_when_gone: bool = False) -> None:
@@ -97,6 +99,7 @@ class Pipeline:
         self.steps_done: int = welcome["steps_done"]
         self.model: str = welcome["model"]
         self.url: str = welcome["url"]
+        self.api_key: str | None = os.environ.get("TRAINSHED_API_KEY") or None
         self.directory = Path(welcome["directory"])
         self.gpus: tuple[str, ...] = tuple(welcome["gpus"])
         self._roles = frozenset(welcome.get("roles") or ("init", "train"))
@@ -760,7 +763,10 @@ class _Fetch:
         try:
             body = json.dumps({"samples": list(self._pending.values())}).encode("ascii")
             path = f"{url.path.rstrip('/')}/rollouts/{self._rollout.number}/samples"
-            connection.request("POST", path, body, {"Content-Type": "application/json", "Accept": "application/x-ndjson"})
+            headers = {"Content-Type": "application/json", "Accept": "application/x-ndjson"}
+            if (key := self._rollout._pipeline.api_key) is not None:
+                headers["Authorization"] = f"Bearer {key}"
+            connection.request("POST", path, body, headers)
             answer = connection.getresponse()
             if answer.status != 200:
                 self._raise_unless_transient(answer.status, answer.read(1 << 16))
@@ -828,13 +834,15 @@ class _Residents:
     """What is moved on to the GPU at each lease and off it at its end."""
 
     def __init__(self, gpus: Sequence[str], device: str) -> None:
-        self._mover = _mover(gpus, device)
+        self._gpus = gpus
+        self._device = device
         self._inside = False
-        self._any = False
+        self._mover: Any = None
 
     def add(self, things: Sequence[Any]) -> None:
+        if self._mover is None:
+            self._mover = _mover(self._gpus, self._device)
         self._mover.add(*things)
-        self._any = True
         if self._inside:
             self._mover.onload()
 
@@ -842,7 +850,7 @@ class _Residents:
         if self._inside:
             return
         self._inside = True
-        if self._any:  # a script that offloads by itself pays for nothing
+        if self._mover is not None:  # a script that offloads by itself pays for nothing
             self._mover.onload()
 
     def leave(self) -> None:
@@ -851,7 +859,7 @@ class _Residents:
         gpu = torch is not None and torch.cuda.is_initialized()
         if gpu:
             gc.collect()  # what a reference cycle holds would be measured as ours
-        if self._any and inside:
+        if self._mover is not None and inside:
             self._mover.offload()
         if torch is not None and gpu:
             clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)
@@ -861,57 +869,12 @@ class _Residents:
 
 
 def _mover(gpus: Sequence[str], device: str) -> Any:
-    """Trainshed's own mover where this file is part of Trainshed (it knows virtual GPUs), else a plain one."""
-    if sys.version_info >= (3, 11) and gpus:
-        with contextlib.suppress(ImportError):
-            from trainshed.resident import Resident
-
-            return Resident(gpus[0])
-    return _PlainMover(device)
-
-
-class _PlainMover:
-    """Moves torch models and optimizers between `device` and host memory; tensor objects stay, their `.data` changes."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-        self._owners: list[Any] = []
-        self._on = False
-
-    def add(self, *owners: Any) -> None:
-        self._owners += [owner for owner in owners if all(owner is not known for known in self._owners)]
-        if self._on:
-            self._move(self._device)
-
-    def onload(self) -> None:
-        self._on = True
-        self._move(self._device)
-
-    def offload(self) -> None:
-        self._on = False
-        self._move("cpu")
-
-    def _move(self, device: str) -> None:
-        if self._device == "cpu":
-            return
-        moved: dict[tuple[int, Any, Any], Any] = {}  # tied tensors stay tied
-        for tensor in (tensor for owner in self._owners for tensor in _tensors_of(owner)):
-            key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-            if key not in moved:
-                moved[key] = tensor.detach().to(device)
-            tensor.data = moved[key]
-
-
-def _tensors_of(owner: Any) -> Iterator[Any]:
-    if callable(getattr(owner, "parameters", None)):
-        for parameter in owner.parameters():
-            yield parameter
-            if parameter.grad is not None:
-                yield parameter.grad
-        yield from owner.buffers()
-        return
-    for state in owner.state.values():
-        yield from (value for value in state.values() if hasattr(value, "data_ptr") and value.ndim > 0)
+    """What moves residents: `trainshed.resident`, which a script that copied this file alone does not have."""
+    try:
+        from trainshed.resident import Resident
+    except ImportError as error:
+        raise PipelineError(f"resident() needs the whole folder trainshed, not this file alone ({error})") from error
+    return Resident(gpus[0] if gpus else device)
 
 
 # --- weights as a snapshot -------------------------------------------------------------------------------------------------------------
@@ -1058,7 +1021,9 @@ def unwrapped(state: Mapping[str, Any], model: Path) -> tuple[dict[str, Any], st
     bases = frozenset(name.partition(".base_layer.")[0] for name in names if ".base_layer." in name and name not in known)
     if adapters := [name for name in names if name not in known and _of_adapter(name, bases)]:
         more = f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""
-        raise PublishFailed("unmerged_adapter", f"{', '.join(adapters[:3])}{more}: tensors of an adapter, which engines do not load; {_MERGE}")
+        raise PublishFailed(
+            "unmerged_adapter", f"{', '.join(adapters[:3])}{more}: tensors of an adapter, which engines do not load; {_MERGE}"
+        )
     renamed = {plain: state[name] for name, plain in names.items()}
     if len(renamed) < len(names):
         raise PublishFailed("does_not_fit", "two tensors have one name when what wrappers of modules put into names is left out")

@@ -1,19 +1,22 @@
 """Moves a trainer's tensors on to a device when a lease begins and off it when the lease ends.
 
-`Resident` takes parameters, buffers, gradients and optimizer state on to the device (`onload`) and off it (`offload`). Contents
-travel through host memory bit by bit; tensor *objects* stay (only their `.data` changes), so ties, optimizer keys and autograd
-stay intact. State that appears during a lease (Adam's moments) lives in host memory until that lease ends and is taken in, and
-counted, from the next lease on; so are gradients. Activations of a virtual GPU are never counted.
+What is moved are **storages** (the memory behind tensors), never single tensors; `trainshed.storages` does it and has the theory. This
+module finds them: the storages of parameters, gradients and buffers of the models, and of everything in `state` and `param_groups` of
+the optimizers (master weights). Scalars of an optimizer (Adam's `step`) stay where the optimizer keeps them. What holds no memory
+that can be seen is refused by name, with what to do about it: TypeError for a wrapper without `__tensor_flatten__`, other layouts
+and quantised tensors, ValueError for what has no contents yet (meta, lazy).
+
+Standard library and the script's torch; Python >= 3.9.
 """
 
-import itertools
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from __future__ import annotations
 
-from trainshed.virtual_gpu import Device, DeviceKind, Pool, parse_device, room
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+from trainshed.storages import DeviceMemory, Found, VirtualMemory
+from trainshed.virtual_gpu import Device, DeviceKind, parse_device
 
 
 class Resident:
@@ -21,124 +24,165 @@ class Resident:
 
     `Resident("virtual:0")`, `add(model, optimizer)`, then `onload()` when a lease begins and `offload()` when it ends. It starts off
     the device. Both calls may be repeated. On `cpu` they do nothing. Models are anything with `parameters()` and `buffers()`,
-    optimizers anything with `state` (a mapping of mappings). Two tensors that are one view of one memory stay so; tensors that
-    overlap in part (flattened parameters), and sharded ones (DTensor), must be moved by the script itself.
+    optimizers anything with `state` (and `param_groups`). Not thread-safe.
     """
 
     def __init__(self, device: str | Device) -> None:
         self.device = parse_device(device) if isinstance(device, str) else device
         self.on_device = False
         self._owners: list[Any] = []
-        self._pool: Pool | None = None
-        self._layout: tuple[object, ...] = ()
-        self._views: list[torch.Tensor] = []
+        self._memory: VirtualMemory | DeviceMemory | None = None
+        if self.device.kind is DeviceKind.VIRTUAL:
+            self._memory = VirtualMemory(self.device)
+        elif self.device.kind is DeviceKind.CUDA:
+            self._memory = DeviceMemory(self.device.torch_device)
 
     @property
     def held(self) -> int:
-        """Bytes of device memory that the tensors take now."""
-        return self._pool.size if self._pool is not None and not self._pool.released else 0
+        """Bytes of device memory that the tensors take now (of a virtual GPU: whole pools)."""
+        return self._memory.held if self._memory is not None and self.on_device else 0
 
     def add(self, *owners: Any) -> None:
-        """Take care of these models and optimizers too. Raises TypeError for what is neither.
+        """Take care of these models and optimizers too; inside a lease (on the device) they are moved on at once.
 
-        Inside a lease (on the device) they are moved on at once.
+        Raises TypeError and ValueError for owners and tensors that cannot be moved; then none of these owners is taken.
         """
         for owner in owners:
             if not (callable(getattr(owner, "parameters", None)) or hasattr(owner, "state")):
                 raise TypeError(f"resident takes models (parameters(), buffers()) and optimizers (state), not {type(owner).__name__}")
-        self._owners += [owner for owner in owners if all(owner is not known for known in self._owners)]
-        if self.on_device:
-            self.offload()
-            self.onload()
+        new = [owner for owner in owners if all(owner is not known for known in self._owners)]
+        if self._memory is not None:
+            found = _tensors_of([*self._owners, *new])
+            if self.on_device:
+                self._memory.check(found)
+                self._memory.onload(found)
+        self._owners += new
 
     def onload(self) -> None:
-        """Every tensor's contents from host memory on to the device. Raises ValueError for tensors that overlap in part."""
-        if self.on_device:
+        """Every storage's contents from host memory on to the device. Raises TypeError and ValueError; then nothing was moved."""
+        if self.on_device or self._memory is None:
             return
-        self.on_device = True
-        if self.device.kind is DeviceKind.CPU:
-            return
-        groups = _aliases(self._tensors())
-        layout = tuple((tuple(group[0].shape), group[0].dtype) for group in groups)
-        self._place(layout)
-        for group, view in zip(groups, self._views, strict=True):
-            view.copy_(group[0].detach())
-            for tensor in group:
-                tensor.data = view
+        found = _tensors_of(self._owners)
+        self._memory.check(found)
+        self.on_device = True  # from here on there may be something to take off
+        self._memory.onload(found)
 
     def offload(self) -> None:
-        """Every tensor's contents off the device into host memory, and the device's memory back."""
-        if not self.on_device:
+        """Every storage's contents off the device into host memory, and the device's memory back.
+
+        Raises ValueError for what cannot leave (a live CUDA graph, foreign memory on a GPU); then nothing was moved.
+        """
+        if not self.on_device or self._memory is None:
             return
+        self._memory.offload(_tensors_of(self._owners))
         self.on_device = False
-        if self.device.kind is DeviceKind.CPU:
-            return
-        for group in _aliases(self._tensors()):
-            current = group[0].detach()
-            if current.is_cuda or (self._pool is not None and self._pool.contains(current)):
-                host = current.to("cpu", copy=True)
-                for tensor in group:
-                    tensor.data = host
-        if self._pool is not None:
-            self._pool.release()
-        if self.device.kind is DeviceKind.CUDA:
-            import torch  # only processes that compute may load it
-
-            torch.cuda.empty_cache()  # what the lease itself allocated and dropped
-
-    def _place(self, layout: tuple[tuple[tuple[int, ...], "torch.dtype"], ...]) -> None:
-        """A pool with one view for each entry of `layout`: the old one again if it has just these."""
-        if self._pool is not None and layout == self._layout:
-            self._pool.restore()
-            return
-        if self._pool is not None:
-            self._pool.close()
-        self._pool = Pool(self.device, room(layout))
-        self._layout = layout
-        self._views = [self._pool.take(shape, dtype) for shape, dtype in layout]
-
-    def _tensors(self) -> list["torch.Tensor"]:
-        """Every tensor to be moved, each object once, in a stable order."""
-        found: dict[int, torch.Tensor] = {}
-        for owner in self._owners:
-            for tensor in _owned(owner):
-                if tensor.numel():
-                    found.setdefault(id(tensor), tensor)
-        return list(found.values())
 
 
-def _owned(owner: Any) -> Iterable["torch.Tensor"]:
+def _tensors_of(owners: Iterable[Any]) -> list[Found]:
+    """Every tensor to be moved, each object once, in a stable order. Raises TypeError and ValueError for what cannot be moved."""
+    found: dict[int, Found] = {}
+    for owner in owners:
+        for name, tensor in _owned(owner):
+            for part in _parts(f"{type(owner).__name__}.{name}", tensor, True):
+                found.setdefault(id(part.tensor), part)
+    return list(found.values())
+
+
+def _owned(owner: Any) -> Iterator[tuple[str, Any]]:
     if callable(getattr(owner, "parameters", None)):
-        for parameter in owner.parameters():
-            if hasattr(parameter, "_local_tensor"):
-                raise ValueError("resident does not move sharded parameters (DTensor): offload them in the script")
-            yield parameter
-            if parameter.grad is not None:
-                yield parameter.grad
-        yield from owner.buffers()
+        _reshard(owner)
+        for name, parameter in _named(owner, "parameters"):
+            yield name, parameter
+            if not _lazy(parameter) and parameter.grad is not None:
+                yield f"{name}.grad", parameter.grad
+        yield from _named(owner, "buffers")
         return
-    for state in owner.state.values():
-        for value in state.values():
-            # Scalars (Adam's step) stay where the optimizer keeps them: on the host, by torch's default.
-            if hasattr(value, "untyped_storage") and value.ndim > 0:
-                yield cast("torch.Tensor", value)
+    for name, tensor in _nested("param_groups", getattr(owner, "param_groups", ())):
+        yield name, tensor
+        if tensor.grad is not None:
+            yield f"{name}.grad", tensor.grad
+    yield from _nested("state", owner.state)
 
 
-def _aliases(tensors: list["torch.Tensor"]) -> list[list["torch.Tensor"]]:
-    """Tensors in groups that are one view of one memory. Raises ValueError when two overlap in part."""
-    groups: dict[object, list[torch.Tensor]] = {}
-    for tensor in tensors:
-        start = tensor.data_ptr()
-        key = (tensor.device, start, tuple(tensor.shape), tensor.stride(), tensor.dtype)
-        groups.setdefault(key, []).append(tensor)
-    spans: dict[object, list[tuple[int, int]]] = {}
-    for first, *_ in groups.values():
-        last = sum((length - 1) * stride for length, stride in zip(first.shape, first.stride(), strict=True))
-        start = first.data_ptr()
-        spans.setdefault(first.device, []).append((start, start + (last + 1) * first.element_size()))
-    for ranges in spans.values():
-        ranges.sort()
-        for (_, end), (start, _) in itertools.pairwise(ranges):
-            if start < end:
-                raise ValueError("resident cannot move tensors that overlap in part (flattened parameters): offload them in the script")
-    return list(groups.values())
+def _named(model: Any, kind: str) -> Iterator[tuple[str, Any]]:
+    named = getattr(model, f"named_{kind}", None)
+    if named is not None:
+        yield from named()
+        return
+    yield from ((f"{kind}[{index}]", tensor) for index, tensor in enumerate(getattr(model, kind)()))
+
+
+def _reshard(model: Any) -> None:
+    """Brings FSDP2's modules back to their shards: gathered parameters are temporary, and the shards would be seen by nobody."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(fsdp, "FSDPModule", None)
+    if kind is not None and hasattr(model, "modules"):
+        for module in model.modules():
+            if isinstance(module, kind):
+                module.reshard()
+
+
+def _nested(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every tensor inside mappings and sequences. Scalars in host memory stay there."""
+    if hasattr(value, "untyped_storage"):
+        if value.ndim > 0 or value.device.type != "cpu":
+            yield name, value
+    elif isinstance(value, Mapping):
+        for index, (key, inner) in enumerate(value.items()):
+            yield from _nested(f"{name}[{repr(key) if isinstance(key, (str, int)) else index}]", inner)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _nested(f"{name}[{index}]", inner)
+
+
+def _lazy(tensor: Any) -> bool:
+    return callable(getattr(tensor, "materialize", None))
+
+
+_SPARSE = {
+    "sparse_coo": ("_indices", "_values"),
+    "sparse_csr": ("crow_indices", "col_indices", "values"),
+    "sparse_csc": ("ccol_indices", "row_indices", "values"),
+    "sparse_bsr": ("crow_indices", "col_indices", "values"),
+    "sparse_bsc": ("ccol_indices", "row_indices", "values"),
+}
+
+
+def _parts(name: str, tensor: Any, outermost: bool) -> Iterator[Found]:
+    """The tensors with memory that `tensor` is made of: most often itself. Raises TypeError and ValueError."""
+    layout = str(tensor.layout).split(".")[-1]
+    if _lazy(tensor):
+        raise ValueError(f"resident cannot move {name}: it is not initialised; run the model once before")
+    if hasattr(tensor, "__tensor_flatten__"):
+        for attribute in tensor.__tensor_flatten__()[0]:
+            if hasattr(getattr(tensor, attribute), "untyped_storage"):  # a DTensor names its mesh too
+                yield from _parts(f"{name}.{attribute}", getattr(tensor, attribute), False)
+    elif layout in _SPARSE:
+        for attribute in _SPARSE[layout]:
+            yield from _parts(f"{name}.{attribute}", getattr(tensor, attribute)(), False)
+    elif layout != "strided":
+        raise TypeError(f"resident cannot move {name}: its layout is {layout}; give it in a dense one (to_dense())")
+    elif tensor.is_quantized or getattr(tensor, "is_nested", False):
+        kind = "quantised" if tensor.is_quantized else "nested"
+        raise TypeError(f"resident cannot move {name}: it is a {kind} tensor of the old kind; keep its parts as plain tensors")
+    else:
+        _refuse_without_memory(name, tensor)
+        yield Found(name, tensor, outermost and not tensor.is_conj() and not tensor.is_neg())
+        if tensor._base is not None:
+            yield Found(f"{name} (what it is a view of)", tensor._base, not tensor._base.is_conj() and not tensor._base.is_neg())
+
+
+def _refuse_without_memory(name: str, tensor: Any) -> None:
+    if tensor.is_meta or tensor.untyped_storage().device.type == "meta":
+        raise ValueError(
+            f"resident cannot move {name}: it is a meta tensor, without contents; make it real before (to_empty(), from_pretrained)"
+        )
+    try:
+        hidden = tensor.untyped_storage().nbytes() > 0 and tensor.untyped_storage().data_ptr() == 0
+    except RuntimeError:  # torch's "invalid python storage"
+        hidden = True
+    if hidden:
+        raise TypeError(
+            f"resident cannot move {name}: it is a {type(tensor).__name__} whose memory cannot be seen (no __tensor_flatten__); "
+            "keep it out of resident() and move it in the script"
+        )

@@ -3,7 +3,7 @@ import json, os, urllib.request
 from trainshed import connect
 P = connect()
 def post(path, body, **h):
-    r = urllib.request.Request(os.environ["TRAINSHED_URL"] + path, json.dumps(body).encode(), {"Content-Type": "application/json", **h})
+    r = urllib.request.Request(os.environ["TRAINSHED_URL"] + path, json.dumps(body).encode(), {"Content-Type": "application/json", "Authorization": "Bearer " + os.environ.get("TRAINSHED_API_KEY", ""), **h})
     try: return json.load(urllib.request.build_opener(urllib.request.ProxyHandler({})).open(r, timeout=60))
     except urllib.error.HTTPError as e: return {"HTTP": e.code, "body": e.read()[:300].decode()}
 tool = {"type": "function", "function": {"name": "calc", "parameters": {"type": "object", "properties": {"x": {"type": "number"}}}}}

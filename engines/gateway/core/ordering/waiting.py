@@ -18,6 +18,7 @@ HELD_PER_WAITING: Final = 10
 class Waiting:
     """The waiting samples: the longest expected first, each to its session's engine, else to the one that affinity prefers or that is least busy.
 
+    `held_up`: something might have started but for a sample that has not made a token yet.
     `count` is how many samples wait in all (also those that nobody may dispatch yet): the caller keeps it.
     """
 
@@ -27,10 +28,12 @@ class Waiting:
         self._forecast, self._affinity = forecast, affinity
         self._epoch = 0
         self._queue = Queue(forecast.estimate)
+        self._suspects: deque[Sample] = deque()  # each goes alone
+        self.held_up = False
         self._parked: dict[Engine, deque[Sample]] = {}  # for a session's engine that has no room now
 
     def __bool__(self) -> bool:
-        return bool(self._queue) or bool(self._parked)
+        return bool(self._queue) or bool(self._parked) or bool(self._suspects)
 
     def full(self, rollout: Rollout) -> Failure | None:
         """Return why there is no room for another sample of this rollout; None if there is."""
@@ -40,7 +43,10 @@ class Waiting:
 
     def push(self, sample: Sample) -> None:
         """Put it into the queue, or where it belongs now."""
-        self._queue.push(sample, self.count)
+        if sample.suspect:
+            self._suspects.append(sample)
+        else:
+            self._queue.push(sample, self.count)
 
     def moved(self, sample: Sample) -> None:
         """Put it where it belongs if it stands in the queue: something else is expected of it now."""
@@ -52,8 +58,11 @@ class Waiting:
         if self._epoch != self._forecast.lengths.epoch:
             self._epoch = self._forecast.lengths.epoch
             self._queue.resort()
-        pair = self._unpark(engines, now)
-        while pair is None and self._queue and (least := engines.pick(now)) is not None:
+        pair, wait = self._trial(engines, now)
+        self.held_up = wait or engines.on_trial
+        if pair is None and not wait:
+            pair = self._unpark(engines, now)
+        while pair is None and not wait and self._queue and (least := engines.pick(now)) is not None:
             sample = self._queue.pop()
             home = self._affinity.home(sample, engines)
             if home is None:
@@ -65,6 +74,18 @@ class Waiting:
         if pair is not None:
             self._affinity.sent(*pair)
         return pair
+
+    def _trial(self, engines: Engines, now: float) -> tuple[tuple[Sample, Engine] | None, bool]:
+        """Return the next suspect and an engine for its trial, and whether all else must wait because there is none yet.
+
+        An engine is on trial until the suspect makes a token: nothing else is sent there. So if it dies again, one sample is to blame.
+        """
+        while self._suspects and self._suspects[0].state is not State.WAITING:
+            self._suspects.popleft()
+        if not self._suspects:
+            return None, False
+        engine = engines.for_trial(now)
+        return (None, True) if engine is None else ((self._suspects.popleft(), engine), False)
 
     def _unpark(self, engines: Engines, now: float) -> tuple[Sample, Engine] | None:
         """Return a sample that waits for its session's engine if that has room again; where the engine is routable no more, queue them all."""

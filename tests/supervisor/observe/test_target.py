@@ -2,17 +2,16 @@
 
 import pytest
 
-from supervisor.cli.target import parse
 from supervisor.errors import UsageError
-from supervisor.observe.control_socket import Target, WholePipeline
+from supervisor.observe.control_socket import AllOfPipeline, Target, parse_target
 from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
 P1 = PipelineId("p1")
 
 
-@pytest.mark.parametrize("target", [WholePipeline(P1), EngineId(P1, 12), TrainerId(P1), GatewayId(P1)])
+@pytest.mark.parametrize("target", [AllOfPipeline(P1), EngineId(P1, 12), TrainerId(P1), GatewayId(P1)])
 def test_what_a_group_is_called_names_it(target: Target) -> None:
-    assert parse(str(target)) == target
+    assert parse_target(str(target)) == target
 
 
 @pytest.mark.parametrize(
@@ -20,4 +19,4 @@ def test_what_a_group_is_called_names_it(target: Target) -> None:
 )
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="names nothing"):
-        parse(text)
+        parse_target(text)
