@@ -51,8 +51,6 @@ _FIELDS: Final[Mapping[type, Mapping[str, str]]] = {
     scheduler.Scheduler: {"_ctx": "desk"},
 }
 """Of each class the fields that bear another name now: today's name, and the recorded one."""
-_ADDED: Final[Mapping[type, Mapping[str, Any]]] = {records.Engine: {"failed_with": None}}
-"""Of each class the fields that old recordings do not have, with the value that is meant there and therefore not written."""
 _SERIES: Final = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -110,9 +108,8 @@ def _fields(value: Any) -> Iterable[tuple[str, Any]]:
         names = tuple(field.name for field in dataclasses.fields(value))
     else:
         names = tuple(vars(value))
-    recorded, added = _FIELDS.get(type(value), {}), _ADDED.get(type(value), {})
-    every = ((name, getattr(value, name)) for name in names)
-    return ((recorded.get(name, name), one) for name, one in every if name not in added or one != added[name])
+    recorded = _FIELDS.get(type(value), {})
+    return ((recorded.get(name, name), getattr(value, name)) for name in names)
 
 
 def restored(value: Any) -> Any:
@@ -144,8 +141,6 @@ def _restored(value: Any) -> Any:
     if issubclass(found, msgspec.Struct):
         return found(**fields)
     made = object.__new__(found)
-    for name, one in _ADDED.get(found, {}).items():
-        object.__setattr__(made, name, one)
     today = _FIELDS_OF_TODAY.get(found, {})
     for name, one in fields.items():
         object.__setattr__(made, today.get(name, name), one)
@@ -200,6 +195,7 @@ def _engine_fields(engine: records.Engine) -> dict[str, Any]:
         "failed_at": engine.failed_at,
         "asked": engine.by_operator,
         "cost": engine.cost,
+        **({} if engine.failed_with is None else {"failed_with": engine.failed_with}),  # older recordings do not have it
     }
 
 
