@@ -195,6 +195,7 @@ def _engine_fields(engine: records.Engine) -> dict[str, Any]:
         "failed_at": engine.failed_at,
         "asked": engine.by_operator,
         "cost": engine.cost,
+        **({} if engine.failed_with is None else {"failed_with": engine.failed_with}),  # older recordings do not have it
     }
 
 

@@ -42,6 +42,7 @@ class Engine:
     note: str = ""
     failed_at: float | None = None  # the last time, for people
     by_operator: bool = False  # that it was an operator who wanted it
+    failed_with: Version | None = None  # the published weights that it was loading or computing with when it failed the last time
     cost: MoveCost = field(default_factory=MoveCost)
 
     def transition(self, transition: Transition, now: float) -> None:

@@ -136,6 +136,9 @@ MUTANTS = {
     # -- operators
     "a paused pipeline starts engines": Mutant(OPERATORS, "                pipeline.suspended = event.verb != \"resume\"", "                pass", LIFE, "a_paused_pipeline_starts_nothing_until_it_is_resumed", ""),
     "resume forgets": Mutant(OPERATORS, "                engine.held = event.verb != \"resume\"", "                engine.held = engine.held or event.verb != \"resume\"", RULES, "resume", ""),
+    "newer weights are no new chance": Mutant(GROUPS, "            engine.budget.reset()\n", "            continue\n", PUBLISH, "come_back_with_newer_ones", "one bad publish ends a pipeline whose trainer has come back with good weights"),
+    "every publish is a new chance": Mutant(GROUPS, "        if engine.failed_with is not None and len", "        if len", PUBLISH, "could_not_start", "an engine that cannot start is started for ever"),
+    "weights are to blame whoever serves with them": Mutant(GROUPS, "    if any(engine.version == pipeline.published and engine.completed for", "    if any(engine.version == pipeline.published and engine.completed < 0 for", PUBLISH, "another_serves_with", "an engine that is broken itself is started for ever"),
     "reset keeps the count": Mutant(OPERATORS, "        engine.budget.reset()\n", "", LIFE, "who_cannot_be_served_is_told", ""),
     "a graceful stop kills": Mutant(TRAINERS, "        if patient and not ctx.due(ctx.stop_at):\n            return\n", "", LIFE, "a_graceful_stop_lets_the_trainer_end_by_itself_and_then_ends_it", ""),
     "a graceful stop waits for ever": Mutant(TRAINERS, "        if patient and not ctx.due(ctx.stop_at):\n            return\n", "        if patient:\n            return\n", LIFE, "a_graceful_stop_lets_the_trainer_end_by_itself_and_then_ends_it", ""),

@@ -27,8 +27,37 @@ def fail(ctx: Context, engine: Engine, cause: Cause, reason: str, *, member: int
     if not engine.can(Transition.FAIL) or engine.state is EngineState.STOPPING:  # an end that was asked for is no failure
         return
     ctx.open_fault(engine, cause, reason, member, silent)
+    engine.failed_with = _weights_at_work(ctx, engine)
     _begin_teardown(ctx, engine, Transition.FAIL)
     engine.note, engine.failed_at, engine.by_operator = reason, ctx.now, cause is Cause.OPERATOR
+
+
+def _weights_at_work(ctx: Context, engine: Engine) -> Version | None:
+    """Return the published version that the engine is loading or computing with; None for the model's own weights, and for no weights at all."""
+    match engine.state:
+        case EngineState.WAKING | EngineState.LOADING:
+            return ctx.fleet.pipelines[engine.id.pipeline].published or None
+        case EngineState.SERVING | EngineState.DRAINING:
+            return engine.version or None
+        case _:
+            return None
+
+
+def forgive(ctx: Context, pipeline: Pipeline) -> None:
+    """Give engines whose restart budget was spent on weights that a trainer had published another chance: newer ones are published now.
+
+    Where another engine has answered requests with the same weights they are not to blame, and an operator decides as ever.
+    """
+    if any(engine.version == pipeline.published and engine.completed for engine in pipeline.engines.values()):
+        return
+    for engine in pipeline.engines.values():
+        if engine.failed_with is not None and len(engine.budget.failures) >= engine.budget.limit:
+            engine.budget.reset()
+            engine.failed_with = None
+            if engine.state is EngineState.RETIRED:
+                engine.not_before = ctx.now
+                engine.transition(Transition.RESET, ctx.now)
+                ctx.note("warning", engine.id, "was retired with weights that are published no more: it may be started again")
 
 
 def stop(ctx: Context, engine: Engine) -> None:

@@ -50,7 +50,7 @@ from trainers.protocol.trainer_messages import (
     TrainerMessage,
 )
 
-from . import trainer_stop
+from . import engines, trainer_stop
 from .lease_violations import fence_foreign_memory
 from .rollout_requests import close_rollout, hopeless, open_rollout, refuse_rollout
 from .trainer_leases import offloaded, request
@@ -96,7 +96,8 @@ def _publish(ctx: Context, pipeline: Pipeline, message: Publish) -> None:
     ctx.do(lambda id: AdoptSnapshot(id=id, pipeline=pipeline.id, name=message.name, version=version), ctx.box.limits.load)
 
 
-def _adopted(pipeline: Pipeline, publishing: Publishing) -> None:
+def _adopted(ctx: Context, pipeline: Pipeline, publishing: Publishing) -> None:
+    engines.forgive(ctx, pipeline)
     publishing.adopted = True
     pipeline.snapshots.add(publishing.version)
     pipeline.published = publishing.version
@@ -129,7 +130,7 @@ def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -
         case (StartTrainer(), TrainerStarted()):
             _started(ctx, pipeline, answer)
         case (AdoptSnapshot(), SnapshotAdopted()) if trainer.publishing is not None:
-            _adopted(pipeline, trainer.publishing)
+            _adopted(ctx, pipeline, trainer.publishing)
         case (AdoptSnapshot(), ActionFailed(code=code, reason=reason)) if trainer.publishing is not None:
             call, trainer.publishing = trainer.publishing.call, None
             ctx.tell(pipeline, Refused("publish", call, code, reason))

@@ -19,7 +19,8 @@ from supervisor.scheduler.events import Event, MemberExited, Tick
 from supervisor.scheduler.planning import planner
 from supervisor.simulate.faults.simulation import Simulation
 from tests.harness.boxes import BOXES, FAULTS
-from trainers.protocol.ids import EngineId, Incarnation, PipelineId
+from tests.harness.scheduler_bench import serving
+from trainers.protocol.ids import EngineId, Incarnation, PipelineId, Version
 
 
 def record(attempt: Path, *, seed: int = 5, segment: int = 1 << 20, kept: int = 1 << 30) -> Simulation:
@@ -166,6 +167,13 @@ def test_a_state_comes_back_whole(seed: int) -> None:
 
     world.handle = both
     world.run()
+
+
+def test_the_weights_that_an_engine_failed_with_come_back_too() -> None:
+    engine = serving().record("a").engines[0]
+    assert "failed_with" not in plain(engine)["has"], "old recordings do not have it"
+    engine.failed_with = Version(3)
+    assert restored(plain(engine)) == engine
 
 
 def test_nothing_recorded_is_said(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """What is published when, and which weights an engine has when it is routed: one rule a test."""
 
 from supervisor.scheduler import actions as do
+from supervisor.scheduler import events as ev
 from tests.harness.checked_scheduler import well
-from tests.harness.scheduler_bench import one, serving
+from tests.harness.scheduler_bench import Bench, one, serving
 from trainers.protocol import trainer_messages as say
-from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
+from trainers.protocol.gateway_messages import EngineLoad, Progress
+from trainers.protocol.ids import EngineId, GatewayId, Incarnation, PipelineId, TrainerId
 
 A = PipelineId("a")
 TRAINER, GATEWAY, ENGINE = TrainerId(A), GatewayId(A), EngineId(A, 0)
@@ -96,3 +98,90 @@ def test_what_rank_0_could_not_write_is_refused_in_its_words_and_nothing_is_adop
     assert all(engine.route == 0 for engine in bench.record("a").engines.values())
     bench.say("a", say.Publish(1, "w"))
     assert bench.told("a", say.Published) == [say.Published(1, 1)]
+
+
+# -- engines that were retired for bad weights
+
+
+def dies_of(bench: Bench, *versions: int, engines: tuple[int, ...] = (0, 1)) -> None:
+    """These engines die whenever they are given one of these versions."""
+
+    def rule(action: do.Action) -> ev.Event | None:
+        if isinstance(action, do.LoadWeights | do.Wake) and action.version in versions and action.engine.rank in engines:
+            return ev.ActionFailed(id=action.id, reason="the weights are bad")
+        return None
+
+    bench.rule = rule
+
+
+def states(bench: Bench) -> list[str]:
+    return [engine.state.value for engine in bench.record("a").engines.values()]
+
+
+def retired_with(version: int, engines: tuple[int, ...] = (0, 1)) -> Bench:
+    """Engines that have died of a published version until they were retired."""
+    bench = serving()
+    dies_of(bench, version, engines=engines)
+    for call in range(version):
+        bench.say("a", say.Publish(call, "w"))
+    bench.wait(300.0)
+    assert [state == "retired" for state in states(bench)] == [rank in engines for rank in (0, 1)]
+    return bench
+
+
+def test_engines_that_died_of_weights_come_back_with_newer_ones() -> None:
+    bench = retired_with(1)
+    bench.say("a", say.CloseRollout(0))
+    bench.open("a", 1)
+    assert bench.refused("a") == ["no_engine"]
+    bench.say("a", say.Publish(1, "w"))
+    bench.open("a", 2)
+    bench.wait(1.0)
+    assert states(bench) == ["serving", "serving"]
+    assert all((engine.route, len(engine.budget.failures)) == (2, 0) for engine in bench.record("a").engines.values())
+
+
+def test_they_come_back_once_for_each_version() -> None:
+    bench = retired_with(1)
+    dies_of(bench, 1, 2)
+    bench.say("a", say.CloseRollout(0))
+    bench.say("a", say.Publish(1, "w"))
+    bench.open("a", 2)
+    bench.wait(300.0)
+    assert states(bench) == ["retired", "retired"]
+    lives = len(bench.asked(do.StartGroup))
+    bench.wait(3000.0)
+    assert len(bench.asked(do.StartGroup)) == lives, "nobody starts them again for the same weights"
+
+
+def test_who_died_of_weights_that_another_serves_with_stays_retired() -> None:
+    bench = retired_with(1, engines=(0,))
+    load = EngineLoad(engine=1, incarnation=1, in_flight=0, completed=3, failures=0, tokens=24)
+    bench.feed(ev.GatewaySaid(pipeline=A, incarnation=Incarnation(1), progress=Progress((), (load,))))
+    bench.say("a", say.Publish(1, "w"))
+    assert states(bench) == ["retired", "serving"]
+
+
+def test_who_could_not_start_or_died_of_the_models_own_weights_stays_retired() -> None:
+    bench = one()
+    bench.rule = lambda action: ev.ActionFailed(id=action.id, reason="no") if isinstance(action, do.StartGroup) else None
+    bench.open("a")
+    bench.wait(300.0)
+    assert states(bench) == ["retired", "retired"]
+    for call in range(2):
+        bench.say("a", say.Publish(call, "w"))
+    assert states(bench) == ["retired", "retired"]
+
+
+def test_newer_weights_that_come_while_the_last_life_is_being_ended_are_a_new_chance() -> None:
+    bench = serving()
+    dies_of(bench, 1)
+    bench.hold = lambda action: isinstance(action, do.StopGroup) and action.incarnation == 4
+    bench.say("a", say.Publish(0, "w"))
+    while len(bench.held) < 2:
+        bench.wait(1.0)
+    assert states(bench) == ["quarantined", "quarantined"]
+    bench.say("a", say.Publish(1, "w"))
+    bench.release()
+    bench.wait(60.0)
+    assert states(bench) == ["serving", "serving"]
