@@ -19,7 +19,6 @@ from trainers.protocol.child_env import GPUS, OUR_PATH, RUN, TAG
 from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId, tag
 
 _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
-_NO_KEYS: Final[Mapping[PipelineId, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Pipelines:
     config: Config
     gpus: tuple[Gpu, ...]
     urls: Mapping[PipelineId, str]
-    keys: Mapping[PipelineId, str] = field(default=_NO_KEYS, repr=False)
+    keys: Mapping[PipelineId, str] = field(default_factory=dict, repr=False)
 
     def __iter__(self) -> Iterator[tuple[PipelineId, PipelineTable]]:
         return ((PipelineId(table.name), table) for table in self.config.pipeline)

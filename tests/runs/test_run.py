@@ -1,8 +1,12 @@
 """Whole runs in real processes: what they promise at their end, and that a fault stays where it happened."""
 
+import json
 import os
 import signal
+import stat
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,7 +145,9 @@ def test_a_stranger_cannot_poison_what_a_trainer_will_ask(start: Callable[..., R
     assert run.summary["p1"]["restarts"] == 0
     key = json.loads((run.directory / "gateways.json").read_text())["p1"]["key"]
     assert stat.S_IMODE((run.directory / "gateways.json").stat().st_mode) == 0o600
-    shown = [path for path in run.directory.rglob("*") if path.is_file() and path.name != "gateways.json" and key.encode() in path.read_bytes()]
+    shown = [
+        path for path in run.directory.rglob("*") if path.is_file() and path.name != "gateways.json" and key.encode() in path.read_bytes()
+    ]
     assert shown == []
 
 
