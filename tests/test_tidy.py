@@ -31,6 +31,7 @@ LONG_FOR_A_REASON = {
 }
 SHORTEST = 40
 SHORT_FOR_A_REASON = {
+    "supervisor.views.exports": "what one command shows: views draw, and this is no table",
     "trainers.protocol.seeds": "what two processes must agree on; the client repeats it, and a test compares",
     "supervisor.cli.target": UNTIL_MERGED,
     "supervisor.observe.metrics_server": UNTIL_MERGED,
