@@ -12,8 +12,9 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
     """
     new = path.with_name(f".{path.name}.new")
     try:
-        with open(new, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, mode)) as file:
-            file.write(data)
+        new.unlink(missing_ok=True)  # left by a writer that was killed, perhaps with another mode
+        new.touch(mode)
+        new.write_bytes(data)
         os.replace(new, path)
     except OSError:
         with contextlib.suppress(OSError):

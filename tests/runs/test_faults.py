@@ -1,5 +1,6 @@
 """Children that misbehave: the rest of the box goes on as if nothing had happened."""
 
+import json
 import os
 import signal
 import time
@@ -69,6 +70,18 @@ def test_a_trainer_that_always_fails_is_retired(start: Callable[[Path], Run], tm
     assert {record["crash"] for record in crashes if record["code"] == 1} == {"out of memory"}
     assert "CUDA error: out of memory" in str(crashes[0]["last_lines"])
     others_are_unharmed(run)
+
+
+def test_a_trainer_that_dies_with_its_key_in_its_last_line(start: Callable[[Path], Run], tmp_path: Path) -> None:
+    """Its own log has it; nothing that is told of it has."""
+    (tmp_path / "tells.py").write_text('import os\n\n\ndef main():\n    raise SystemExit("refused: " + os.environ["OPENAI_API_KEY"])\n')
+    run = start(configuration(tmp_path / "tiny.toml", entry="tells:main", steps=1, health="restarts = 1"))
+    assert run.end() == 4, run.tail()
+    key = json.loads((run.directory / "gateways.json").read_text())["p1"]["key"]
+    has = {path.name for path in run.directory.rglob("*") if path.is_file() and key.encode() in path.read_bytes()}
+    assert has == {"gateways.json", "p1.trainer.0.log", "p1.trainer.1.log"}
+    assert key not in run.output.read_text()
+    assert "refused: ***" in run.output.read_text()
 
 
 def test_a_model_that_cannot_be_made(start: Callable[[Path], Run], tmp_path: Path) -> None:

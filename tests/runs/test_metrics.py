@@ -42,6 +42,9 @@ def scraped(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 def test_states_leases_queues_and_the_times_of_a_recovery(faulty: Faulty, port: int) -> None:
     run = faulty.start()
     busy = run.when("p1", lambda view: view.engines[0].state == "serving" and view.engines[0].in_flight > 0, "a busy engine")
+    for header in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers=header), timeout=5)
     found = scraped(port)
 
     def value(name: str, **labels: str) -> float:
