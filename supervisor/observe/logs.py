@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, TextIO
 import msgspec
 import structlog
 
+from supervisor.host.regular_file import open_regular
 from supervisor.observe.log_format import readable
 from supervisor.observe.sanitize import one_line, plain_value
 
@@ -56,7 +57,7 @@ class LogFile:
     """A log file appends complete lines. `lost` counts lines that the disk did not take."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._descriptor = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._torn = False
         self.lost = 0
 

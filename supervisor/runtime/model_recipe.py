@@ -5,6 +5,7 @@ import msgspec
 from supervisor.config.schema.tables import ModelRecipe
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.group import Command
+from supervisor.host.regular_file import tail
 from supervisor.observe.crash_report import exit_class
 from supervisor.runtime.group_lifecycle import TAIL, Groups
 from supervisor.runtime.run_facts import RunFacts
@@ -44,8 +45,7 @@ class Models:
                 self._groups.discard(group)
         if exit_.status.code == 0:
             return None
-        log = command.log
-        crash = exit_class(log.read_bytes()[-TAIL:] if log.is_file() else b"", exit_.status)
+        crash = exit_class(tail(command.log, TAIL), exit_.status)
         return f"{recipe.make} ended with {exit_.status}: {crash.crash.value}" + (f": {crash.last_lines[-1]}" if crash.last_lines else "")
 
     def _command(self, id: PipelineId, recipe: ModelRecipe) -> Command:

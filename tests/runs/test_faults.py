@@ -80,6 +80,42 @@ def test_a_model_that_cannot_be_made(start: Callable[[Path], Run], tmp_path: Pat
     others_are_unharmed(run)
 
 
+LARGE_LOG = "import os\n\ndef make(folder, **options):\n    os.ftruncate(1, 60 << 30)\n    os._exit(1)\n"
+
+
+def test_a_model_recipe_with_a_log_larger_than_memory(start: Callable[[Path], Run], tmp_path: Path) -> None:
+    file = configuration(tmp_path / "tiny.toml", steps=1)
+    (tmp_path / "broken.py").write_text(LARGE_LOG)
+    file.write_text(file.read_text().replace("trainers.grpo.tiny:make", "broken:make", 1))
+    run = start(file)
+    assert run.end() == 4, run.tail()
+    others_are_unharmed(run)
+
+
+REPLACED_LOG = """
+import os
+from trainers.grpo import main as real_main
+
+def main():
+    if os.environ["TRAINSHED_TAG"].endswith(":1") and os.environ["RANK"] == "0":
+        log = os.readlink("/proc/self/fd/1")
+        os.unlink(log)
+        {put}
+        raise SystemExit(1)
+    real_main()
+"""
+
+
+@pytest.mark.parametrize("put", ["os.mkfifo(log)", "os.symlink('/dev/tty', log)"])
+def test_a_trainer_that_replaces_its_log(start: Callable[[Path], Run], tmp_path: Path, put: str) -> None:
+    (tmp_path / "replaces.py").write_text(REPLACED_LOG.format(put=put))
+    run = start(configuration(tmp_path / "tiny.toml", entry="replaces:main", steps=1, trainer=SEES_OURS))
+    assert run.end() == 0, run.tail()
+    assert run.summary["p1"]["restarts"] == 1
+    assert (run.directory / "logs" / "p1.trainer.0.log").is_file()
+    others_are_unharmed(run)
+
+
 def test_kill_of_the_prewarmed_pool(start: Callable[[Path], Run], tmp_path: Path) -> None:
     run = start(configuration(tmp_path / "tiny.toml", steps=1))
     run.when("p1", lambda view: view.state == "rolling out" and view.engines_awake > 0, "a rollout")
