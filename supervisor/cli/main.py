@@ -1,4 +1,4 @@
-"""This module is the command line: the table of commands, three of them, and what becomes of their errors.
+"""This module is the command line: the table of commands, those that are a few lines, and what becomes of their errors.
 
 A command is added by writing its function and naming it in `COMMANDS`; everything else (help, the bare form, hints at a typing error, which
 calls need a guardian) follows from that. Every command imports what it needs when it runs, so that `status` does not pay for `run`.

@@ -128,6 +128,8 @@ class FakeSupervisor:
                 gone.add(rank)
                 if len(gone) == len(self._ours):
                     self.tell(m.LeaseEnded(call))
+            case m.Publish(call, _, code, reason) if code:
+                self.tell(m.Refused("publish", call, code, reason))
             case m.Publish(call, name):
                 self._publish(call, name)
             case m.Checkpoint(step):

@@ -36,16 +36,21 @@ def started() -> Iterator[list[Run]]:
         run.stop()
 
 
-def published(started: list[Run], tmp_path: Path, gateway: str) -> list[dict[str, Any]]:
-    """The disturbed samples, which must be what the same samples are in peace: the weights that were published are the same."""
+def ended(started: list[Run], tmp_path: Path, trainer: str, gateway: str = "") -> tuple[Run, Any]:
+    """A run with a trainer of the harness, which ends well, and what that has written down."""
     result = tmp_path / "result.json"
     file = tmp_path / "run.toml"
-    script = CHECKOUT / "tests" / "harness" / "publishing_trainer.py"
+    script = CHECKOUT / "tests" / "harness" / trainer
     file.write_text(FILE.format(python=sys.executable, script=script, result=result, gateway=gateway))
     run = Run(tmp_path, file)
     started.append(run)
     assert run.end(90.0) == 0, run.tail()
-    made: dict[str, list[dict[str, Any]]] = json.loads(result.read_text())
+    return run, json.loads(result.read_text())
+
+
+def published(started: list[Run], tmp_path: Path, gateway: str) -> list[dict[str, Any]]:
+    """The disturbed samples, which must be what the same samples are in peace: the weights that were published are the same."""
+    made: dict[str, list[dict[str, Any]]] = ended(started, tmp_path, "publishing_trainer.py", gateway)[1]
     assert [(one["ids"], one["logprobs"]) for one in made["disturbed"]] == [(one["ids"], one["logprobs"]) for one in made["calm"]]
     assert all(one["versions"] == [[2, 0, 300]] for one in made["calm"])
     return made["disturbed"]
@@ -69,3 +74,18 @@ def test_finish_makes_each_sample_with_the_version_it_began_with(started: list[R
 def test_a_lag_of_one_lets_one_version_pass_and_no_second(started: list[Run], tmp_path: Path) -> None:
     for sample in published(started, tmp_path, "max_version_lag = 1"):
         assert sample["versions"] == [[2, 0, 300]]
+
+
+def test_what_no_engine_can_use_is_refused_and_nothing_dies(started: list[Run], tmp_path: Path) -> None:
+    """The old version stays, the engines live on; and a part of the weights is completed, so that log-probs are the trainer's."""
+    run, made = ended(started, tmp_path, "clumsy_trainer.py")
+    assert made["codes"] == {
+        "names": "does_not_fit", "padded": "does_not_fit", "quantised": "does_not_fit", "part": "incomplete", "nan": "not_finite",
+        "infinite": "not_finite", "adapter": "unmerged_adapter", "unreadable": "bad_snapshot",
+    }  # fmt: skip
+    assert made["versions"] == [[0], [0], [1]]
+    assert max(made["off"]) < 1e-4
+    assert (run.summary["p1"]["restarts"], run.summary["p1"]["outcome"]) == (0, "done"), run.summary
+    assert not [record for record in run.log() if record["event"] in ("engine is quarantined", "trainer is quarantined")]
+    assert sum(record["event"] == "refused" and record["about"] == "publish" for record in run.log()) == len(made["codes"])
+    assert run.left_behind() == []

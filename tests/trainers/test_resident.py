@@ -63,6 +63,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, 
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", stacks.RANKS)
 def test_two_ranks_are_bit_equal_to_never_offloading(ranks: list[dict[str, dict[str, list[str]]]], name: str) -> None:
     for outcome in ranks:

@@ -68,11 +68,16 @@ class Offloaded(_FromTrainer, frozen=True, tag="offloaded"):
     call: Count
 
 
-class Publish(_FromTrainer, frozen=True, tag="publish"):
-    """Rank 0 has written a snapshot to the folder `name` under `Welcome.weights`. Answered by `Published`, or `Refused` (the snapshot is then gone)."""
+class Publish(_FromTrainer, frozen=True, tag="publish", omit_defaults=True):
+    """Rank 0 has written a snapshot to the folder `name` under `Welcome.weights`. Answered by `Published`, or `Refused` (the snapshot is then gone).
+
+    With a `code`, rank 0 could not write it, for this `reason`: nothing is there, and every rank is `Refused` in these words.
+    """
 
     call: Count
     name: Name
+    code: Annotated[str, msgspec.Meta(max_length=64, pattern=_TEXT)] = ""
+    reason: Text = ""
 
 
 class Checkpoint(_FromTrainer, frozen=True, tag="checkpoint"):
@@ -161,7 +166,8 @@ class Refused(_ToTrainer, frozen=True, tag="refused"):
     """The call `about` (the tag of the message: `open_rollout`, `request_lease` …) numbered `number` will not happen.
 
     `code` is stable and for programs: `nested_lease`, `unknown_role`, `gpu_fenced`, `own_gpus` (a rollout on engines whose every
-    GPU one holds oneself), `no_engine` (no engine of the pipeline can come back), `out_of_order`, `bad_snapshot`, `stopping`.
+    GPU one holds oneself), `no_engine` (no engine of the pipeline can come back), `out_of_order`, `stopping`;
+    of a publish `bad_snapshot`, `does_not_fit`, `incomplete`, and what the client finds: `not_finite`, `sharded`, `unmerged_adapter`, `no_room`.
     """
 
     about: str

@@ -88,6 +88,9 @@ def _publish(ctx: Context, pipeline: Pipeline, message: Publish) -> None:
     if trainer.publishing is not None:
         ctx.tell(pipeline, Refused("publish", message.call, "out_of_order", "the publish before this one is not recorded yet"))
         return
+    if message.code:
+        ctx.tell(pipeline, Refused("publish", message.call, message.code, message.reason))
+        return
     version = Version(max(pipeline.published, max(pipeline.snapshots, default=Version(0))) + 1)
     trainer.publishing = Publishing(message.call, version)
     ctx.do(lambda id: AdoptSnapshot(id=id, pipeline=pipeline.id, name=message.name, version=version), ctx.box.limits.load)

@@ -59,6 +59,7 @@ async def engine(model: Path, log: Path) -> tuple[asyncio.subprocess.Process, st
             await asyncio.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_interrupted_samples_equal_uninterrupted_ones(tmp_path: Path) -> None:
     from tests.harness.tiny_model import make_tiny_model
 

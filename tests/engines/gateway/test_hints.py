@@ -136,16 +136,19 @@ def test_the_answer_to_an_unroute_comes_after_what_runs_there(model: Path, tmp_p
     asyncio.run(play())
 
 
+@pytest.mark.slow
 def test_restart_makes_every_sample_under_one_version(model: Path, tmp_path: Path) -> None:
     spans = asyncio.run(published_in_the_middle(model, tmp_path, "--on-publish", "restart"))
     assert [(span["version"], span["start"], span["end"]) for span in spans] == [(2, 0, 150)] * 4
 
 
+@pytest.mark.slow
 def test_finish_lets_every_sample_end_under_the_version_it_began_with(model: Path, tmp_path: Path) -> None:
     spans = asyncio.run(published_in_the_middle(model, tmp_path, "--on-publish", "finish"))
     assert [(span["version"], span["start"], span["end"]) for span in spans] == [(1, 0, 150)] * 4
 
 
+@pytest.mark.slow
 def test_a_lag_of_none_is_a_restart(model: Path, tmp_path: Path) -> None:
     spans = asyncio.run(published_in_the_middle(model, tmp_path, "--max-version-lag", "0"))
     assert {span["version"] for span in spans} == {2}

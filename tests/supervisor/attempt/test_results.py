@@ -58,7 +58,7 @@ def fill(disk: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     disk.setattr(os, "posix_fallocate", no_room)
-    disk.setattr(Path, "write_bytes", no_room)
+    disk.setattr(os, "replace", no_room)
 
 
 def test_each_pipeline_is_kept_as_of_its_last_checkpoint(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What of an attempt is left to do."""
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -85,7 +86,7 @@ def test_a_version_that_the_disk_does_not_take_is_told_and_kept_in_mind(tmp_path
         def no_room(*_: object) -> int:
             raise OSError(28, "No space left on device")
 
-        full.setattr(Path, "write_bytes", no_room)
+        full.setattr(os, "replace", no_room)
         record.published(4)
         with pytest.raises(OSError, match="No space left"):
             record.record(0, str(tmp_path))

@@ -131,7 +131,7 @@ async def box(tmp_path: Path) -> AsyncIterator[Box]:
     try:
         async with Processes().running() as processes, anyio.create_task_group() as tasks:
             loop = Loop(events.append, tasks.start_soon, logs.log)
-            lifecycle = GroupLifecycle(Groups(processes, journal), loop, ports, config.health)
+            lifecycle = GroupLifecycle(Groups(processes, journal), loop, ports, config.health, logs.secrets.hide)
             transport = SharedMemory(folder_of(shm, P1), facts.paths.model(table))
             os.mkdir(transport.locate(Version(1)))
             async with Engines(facts, lifecycle, {P1: transport}, logs.log) as engines:

@@ -86,3 +86,13 @@ def test_engines_wake_with_the_published_weights() -> None:
     bench.say("a", say.Offloaded(0))
     bench.open("a", 1)
     assert [action.version for action in bench.asked(do.Wake)] == [1]
+
+
+def test_what_rank_0_could_not_write_is_refused_in_its_words_and_nothing_is_adopted() -> None:
+    bench = serving()
+    bench.say("a", say.Publish(0, "w", "not_finite", "lm_head.weight has values that are NaN"))
+    assert bench.told("a", say.Refused) == [say.Refused("publish", 0, "not_finite", "lm_head.weight has values that are NaN")]
+    assert not bench.asked(do.AdoptSnapshot)
+    assert all(engine.route == 0 for engine in bench.record("a").engines.values())
+    bench.say("a", say.Publish(1, "w"))
+    assert bench.told("a", say.Published) == [say.Published(1, 1)]

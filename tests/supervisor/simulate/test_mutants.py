@@ -18,6 +18,7 @@ def test_there_are_enough_and_the_incumbents_behaviour_is_among_them() -> None:
     assert {f"RB-D{number}" for number in range(1, 17)} <= {name.split()[0] for name in MUTANTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["RB-D9 an aged reservation is overtaken", "an exit of an old life", "RB-D5 a holder without demand keeps its GPUs"]
 )

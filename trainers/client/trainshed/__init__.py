@@ -109,6 +109,7 @@ class Pipeline:
         self.device = next((gpu for gpu in self.gpus if not gpu.startswith("virtual:")), "cpu")
         self._weights = Path(welcome["weights"])
         self._version_before: int = welcome.get("version", 0)
+        self._published: int = self._version_before
         self._guard = threading.Lock()
         self._publishing = threading.Lock()
         self._numbers: dict[str, int] = {}
@@ -146,40 +147,57 @@ class Pipeline:
                 number, self._next_rollout = self._next_rollout, self._next_rollout + 1
         return Rollout(self, target, number)
 
-    def publish(self, weights: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> int:
+    def publish(self, weights: Mapping[str, Any] | Callable[[], Mapping[str, Any]], *, partial: bool = False) -> int:
         """Publishes the next weight version and returns its number, which is recorded then. Every rank calls it.
 
         `weights` maps names to torch tensors of any device, or is a callable that returns such a mapping; every rank calls it (it may be
-        collective). Raises PublishFailed on every rank (on rank 0 NoRoom when the folder is full).
+        collective). The names, shapes and kinds of number are those of the model's files, but a float's width may differ, and what DDP,
+        torch.compile, FSDP and peft put into names is left out here. All of the model's tensors are there; or `partial`, and the others are
+        taken from the version before, which is the model itself after a resume.
+
+        Raises PublishFailed on every rank (on rank 0 NoRoom when the folder is full); then the version before stays, and nothing has failed.
+        Its `code` is `does_not_fit`, `incomplete`, `not_finite` (NaN or infinite values), `sharded` (a DTensor: `full_tensor()` is called on
+        every rank), `unmerged_adapter` (of LoRA), `no_room` or `bad_snapshot`.
         """
         with self._publishing:
             call = self._next_number("publish")
             state = weights() if callable(weights) else weights
-            failure: Exception | None = None
+            failure: PublishFailed | None = None
             if self.rank == 0:
                 name = f"snapshot-{call}-{secrets.token_hex(4)}"
-                folder = self._weights / name
-                try:
-                    write_snapshot(folder, state, Path(self.model))
-                except Exception as error:
-                    failure = error
-                    shutil.rmtree(folder, ignore_errors=True)
-                # Said even so: the supervisor refuses a folder that is not there, and that frees the other ranks.
-                self._channel.send("publish", call=call, name=name)
+                failure = self._write(self._weights / name, state, partial)
+                why = {} if failure is None else {"code": failure.code, "reason": _as_text(failure.reason)}
+                self._channel.send("publish", call=call, name=name, **why)  # a failure, too: every rank is told of it
             answer = self._channel.wait("publish", call)
-        if isinstance(failure, PublishFailed):
-            raise failure
-        if failure is not None:
-            raise PublishFailed("bad_snapshot", f"{type(failure).__name__}: {failure}") from failure
-        if answer["type"] == "refused":
-            raise PublishFailed(answer["code"], answer["reason"])
-        return int(answer["version"])
+            if failure is None and answer["type"] != "refused":
+                self._published = int(answer["version"])
+                return self._published
+        raise failure or PublishFailed(answer["code"], answer["reason"])
 
-    def restore(self, weights: Callable[[], Mapping[str, Any]]) -> int:
+    def _write(self, folder: Path, state: Mapping[str, Any], partial: bool) -> PublishFailed | None:
+        """Writes a snapshot; returns why it could not be written, and then nothing of it is left."""
+        try:
+            state, renamed = unwrapped(state, Path(self.model))
+            if renamed:
+                self._warn_once("wrappings", renamed)
+            before = self._weights / f"v{self._published}"
+            base = before if before.is_dir() else Path(self.model)
+            write_snapshot(folder, state, Path(self.model), base if partial else None)
+        except PublishFailed as error:
+            failure = error
+        except Exception as error:
+            failure = PublishFailed("bad_snapshot", f"{type(error).__name__}: {error}")
+            failure.__cause__ = error
+        else:
+            return None
+        shutil.rmtree(folder, ignore_errors=True)
+        return failure
+
+    def restore(self, weights: Callable[[], Mapping[str, Any]], *, partial: bool = False) -> int:
         """Publishes what was restored, after a restart, and returns its version; on a fresh start does nothing and returns 0."""
         if self.steps_done == 0 and self.checkpoint_path is None and self._version_before == 0:
             return 0
-        return self.publish(weights)
+        return self.publish(weights, partial=partial)
 
     def checkpoint(self, step: int, path: str | os.PathLike[str]) -> None:
         """Says that the state after step `step` is saved at `path` (on rank 0); returns when that is recorded. Raises Refused.
@@ -531,6 +549,7 @@ MAX_FIGURES, MAX_NAME = 64, 128
 MAX_LINE = 64 << 20
 """Bytes of one sample's line from the gateway."""
 _TOKENS_PER_REQUEST = 2_000_000  # of prompts in one request; the gateway takes 64 MiB
+_MAX_REASON = 2000  # characters of a failure that the other ranks are told of
 _HEADER = struct.Struct(">I")
 _HELLO_S = 60.0  # for the first answer; the supervisor is there, or something is wrong
 _LEAVE_S = 10.0  # how long a failing body waits for the supervisor's answer before its exception goes on
@@ -550,6 +569,11 @@ def encode(kind: str, **fields: Any) -> bytes:
     if len(body) > MAX_FRAME:
         raise ValueError(f"a {kind} of {len(body)} bytes is over the limit of {MAX_FRAME}")
     return _HEADER.pack(len(body)) + body
+
+
+def _as_text(text: str) -> str:
+    """Returns as much of a text as a frame may carry: no NUL, and no halves of characters, which a file name may have."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")[:_MAX_REASON]
 
 
 def decode(buffer: bytearray) -> Iterator[dict[str, Any]]:
@@ -860,70 +884,299 @@ _DTYPES = {
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
+_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_TIED = "lm_head.weight"  # the output layer, which is the embedding in many models
+_PIECE = 4 << 20  # bytes that are checked, then written while they are in the processor's cache
+_LARGE = bytes([*range(0x7C, 0x80), *range(0xFC, 0x100)])
+# dtype -> (the last byte of a value that is not finite is one of these, the byte before it has all of these bits)
+_NOT_FINITE = {
+    "F64": (b"\x7f\xff", 0xF0), "F32": (b"\x7f\xff", 0x80), "BF16": (b"\x7f\xff", 0x80), "F16": (_LARGE, 0), "F8_E5M2": (_LARGE, 0),
+    "F8_E4M3": (b"\x7f\xff", 0),
+}  # fmt: skip
 
 
-def write_snapshot(folder: Path, state: Mapping[str, Any], model: Path) -> None:
+def write_snapshot(folder: Path, state: Mapping[str, Any], model: Path, base: Path | None = None) -> None:
     """Writes `state` (name -> torch tensor) as a Hugging Face folder: one safetensors file, and `model`'s configuration and tokenizer.
+
+    With `base`, an earlier version's folder, its other tensors come into further files. Every value is checked to be finite on its way
+    into the file: the supervisor looks at the headers alone.
 
     The file is written here, not by the safetensors package, because that truncates the room reserved for it and
     wants a second copy of everything in host memory. Raises NoRoom, PublishFailed, OSError.
     """
-    tensors = _untied(state, model)
-    # Wide types first, then by name, as safetensors does: every tensor is aligned to its own element size.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in names:
-        tensor = tensors[name]
-        start, end = end, end + tensor.numel() * tensor.element_size()
+    tied = _is_tied(model)
+    tensors = _untied(state, tied)
+    others = {} if base is None else _others(base, tensors, tied)
+    described: dict[str, tuple[str, list[int], int]] = {}
+    for name, tensor in tensors.items():
         dtype = _DTYPES.get(str(tensor.dtype).split(".")[-1])
         if dtype is None:
             raise PublishFailed("bad_snapshot", f"{name} has dtype {tensor.dtype}, which safetensors does not know")
-        entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+        described[name] = (dtype, list(tensor.shape), tensor.numel() * tensor.element_size())
+    folder.mkdir(mode=0o700)
+    _write_file(folder / _FILE, described, lambda name: _pieces(name, tensors[name], described[name][0]))
+    for source in sorted(model.iterdir()):
+        if source.suffix in _COPIED and not source.name.endswith(".index.json") and source.is_file():
+            shutil.copyfile(source, folder / source.name)
+    if others:
+        _add(folder, list(tensors), others)
+
+
+def _write_file(path: Path, described: Mapping[str, tuple[str, list[int], int]], pieces: Callable[[str], Iterable[memoryview]]) -> None:
+    """Writes one safetensors file of these tensors (dtype, shape, bytes), each in `pieces`. Raises NoRoom, OSError, and what `pieces` raises."""
+
+    def width(name: str) -> int:
+        _, shape, size = described[name]
+        return size // (math.prod(shape) or 1)
+
+    # Wide types first, then by name, as safetensors does: every tensor is aligned to its own element size.
+    names = sorted(described, key=lambda name: (-width(name), name))
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        dtype, shape, size = described[name]
+        start, end = end, end + size
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     header = json.dumps(entries, separators=(",", ":")).encode("utf-8")
     header += b" " * (-(len(header) + 8) % 64)
-    folder.mkdir(mode=0o700)
-    descriptor = os.open(folder / "model.safetensors", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb", buffering=0) as file:
         size = 8 + len(header) + end
         try:
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
-            raise NoRoom("no_room", f"{size} bytes for a snapshot in {folder.parent}: {error.strerror}") from error
+            raise NoRoom("no_room", f"{size} bytes for a snapshot in {path.parent.parent}: {error.strerror}") from error
         _write_all(file, memoryview(struct.pack("<Q", len(header)) + header))
         for name in names:
-            flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
-            count = flat.numel() * flat.element_size()
-            if count:
-                _write_all(file, memoryview((ctypes.c_ubyte * count).from_address(flat.data_ptr())).cast("B"))
-            del flat
-    for source in sorted(model.iterdir()):
-        if source.suffix in _COPIED and not source.name.endswith(".index.json") and source.is_file():
-            shutil.copyfile(source, folder / source.name)
-
-
-def _untied(state: Mapping[str, Any], model: Path) -> dict[str, Any]:
-    """Returns the tensors to write: of tied ones (an output layer) only the first, where the model's configuration says that they are tied."""
-    if not model.is_dir():
-        raise PublishFailed("bad_snapshot", f"{model} is no folder with a configuration and tokenizer to publish")
-    tied = False
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        tied = bool(json.loads((model / "config.json").read_text("utf-8")).get("tie_word_embeddings"))
-    kept: dict[str, Any] = {}
-    seen: set[tuple[int, Any, Any]] = set()
-    for name, tensor in state.items():
-        if not hasattr(tensor, "data_ptr"):
-            raise PublishFailed("bad_snapshot", f"{name} is a {type(tensor).__name__}, not a torch tensor")
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if not (tied and tensor.numel() and key in seen):
-            kept[name] = tensor
-        seen.add(key)
-    if not kept:
-        raise PublishFailed("bad_snapshot", "there are no tensors to publish")
-    return kept
+            for piece in pieces(name):
+                _write_all(file, piece)
 
 
 def _write_all(file: Any, data: memoryview) -> None:
     done = 0
     while done < len(data):
         done += file.write(data[done : done + (1 << 30)])  # Linux writes at most 2 GiB at once
+
+
+def _pieces(name: str, tensor: Any, dtype: str) -> Iterator[memoryview]:
+    """Yields a tensor's bytes in pieces, each after it was seen to be finite. Raises PublishFailed."""
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    count, width = flat.numel(), flat.element_size()
+    if not count:
+        return
+    if not flat.data_ptr():
+        raise PublishFailed(
+            "bad_snapshot", f"{name} is a {type(tensor).__name__} without memory of its own, not a torch tensor with its values"
+        )
+    data = memoryview((ctypes.c_ubyte * (count * width)).from_address(flat.data_ptr())).cast("B")
+    step = _PIECE // width
+    for start in range(0, count, step):
+        piece = data[start * width : (start + step) * width]
+        if not _finite(flat, start, step, piece, dtype):
+            where = f"the first among its elements {start} to {min(start + step, count) - 1}"
+            raise PublishFailed("not_finite", f"{name} has values that are NaN or infinite ({where}); the version before stays")
+        yield piece
+
+
+def _finite(flat: Any, start: int, step: int, piece: memoryview, dtype: str) -> bool:
+    """Tells whether a piece of a tensor has finite values only."""
+    tops, mask = _NOT_FINITE.get(dtype, (b"", 0))
+    if not tops:
+        return True
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(flat, torch.Tensor) and not dtype.startswith("F8"):  # twice as fast as below
+        # Both are NaN if one value is. A sum would overflow for large values that are finite.
+        return all(math.isfinite(extreme) for extreme in torch.aminmax(flat[start : start + step]))
+    data, width = bytes(piece), flat.element_size()
+    top = data[width - 1 :: width]
+    if len(top.translate(None, tops)) == len(top):
+        return True
+    return bool(mask) and not any(last in tops and other & mask == mask for last, other in zip(top, data[width - 2 :: width]))  # noqa: B905  Python 3.9
+
+
+# --- what a snapshot is made of: names, ties, and the tensors of an earlier version
+
+# What wrappers of modules put into names: torch.compile, FSDP, activation checkpointing and peft anywhere, DDP and peft in front.
+_WRAPPINGS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"})
+_FRONTS = (("module",), ("base_model", "model"))
+_MERGE = (
+    "merge the adapter first: publish the state of `model.merge_and_unload()`, or call `model.merge_adapter()`, publish what has no"
+    " `lora_` in its name, and `model.unmerge_adapter()`"
+)
+
+
+def unwrapped(state: Mapping[str, Any], model: Path) -> tuple[dict[str, Any], str]:
+    """Returns the tensors under the names that they have without wrappers of modules, and what was renamed in a sentence, empty for nothing.
+
+    Names that the model's own files have are left as they are. Raises PublishFailed for tensors of an adapter, which no engine would load.
+    """
+    names = {name: _unwrapped_name(name) for name in state}
+    if all(name == plain and not _of_adapter(name, frozenset()) for name, plain in names.items()):
+        return dict(state), ""
+    known = _names_in(model)
+    names = {name: name if name in known else plain for name, plain in names.items()}
+    bases = frozenset(name.partition(".base_layer.")[0] for name in names if ".base_layer." in name and name not in known)
+    if adapters := [name for name in names if name not in known and _of_adapter(name, bases)]:
+        more = f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""
+        raise PublishFailed("unmerged_adapter", f"{', '.join(adapters[:3])}{more} are of an adapter, which engines do not load: {_MERGE}")
+    renamed = {plain: state[name] for name, plain in names.items()}
+    if len(renamed) < len(names):
+        raise PublishFailed("does_not_fit", "two tensors have one name when what wrappers of modules put into names is left out")
+    changed = [f"{plain} for {name}" for name, plain in names.items() if name != plain]
+    return renamed, f"publish takes {changed[0]}, as the model's files do, and so for {len(changed)} names" if changed else ""
+
+
+def _without_wrappings(name: str) -> tuple[str, ...]:
+    return tuple(part for part in name.split(".") if part not in _WRAPPINGS)
+
+
+def _unwrapped_name(name: str) -> str:
+    if not isinstance(name, str):
+        raise PublishFailed("bad_snapshot", f"{name!r} is a {type(name).__name__}, not the name of a tensor")
+    parts = _without_wrappings(name)
+    while front := next((front for front in _FRONTS if parts[: len(front)] == front and len(parts) > len(front)), ()):
+        parts = parts[len(front) :]
+    return ".".join(parts)
+
+
+def _of_adapter(name: str, bases: frozenset[str]) -> bool:
+    """Tells whether this is a tensor that peft has put beside the model's own; `bases` are the modules that have one of the model's as `base_layer`."""
+    parts = name.split(".")
+    if any(part.startswith("lora_") or part in ("modules_to_save", "original_module") for part in parts):
+        return True
+    return "base_layer" not in parts and any(".".join(parts[:end]) in bases for end in range(1, len(parts)))
+
+
+def _is_tied(model: Path) -> bool:
+    """Tells whether the model's configuration says that the output layer is the embedding. Raises PublishFailed."""
+    if not model.is_dir():
+        raise PublishFailed("bad_snapshot", f"{model} is no folder with a configuration and tokenizer to publish")
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return bool(json.loads((model / "config.json").read_text("utf-8")).get("tie_word_embeddings"))
+    return False
+
+
+def _untied(state: Mapping[str, Any], tied: bool) -> dict[str, Any]:
+    """Returns the tensors to write: where some are `tied`, only one of those that are the same memory, and not the output layer."""
+    kept: dict[str, Any] = {}
+    seen: dict[tuple[int, Any, Any], str] = {}
+    for name, tensor in state.items():
+        if hasattr(tensor, "full_tensor") or hasattr(tensor, "local_shards"):
+            raise PublishFailed(
+                "sharded",
+                f"{name} is a {type(tensor).__name__}, of which this rank has a part: call full_tensor() on every rank,"
+                " as in publish(lambda: {name: tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor"
+                " for name, tensor in model.state_dict().items()})",
+            )
+        if not hasattr(tensor, "data_ptr"):
+            raise PublishFailed("bad_snapshot", f"{name} is a {type(tensor).__name__}, not a torch tensor")
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tied and key[0] and key in seen:  # address 0: no memory at all, or none that torch tells of
+            if seen[key] != _TIED:
+                continue
+            del kept[_TIED]
+        kept[name] = tensor
+        seen[key] = name
+    if not kept:
+        raise PublishFailed("bad_snapshot", "there are no tensors to publish")
+    return kept
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor in a safetensors file: `start` is where its bytes begin in the file."""
+
+    file: Path
+    dtype: str
+    shape: list[int]
+    start: int
+    size: int
+
+
+def _stored_in(folder: Path) -> dict[str, _Stored]:
+    """Returns the tensors of a Hugging Face folder by name. Raises OSError, ValueError, KeyError, TypeError for one whose files do not tell."""
+    if (folder / _INDEX).exists():
+        files = sorted(set(json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values()))
+    elif (folder / _FILE).exists():
+        files = [_FILE]
+    else:
+        files = sorted(path.name for path in folder.glob("*.safetensors"))
+    found: dict[str, _Stored] = {}
+    for file in files:
+        path = (folder / file).resolve()
+        with open(path, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > os.fstat(opened.fileno()).st_size:
+                raise ValueError(f"{path} is no safetensors file")
+            for name, entry in json.loads(opened.read(length)).items():
+                if name != "__metadata__":
+                    start, end = entry["data_offsets"]
+                    found[name] = _Stored(path, entry["dtype"], entry["shape"], 8 + length + start, end - start)
+    return found
+
+
+def _names_in(model: Path) -> frozenset[str]:
+    """Returns the names of a model's tensors, none where its files do not tell."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        return frozenset(_stored_in(model))
+    return frozenset()
+
+
+def _others(base: Path, tensors: Mapping[str, Any], tied: bool) -> dict[str, _Stored]:
+    """Returns the tensors of an earlier version that are not among `tensors`. Raises PublishFailed where one of these is not among its own."""
+    try:
+        stored = _stored_in(base)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PublishFailed(
+            "incomplete", f"{base} does not tell its tensors ({type(error).__name__}: {error}); publish all of them"
+        ) from error
+    if unknown := [name for name in tensors if name not in stored and name != _TIED]:
+        raise PublishFailed("does_not_fit", f"{unknown[0]} and {len(unknown) - 1} more are no tensors of the version before ({base})")
+    if tied and _TIED in tensors and _TIED not in stored:
+        raise PublishFailed("does_not_fit", f"{_TIED} is the embedding in this model: publish that")
+    return {name: one for name, one in stored.items() if name not in tensors and not (tied and name == _TIED)}
+
+
+def _add(folder: Path, written: Sequence[str], others: Mapping[str, _Stored]) -> None:
+    """Adds tensors of an earlier version to a snapshot: a file that has no others is linked, what remains is copied into one more file."""
+    shards = {folder / _FILE: list(written)}
+    copied: list[str] = []
+    for file in sorted({one.file for one in others.values()}):
+        names = [name for name, one in others.items() if one.file == file]
+        link = folder / f"linked-{len(shards)}.safetensors"
+        if _names_in_file(file) == set(names):
+            with contextlib.suppress(OSError):  # another file system, or another owner's
+                os.link(file, link)
+                shards[link] = names
+                continue
+        copied += names
+    if copied:
+        _write_file(
+            folder / "copied.safetensors",
+            {name: (others[name].dtype, others[name].shape, others[name].size) for name in copied},
+            lambda name: _copied(others[name]),
+        )
+        shards[folder / "copied.safetensors"] = copied
+    files: dict[str, str] = {}
+    for number, (path, names) in enumerate(shards.items(), 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        os.rename(path, folder / name)
+        files.update(dict.fromkeys(names, name))
+    (folder / _INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}), "utf-8")
+
+
+def _names_in_file(file: Path) -> set[str]:
+    with open(file, "rb") as opened:
+        return set(json.loads(opened.read(int.from_bytes(opened.read(8), "little")))) - {"__metadata__"}
+
+
+def _copied(one: _Stored) -> Iterator[memoryview]:
+    with open(one.file, "rb", buffering=0) as file:
+        file.seek(one.start)
+        left = one.size
+        while left:
+            data = file.read(min(left, _PIECE))
+            if not data:
+                raise OSError(f"{one.file} is shorter than it says")
+            left -= len(data)
+            yield memoryview(data)
