@@ -126,10 +126,11 @@ class Journal:
             self.lost += 1
 
 
-def read(path: Path) -> Iterator[Line]:
-    """Yield the readable lines; one that was cut short or is not ours is left out. Raises OSError."""
+def read(path: Path, *, ours: bool = False) -> Iterator[Line]:
+    """Yield the readable lines; one that was cut short or does not make sense is left out. With `ours`, only from a file that nobody but us
+    can have written. Raises OSError."""
     decoder = msgspec.json.Decoder(Line)
-    with open(open_regular(path), "rb") as file:
+    with open(open_regular(path, ours=ours), "rb") as file:
         for line in iter(lambda: file.readline(_LONGEST), b""):
             if file.tell() > _LARGEST:
                 return

@@ -6,6 +6,7 @@ here waits, and nothing reads more than it was asked for: a file may say that it
 
 import errno
 import os
+import pwd
 import stat
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,9 @@ from typing import Final
 SAFE: Final = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 LARGEST: Final = 16 << 20
 """Bytes of a record of ours that is read whole."""
+
+
+NOBODY: Final = 65534
 
 
 class NotOurs(OSError):
@@ -36,6 +40,27 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, ours: bool = False) ->
         raise
     os.set_blocking(descriptor, True)  # a child may inherit it
     return descriptor
+
+
+def shared_with(folder: Path) -> str | None:
+    """Return who else can replace what lies in a folder, as the end of a sentence; None when nobody can, or when it is not there.
+
+    Root can anyway. A group that may write is trusted: it is often the user's own (umask 002), or that of a project. Root that is nobody on
+    a network's disk (root_squash) makes folders of nobody's.
+    """
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None
+    if found.st_mode & stat.S_IWOTH:
+        return "every user of this machine can write there"
+    us = os.geteuid()
+    if found.st_uid in (0, us) or (us == 0 and found.st_uid == NOBODY):
+        return None
+    try:
+        return f"it belongs to {pwd.getpwuid(found.st_uid).pw_name}"
+    except KeyError:
+        return f"it belongs to the user {found.st_uid}"
 
 
 def read_regular(path: Path, limit: int = LARGEST) -> bytes:
