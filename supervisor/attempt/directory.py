@@ -88,9 +88,9 @@ class RunDirectory:
         try:
             self._reserve()
             if source:
-                write_atomically(self.path / "config.toml", source)
+                write_atomically(self.path / "config.toml", source, mode=0o600)
                 resolved = msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
-                write_atomically(self.path / "config.resolved.json", resolved)
+                write_atomically(self.path / "config.resolved.json", resolved, mode=0o600)
             if ATTEMPT.match(self.path.name):
                 _point_latest(self.path.parent.parent, self.path)
         except OSError as error:

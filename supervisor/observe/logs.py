@@ -34,12 +34,12 @@ class Secrets:
     """These values must not be seen in a log. They are replaced wherever they occur in a string, a key included."""
 
     def __init__(self) -> None:
-        self._values: set[str] = set()
+        self._values: list[str] = []  # the longer first: one may be the head of another
 
     def register(self, value: str) -> None:
         """Hide this value from now on. Values under 6 characters are not registered: they would blot out ordinary text."""
-        if len(value) >= _SHORTEST_SECRET:
-            self._values.add(value)
+        if len(value) >= _SHORTEST_SECRET and value not in self._values:
+            self._values = sorted([*self._values, value], key=len, reverse=True)
 
     def hide(self, value: Any) -> Any:
         if isinstance(value, str):

@@ -133,7 +133,8 @@ class Run:
             logs = stack.enter_context(
                 Logs(directory.supervisor_log, run=directory.run_id, level=config.logging.level, console=self._options.console)
             )
-            for value in secret_values(os.environ):
+            tables = [env for pipeline in config.pipeline for env in (pipeline.engine.env, pipeline.trainer.env)]
+            for value in (value for env in (os.environ, *tables) for value in secret_values(env)):
                 logs.secrets.register(value)
             if swept.killed or swept.removed:
                 logs.log.warning("swept what an earlier run left", killed=swept.killed, removed=swept.removed)
@@ -215,7 +216,7 @@ class Run:
         now = time.monotonic()
         scheduler = Scheduler(spec, now)
         recorded = RecordedScheduler(scheduler, now, directory.path / FOLDER)
-        driver = Driver(scheduler, recorded, time.monotonic, self._observers(logs, results))
+        driver = Driver(scheduler, recorded, time.monotonic, self._observers(logs, results), logs.secrets.hide)
         loop = Loop(driver.feed, driver.spawn_task, logs.log)
 
         processes = Processes(_prewarm(facts) if config.host.prewarm else None)
@@ -231,7 +232,7 @@ class Run:
             engines=engines,
             ranks=Ranks(facts, lifecycle, loop, output),
             gateways=Gateways(facts, lifecycle, loop, machine.listeners),
-            models=Models(facts, groups),
+            models=Models(facts, groups, logs.secrets.hide),
             memory=memory,
             output=output,
         )

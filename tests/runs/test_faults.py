@@ -1,5 +1,6 @@
 """Children that misbehave: the rest of the box goes on as if nothing had happened."""
 
+import gzip
 import os
 import signal
 import time
@@ -113,6 +114,34 @@ def test_a_trainer_that_replaces_its_log(start: Callable[[Path], Run], tmp_path:
     assert run.end() == 0, run.tail()
     assert run.summary["p1"]["restarts"] == 1
     assert (run.directory / "logs" / "p1.trainer.0.log").is_file()
+    others_are_unharmed(run)
+
+
+BETRAYS = """
+import os, sys
+
+def main():
+    print("Traceback of a client:")
+    sys.exit(f"RuntimeError: 401 for {os.environ['WANDB_API_KEY']} and {os.environ['SERVICE_TOKEN']}")
+"""
+
+
+def test_a_trainer_that_dies_saying_its_keys(start: Callable[[Path], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stand in its own log, and in the configuration where they come from there; nowhere else."""
+    ours, files = "wandb-0123456789abcdef", "service-fedcba9876543210"
+    monkeypatch.setenv("WANDB_API_KEY", ours)
+    (tmp_path / "betrays.py").write_text(BETRAYS)
+    trainer = f'env = {{ SERVICE_TOKEN = "{files}" }}'
+    run = start(configuration(tmp_path / "tiny.toml", entry="betrays:main", steps=1, health="restarts = 1", trainer=trainer))
+    assert run.end() == 4, run.tail()
+    texts = {path.relative_to(run.directory): path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
+    texts[Path("events")] = b"".join(gzip.decompress(text) for path, text in texts.items() if path.suffix == ".gz")
+    texts[Path("console")] = run.output.read_bytes()
+    for secret in (ours, files):
+        assert secret.encode() in texts[Path("logs/p1.trainer.0.log")]
+        told = {str(path) for path, text in texts.items() if secret.encode() in text}
+        assert told <= {"logs/p1.trainer.0.log", "logs/p1.trainer.1.log", "config.toml", "config.resolved.json"}
+    assert "401 for *** and ***" in run.tail(), "what is left of the line is shown"
     others_are_unharmed(run)
 
 
