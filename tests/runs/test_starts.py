@@ -185,7 +185,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=3m") != 0:
+    if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=3m,mode=0700") != 0:
         pytest.skip(f"no file system can be mounted here: {os.strerror(ctypes.get_errno())}")
     yield folder
     libc.umount2(bytes(folder), 2)
@@ -206,5 +206,5 @@ def test_a_disk_that_fills_up_is_named_and_the_run_ends_in_order(start: Callable
     (small_disk / "fill").write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096))
     again = supervise(tmp_path, "run", str(file), "--resume", guarded=True)
     assert again.returncode == 3, again.stdout
-    assert "a run cannot begin there: No space left on device" in again.stderr
+    assert "No space left on device. Free space, or set [host] directory." in again.stderr
     assert json.loads((attempt / "summary.json").read_text()) == summary, "and what there is stays"
