@@ -73,7 +73,7 @@ MUTANTS = {
     "f21 streaks die with a life": Mutant(HEALTH, "if pulse is None or pulse.look.incarnation != look.incarnation:", "if pulse is None:", PURE, "f21"),
     "f22 the guardian ends everything": Mutant("supervisor/host/processes/guardian.py", "        for pid in living:\n            kill(pid)", "        for pid in ():\n            kill(pid)", HOST, "f22"),
     "f21 verdicts about the dead": Mutant(SCHEDULER, "        if record.incarnation != incarnation:\n            return  # a verdict about the dead\n", "", RULES, "f21"),
-    "f22 the next start sweeps": Mutant("supervisor/attempt/sweep.py", "killed = [stat.pid for stat in found if _kill(stat.identity)]", "killed: list[int] = []", "tests/supervisor/attempt/test_journal.py", "swept or double_kill"),
+    "f22 the next start sweeps": Mutant("supervisor/attempt/sweep.py", "killed = [one.pid for one in found if _kill(one.identity)]", "killed: list[int] = []", "tests/supervisor/attempt/test_journal.py", "swept or double_kill"),
     "f23 tokens of the dead": Mutant("engines/gateway/core/continuation.py", "\"input_ids\": [*request.prompt, *ids],", "\"input_ids\": [*request.prompt],", HOST, "f23"),
     "f24 our own lateness": Mutant(PROBES, "self.health.lagged(time.monotonic())", "pass", HOST, "f24"),
     "f24 our own lateness, pure": Mutant(HEALTH, "if self._late is not None and self._late >= probe.began:", "if False:", PURE, "f24"),

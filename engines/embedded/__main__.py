@@ -24,6 +24,7 @@ from engines.embedded.server import ENGINE, MAX_BODY, Engine
 from engines.embedded.snapshot import BadSnapshot
 from engines.embedded.text import Text
 from engines.embedded.wire import Limits
+from trainers.lossy_log import tolerate_full_disk
 from trainers.process_title import name_this_process
 from trainers.protocol.child_env import API_KEY
 
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> None:
     """
     began = time.monotonic()
     name_this_process()
+    tolerate_full_disk()
     arguments = _parser().parse_args(argv)
     try:
         device = parse_device(arguments.gpu)

@@ -6,11 +6,13 @@ Exit codes: 0 the supervisor is gone or a TERM came; 1 the channel brought what 
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from engines.gateway.routes.server import Serving, application
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
 from engines.gateway.upstream.engine_client import EngineClient
+from trainers.lossy_log import tolerate_full_disk
 from trainers.process_title import name_this_process
 from trainers.protocol.child_env import API_KEY, FD
 from trainers.protocol.framing import FrameError
@@ -34,6 +37,7 @@ from trainers.protocol.framing import FrameError
 def main(argv: Sequence[str] | None = None) -> int:
     name_this_process()
     arguments = _arguments(argv)
+    tolerate_full_disk(lambda lost: _lost(arguments.pipeline, lost))
     log = _log(arguments.pipeline)
     try:
         text = Text(arguments.model)
@@ -105,6 +109,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--abort-patience", type=float, default=PATIENCE, help="seconds for an engine to end what was aborted")
     parser.add_argument("--no-auth", action="store_true", help="answer everybody: no key, and web pages too")
     return parser.parse_args(argv)
+
+
+def _lost(pipeline: str, lines: int) -> str:
+    """Return the record, as `_log` would write it, that so many lines were lost."""
+    stamp = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    record = {"pipeline": pipeline, "source": "gateway", "event": "log lines lost", "lines": lines, "level": "warning", "timestamp": stamp}
+    return json.dumps(record)
 
 
 def _log(pipeline: str) -> Any:

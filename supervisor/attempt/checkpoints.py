@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from supervisor.host.atomic_file import write_atomically
+from supervisor.host.regular_file import read_regular
 
 _FILE: Final = "resume.json"
 _HOPS: Final = 40
@@ -43,7 +44,7 @@ class Remembered(msgspec.Struct, frozen=True):
 def remembered(directory: Path) -> Remembered:
     """Reads what is recorded of one pipeline there; a checkpoint that is not on the disk any more does not count."""
     try:
-        known = msgspec.json.decode((directory / _FILE).read_bytes(), type=Remembered)
+        known = msgspec.json.decode(read_regular(directory / _FILE), type=Remembered)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         known = Remembered()
     return _present(known)

@@ -18,7 +18,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError, UsageError
 from supervisor.host.atomic_file import write_atomically
 from supervisor.host.processes.guardian import SWEPT_PREFIX
+from supervisor.host.regular_file import open_regular, read_regular
 from trainers.protocol.ids import GroupId, log_name
 
 ATTEMPT: Final = re.compile(r"^attempt_([1-9][0-9]{0,8})\Z")
@@ -88,9 +88,9 @@ class RunDirectory:
         try:
             self._reserve()
             if source:
-                write_atomically(self.path / "config.toml", source)
+                write_atomically(self.path / "config.toml", source, mode=0o600)
                 resolved = msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n"
-                write_atomically(self.path / "config.resolved.json", resolved)
+                write_atomically(self.path / "config.resolved.json", resolved, mode=0o600)
             if ATTEMPT.match(self.path.name):
                 _point_latest(self.path.parent.parent, self.path)
         except OSError as error:
@@ -102,7 +102,7 @@ class RunDirectory:
         (self.path / _RESERVE).unlink(missing_ok=True)
 
     def _reserve(self) -> None:
-        descriptor = os.open(self.path / _RESERVE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = open_regular(self.path / _RESERVE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             os.posix_fallocate(descriptor, 0, _RESERVED_BYTES)
         finally:
@@ -163,7 +163,7 @@ def open_attempt(path: Path) -> RunDirectory:
     """Lock an existing attempt, to resume it. Raises UsageError when it is none, or when a supervisor has it."""
     path = path.absolute()
     try:
-        run_id = (path / "run_id").read_text().strip()
+        run_id = read_regular(path / "run_id").decode(errors="replace").strip()
         lock = _locked(path)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES) and isinstance(error, BlockingIOError):
@@ -201,11 +201,8 @@ def is_running(path: Path) -> bool:
 
 def _locked(path: Path, create: bool = True) -> int:
     """Return a descriptor that holds the attempt's lock. Raises BlockingIOError when another process has it."""
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
-    descriptor = os.open(path / "lock", flags, 0o600)
+    descriptor = open_regular(path / "lock", os.O_RDWR | (os.O_CREAT if create else 0))
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "its lock is not a file")
         _flock(descriptor)
     except OSError:
         os.close(descriptor)

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from supervisor.attempt import summary
 from supervisor.attempt.checkpoints import resumable
 from supervisor.attempt.directory import (
     RunDirectory,
@@ -17,7 +18,8 @@ from supervisor.attempt.directory import (
     open_attempt,
     runs_directory,
 )
-from supervisor.errors import UsageError
+from supervisor.errors import ExitCode, UsageError
+from supervisor.host.regular_file import shared_with
 
 # -- what `run` goes on with
 
@@ -53,22 +55,40 @@ def choose(runs: Path, name: str | None, *, resume: bool = False, named: str | N
 
 
 def open_chosen(choice: Choice | None, runs: Path, name: str) -> RunDirectory:
-    """Lock the chosen attempt, or make a new one in `<runs>/<name>`. Raises UsageError, SetUpError."""
+    """Lock the chosen attempt, or make a new one in `<runs>/<name>`. Raises UsageError, SetUpError; both for a place that others can change."""
+    parent = choice.path.absolute().parent if choice is not None else runs / name
+    for folder in (parent.parent, parent):
+        if (whose := shared_with(folder)) is not None:
+            raise UsageError(
+                f"{folder} is not safe for runs: {whose}, and could replace their files while we use them. "
+                "Take write permission away from others, or set [host] directory to one of your own."
+            )
     return open_attempt(choice.path) if choice is not None else new_attempt(runs, name)
 
 
 def newest_resumable(parent: Path) -> Choice | None:
-    """Return, of the attempts in `<runs>/<config name>`, the newest that has a checkpoint, else the newest. None when there is none."""
+    """Return, of the attempts in `<runs>/<config name>`, the newest that has a checkpoint, else the newest. None when there is none.
+
+    An attempt that has ended with 0 has nothing left to go on with: one that is newer and was killed before its first checkpoint comes before
+    it, and begins anew. Else a loop of `run --resume` would report the success of an older run.
+    """
     passed: list[tuple[Path, str]] = []
     idle: list[Path] = []
     for path in _newest_first(parent):
         if steps := resumable(path / "checkpoints"):
+            if passed and _has_succeeded(path):
+                break
             return Choice(path, steps, tuple(passed))
         runs = is_running(path)
         idle += [] if runs else [path]
         passed.append((path, "runs, and has no checkpoint yet" if runs else "has no checkpoint"))
     chosen = idle[0] if idle else passed[0][0] if passed else None
     return None if chosen is None else Choice(chosen, {}, tuple(pair for pair in passed if _number(pair[0]) > _number(chosen)))
+
+
+def _has_succeeded(attempt: Path) -> bool:
+    ended = summary.read(attempt)
+    return ended is not None and ended.exit == ExitCode.DONE
 
 
 def _choose_named(run: str, runs: Path) -> Choice:

@@ -13,8 +13,12 @@ from anyio import to_thread
 
 from supervisor.host.processes.child import Child
 from supervisor.host.processes.proc import Identity, boot_id
+from supervisor.host.regular_file import open_regular
 
 NAME: Final = "journal.jsonl"
+_LONGEST: Final = 1 << 20
+_LARGEST: Final = 256 << 20
+"""Bytes of a line, and of a journal: what is larger is not what we have written."""
 
 
 class _Entry(msgspec.Struct, frozen=True, tag_field="entry"):
@@ -78,7 +82,7 @@ class Journal:
         self.path = path
         self.lost = 0
         self._clock = clock
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._file = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._whole = True
         with open("/proc/self/stat", "rb") as stat:
             start = int(stat.read().rpartition(b")")[2].split()[19])
@@ -122,11 +126,14 @@ class Journal:
             self.lost += 1
 
 
-def read(path: Path) -> Iterator[Line]:
-    """Yield the readable lines; one that was cut short or is not ours is left out. Raises OSError."""
+def read(path: Path, *, ours: bool = False) -> Iterator[Line]:
+    """Yield the readable lines; one that was cut short or does not make sense is left out. With `ours`, only from a file that nobody but us
+    can have written. Raises OSError."""
     decoder = msgspec.json.Decoder(Line)
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-        for line in file:
+    with open(open_regular(path, ours=ours), "rb") as file:
+        for line in iter(lambda: file.readline(_LONGEST), b""):
+            if file.tell() > _LARGEST:
+                return
             try:
                 yield decoder.decode(line)
             except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from supervisor.attempt.state_codec import plain
+from supervisor.host.regular_file import open_regular
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action
 from supervisor.scheduler.events import Event
@@ -154,8 +155,8 @@ def _pack(folder: Path, number: int, kept: int) -> None:
     plain = folder / f"{number:06}.jsonl"
     part = folder / f"{number:06}.part"
     with contextlib.suppress(OSError):
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(plain, "rb") as source, open(descriptor, "wb") as raw, gzip.open(raw, "wb", 5) as packed:
+        descriptor = open_regular(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with open(open_regular(plain), "rb") as source, open(descriptor, "wb") as raw, gzip.open(raw, "wb", 5) as packed:
             shutil.copyfileobj(source, packed)
         part.rename(plain.with_suffix(".jsonl.gz"))
         plain.unlink()
@@ -181,8 +182,7 @@ def _number(path: Path) -> int:
 def read(segment: Path) -> Iterator[tuple[int, Line | None]]:
     """Yield the lines with their numbers, from 1, up to the first that is incomplete, which is None. Raises OSError, EOFError."""
     decoder = msgspec.json.Decoder(Line)
-    descriptor = os.open(segment, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(descriptor, "rb") as raw, gzip.open(raw, "rb") if segment.suffix == ".gz" else raw as file:
+    with open(open_regular(segment), "rb") as raw, gzip.open(raw, "rb") if segment.suffix == ".gz" else raw as file:
         for number, text in enumerate(file, 1):
             try:
                 if text.endswith(b"\n"):

@@ -7,6 +7,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from supervisor.host.atomic_file import write_atomically
+from supervisor.host.regular_file import read_regular
 
 FILE: Final = "summary.json"
 FIGURES: Final = "figures.json"
@@ -114,6 +115,6 @@ def forget(directory: Path) -> None:
 
 def _read(path: Path, kind: type[_Kept]) -> _Kept | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.json.decode(read_regular(path), type=kind)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None

@@ -74,6 +74,7 @@ def _run(asked: _Asked) -> int:
         finished = earlier_starts(attempt, loaded.config).finished
         if len(finished) == len(loaded.config.pipeline):
             conclude_finished(attempt, loaded.config)
+            _refuse_to_pass_over(choice)
             return _nothing_left(attempt.path, loaded)
         _announce(attempt, choice, runs / loaded.name)
         console: Console = "none" if asked.detach else "json" if asked.json else "readable"
@@ -109,6 +110,18 @@ def _begun(attempt: "RunDirectory", asked: _Asked) -> None:
     name = display_path(attempt.path)
     streams.say(f"run directory {attempt.path}; see it with `supervise logs -f {name}`, `status {name}`, `stop --run {name}`")
     streams.say("waiting until every pipeline has an engine serving and its trainer running (Ctrl-C ends the waiting, not the run)")
+
+
+def _refuse_to_pass_over(choice: "Choice | None") -> None:
+    """Refuse to call the end of an older attempt the success of a newer one. Raises UsageError."""
+    from supervisor.attempt.find import display_path
+
+    if choice is not None and choice.passed:
+        newest = display_path(choice.passed[0][0])
+        raise UsageError(
+            f"{display_path(choice.path)} has done all its steps, but {newest} is newer and has not. "
+            f"Go on with that one, `run --resume {newest}`, or begin anew, `run FILE`."
+        )
 
 
 def _nothing_left(attempt: Path, loaded: "Loaded") -> int:

@@ -10,6 +10,7 @@ offers is mechanism: it starts, signals, watches and measures, and decides nothi
     channel.py      carries frames over a child's socket pair, and names a peer that does not play along
     disk.py         names a full disk
     atomic_file.py  replaces a file in one step
+    regular_file.py opens what a child may have replaced, without waiting; the tail of a log
 
 Rules that hold everywhere here:
 

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from supervisor.host.regular_file import open_regular
+
 TRIAL_BYTES: Final = 16 << 10
 _TRIAL: Final = ".room"
 
@@ -14,7 +16,7 @@ def full(directory: Path) -> str:
     """Return why nothing more can be written there, or "". It is found by writing a little, as a quota shows nowhere else."""
     trial = directory / _TRIAL
     try:
-        descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        descriptor = open_regular(trial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             os.posix_fallocate(descriptor, 0, TRIAL_BYTES)
         finally:

@@ -1,15 +1,22 @@
 """This module says why a child ended, from how it ended and the last lines of its log. It is for people, never for decisions."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Final
 
 from supervisor.host.processes.child import Status
+from supervisor.host.regular_file import tail
 from supervisor.observe.sanitize import plain
 
 KEPT_LINES: Final = 20
 KEPT_COLUMNS: Final = 400
+TAIL: Final = 32 << 10
+"""Bytes of a child's log that its crash record is made from."""
+_MARGIN: Final = 4 << 10
+"""Longer than any secret."""
 SIGKILL, SIGTERM = 9, 15
 
 
@@ -49,9 +56,13 @@ class CrashRecord:
     last_lines: tuple[str, ...]
 
 
-def exit_class(log_tail: bytes, status: Status) -> CrashRecord:
-    """Classify an exit. `log_tail` is the end of the child's log (a few ten KiB do); later lines count more than earlier ones."""
-    last = _last_lines(log_tail)
+def exit_class(log_tail: bytes, status: Status, hide: Callable[[str], str] = str) -> CrashRecord:
+    """Classify an exit. `log_tail` is the end of the child's log (a few ten KiB do); later lines count more than earlier ones.
+
+    `hide` takes secrets out of a text. It sees each line before it is cut, so that no head of a secret remains, and again without the escape
+    sequences that may have parted one.
+    """
+    last = _last_lines(log_tail, hide)
     if status.code == 0:
         return CrashRecord(CrashClass.CLEAN, last)
     for line in reversed(last):
@@ -63,8 +74,16 @@ def exit_class(log_tail: bytes, status: Status) -> CrashRecord:
     return CrashRecord(CrashClass.SIGNAL if status.signal is not None else CrashClass.ERROR, last)
 
 
-def _last_lines(log_tail: bytes) -> tuple[str, ...]:
-    """Return the last lines that are not empty, sanitized and cut."""
-    text = log_tail.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
-    lines = (plain(line).replace("\t", "    ")[:KEPT_COLUMNS].rstrip() for line in text.split("\n"))
+def crash_record(log: Path, status: Status, hide: Callable[[str], str], start: int = 0) -> CrashRecord:
+    """Classify the exit of a child by the end of its log; what lies before `start` bytes is of earlier lives. A log that is not there is empty."""
+    found = tail(log, TAIL + _MARGIN, start)
+    if len(found) > TAIL:  # what its cut has left of a secret at the beginning is not known as one
+        found = hide(found.decode("utf-8", "replace"))[len(found) - TAIL :].encode()
+    return exit_class(found, status, hide)
+
+
+def _last_lines(log_tail: bytes, hide: Callable[[str], str]) -> tuple[str, ...]:
+    """Return the last lines that are not empty, sanitized and cut, without secrets."""
+    text = hide(log_tail.decode("utf-8", "replace")).replace("\r\n", "\n").replace("\r", "\n")
+    lines = (hide(plain(line)).replace("\t", "    ")[:KEPT_COLUMNS].rstrip() for line in text.split("\n"))
     return tuple([line for line in lines if line.strip()][-KEPT_LINES:])

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, TextIO
 import msgspec
 import structlog
 
+from supervisor.host.regular_file import open_regular
 from supervisor.observe.log_format import readable
 from supervisor.observe.sanitize import one_line, plain_value
 
@@ -33,12 +34,12 @@ class Secrets:
     """These values must not be seen in a log. They are replaced wherever they occur in a string, a key included."""
 
     def __init__(self) -> None:
-        self._values: set[str] = set()
+        self._values: list[str] = []  # the longer first: one may be the head of another
 
     def register(self, value: str) -> None:
         """Hide this value from now on. Values under 6 characters are not registered: they would blot out ordinary text."""
-        if len(value) >= _SHORTEST_SECRET:
-            self._values.add(value)
+        if len(value) >= _SHORTEST_SECRET and value not in self._values:
+            self._values = sorted([*self._values, value], key=len, reverse=True)
 
     def hide(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -56,7 +57,7 @@ class LogFile:
     """A log file appends complete lines. `lost` counts lines that the disk did not take."""
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._descriptor = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._torn = False
         self.lost = 0
 

@@ -7,12 +7,13 @@ from typing import Any, Protocol
 
 import anyio
 import anyio.abc
+import msgspec
 import structlog
 
 from supervisor.observe.event_log import log_for
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action
-from supervisor.scheduler.events import Event, Tick
+from supervisor.scheduler.events import ActionFailed, Event, GpuHeld, GroupGone, MemberExited, PeerFailed, ProbeFailed, Tick
 from trainers.protocol.ids import GroupId, Incarnation
 
 Work = Callable[[], Awaitable[Event]]
@@ -62,14 +63,23 @@ class Loop:
 class Driver:
     """Feeds the scheduler, begins what it wants, shows it to the observers, and wakes it when its own deadline has come.
 
-    `decides` is `scheduler`, or what writes down each of its decisions.
+    `decides` is `scheduler`, or what writes down each of its decisions. `hide` takes secrets out of a text: what an event says in words comes
+    from children, and goes into records, summaries and terminals.
     """
 
-    def __init__(self, scheduler: Scheduler, decides: Decides, clock: Callable[[], float], observers: Sequence[Observer]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        decides: Decides,
+        clock: Callable[[], float],
+        observers: Sequence[Observer],
+        hide: Callable[[str], str] = str,
+    ) -> None:
         self._scheduler = scheduler
         self._decides = decides
         self._clock = clock
         self._observers = tuple(observers)
+        self._hide = hide
         self._queue: deque[Event] = deque()
         self._busy = False
         self._moved = anyio.Event()
@@ -81,7 +91,7 @@ class Driver:
 
         Events that come before `run` wait for it.
         """
-        self._queue.append(event)
+        self._queue.append(self._without_secrets(event))
         if self._busy or self._performer is None:
             return
         self._busy = True
@@ -91,6 +101,15 @@ class Driver:
         finally:
             self._busy = False
         self._moved.set()
+
+    def _without_secrets(self, event: Event) -> Event:
+        match event:
+            case ActionFailed(reason=words) | PeerFailed(reason=words) | ProbeFailed(reason=words) if words:
+                return msgspec.structs.replace(event, reason=self._hide(words))
+            case MemberExited(note=words) | GroupGone(note=words) | GpuHeld(note=words) if words:
+                return msgspec.structs.replace(event, note=self._hide(words))
+            case _:
+                return event
 
     def spawn_task(self, func: Callable[..., Coroutine[Any, Any, Any]], /, *args: Any, name: object = None) -> None:
         """Run a task beside the loop, until the supervisor ends at most. Only what an action has begun has such tasks, so none comes before `run`."""

@@ -5,7 +5,6 @@ files) is registered with the lifecycle when it is acquired, and given back when
 """
 
 import contextlib
-import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from supervisor.host.foreign import all_foreign_to
 from supervisor.host.ports import WINDOW, Ports, Window, holder, listeners
 from supervisor.host.processes.group import Command, Group, Member, Processes, Status, census
 from supervisor.host.processes.proc import table
-from supervisor.observe.crash_report import CrashClass, exit_class
+from supervisor.observe.crash_report import CrashClass, crash_record
 from supervisor.runtime.driver import Loop
 from supervisor.scheduler.actions import StopGroup
 from supervisor.scheduler.events import UNKNOWN_CODE, GroupGone, MemberExited
@@ -29,8 +28,6 @@ from trainers.protocol.ids import EngineId, GroupId, Incarnation
 PORT_POLL_S = 0.02
 FIRST_LOOK_S, LONGEST_WAIT_S = 0.1, 2.0
 """Seconds from one look at who holds a port to the next, the first and the longest: each scans all descriptors of the box."""
-TAIL = 32 << 10
-"""Bytes of a child's log that its crash record is read from."""
 
 
 @dataclass(slots=True)
@@ -150,14 +147,7 @@ class GroupLifecycle:
 
     def _crash_note(self, live: LiveGroup, member: Member, status: Status, before: int) -> str:
         """Writes the crash record to the log, and returns its class and last line. `before` bytes of the member's log are of earlier lives."""
-        try:
-            with open(member.command.log, "rb") as file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(0, end - TAIL, before if before <= end else 0))  # somebody may have emptied it
-                tail = file.read()
-        except OSError:
-            tail = b""
-        record = exit_class(tail, status)
+        record = crash_record(member.command.log, status, self._hide, before)
         self._loop.log_for(live.id, live.incarnation).error(
             "member ended",
             member=member.index,

@@ -1,12 +1,14 @@
 """Sees that the model of a pipeline is there: a path, or a recipe that a child of ours carries out once a run."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from supervisor.config.schema.tables import ModelRecipe
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.group import Command
-from supervisor.observe.crash_report import exit_class
-from supervisor.runtime.group_lifecycle import TAIL, Groups
+from supervisor.observe.crash_report import crash_record
+from supervisor.runtime.group_lifecycle import Groups
 from supervisor.runtime.run_facts import RunFacts
 from supervisor.scheduler.actions import PrepareModel
 from supervisor.scheduler.events import ActionFailed, ModelReady
@@ -17,9 +19,11 @@ from trainers.user_code import python_path
 class Models:
     """Answers `PrepareModel` for every pipeline."""
 
-    def __init__(self, facts: RunFacts, groups: Groups) -> None:
+    def __init__(self, facts: RunFacts, groups: Groups, hide: Callable[[str], str]) -> None:
+        """`hide` takes secrets out of what a recipe has written."""
         self._facts = facts
         self._groups = groups
+        self._hide = hide
 
     async def prepare(self, action: PrepareModel) -> ModelReady | ActionFailed:
         """Make the model if it has a recipe and is not there yet, and check that it has a config.json. Raises SpawnFailed."""
@@ -44,8 +48,7 @@ class Models:
                 self._groups.discard(group)
         if exit_.status.code == 0:
             return None
-        log = command.log
-        crash = exit_class(log.read_bytes()[-TAIL:] if log.is_file() else b"", exit_.status)
+        crash = crash_record(command.log, exit_.status, self._hide)
         return f"{recipe.make} ended with {exit_.status}: {crash.crash.value}" + (f": {crash.last_lines[-1]}" if crash.last_lines else "")
 
     def _command(self, id: PipelineId, recipe: ModelRecipe) -> Command:

@@ -25,7 +25,7 @@ from supervisor.attempt.recording import FOLDER, RecordedScheduler
 from supervisor.attempt.results import RunResults
 from supervisor.attempt.resume import earlier_starts, without
 from supervisor.attempt.summary import Summary
-from supervisor.attempt.sweep import sweep
+from supervisor.attempt.sweep import hold, sweep
 from supervisor.config.child_environment import secrets as secret_values
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError
@@ -128,16 +128,16 @@ class Run:
     def prepare(self) -> Iterator[Machine]:
         """Take logs, journal, shared memory, GPUs and ports; all of it is given back at the end. Raises SetUpError."""
         config, directory = self._config, self._directory
-        swept = [sweep(runs) for runs in directory.path.parent.parent.iterdir() if runs.is_dir() and not runs.is_symlink()]
+        swept = sweep(*(runs for runs in directory.path.parent.parent.iterdir() if runs.is_dir() and not runs.is_symlink()))
         with contextlib.ExitStack() as stack:
             logs = stack.enter_context(
                 Logs(directory.supervisor_log, run=directory.run_id, level=config.logging.level, console=self._options.console)
             )
-            for value in secret_values(os.environ):
+            tables = [env for pipeline in config.pipeline for env in (pipeline.engine.env, pipeline.trainer.env)]
+            for value in (value for env in (os.environ, *tables) for value in secret_values(env)):
                 logs.secrets.register(value)
-            for old in swept:
-                if old.killed or old.removed:
-                    logs.log.warning("swept what an earlier run left", killed=old.killed, removed=old.removed)
+            if swept.killed or swept.removed:
+                logs.log.warning("swept what an earlier run left", killed=swept.killed, removed=swept.removed)
             journal = Journal(directory.journal, time.time)
             stack.callback(journal.close)
             shm = self._shared_memory(journal, stack)
@@ -167,6 +167,7 @@ class Run:
         stack.callback(shutil.rmtree, shm, ignore_errors=True)
         try:
             make_folders(shm, (PipelineId(pipeline.name) for pipeline in self._config.pipeline))
+            stack.callback(os.close, hold(shm))
         except OSError as error:
             raise SetUpError(f"host.shm = {self._config.host.shm!r}: {shm} cannot be made there: {error.strerror}") from error
         return shm
@@ -215,7 +216,7 @@ class Run:
         now = time.monotonic()
         scheduler = Scheduler(spec, now)
         recorded = RecordedScheduler(scheduler, now, directory.path / FOLDER)
-        driver = Driver(scheduler, recorded, time.monotonic, self._observers(logs, results))
+        driver = Driver(scheduler, recorded, time.monotonic, self._observers(logs, results), logs.secrets.hide)
         loop = Loop(driver.feed, driver.spawn_task, logs.log)
 
         processes = Processes(_prewarm(facts) if config.host.prewarm else None)
@@ -231,7 +232,7 @@ class Run:
             engines=engines,
             ranks=Ranks(facts, lifecycle, loop, output),
             gateways=Gateways(facts, lifecycle, loop, machine.listeners),
-            models=Models(facts, groups),
+            models=Models(facts, groups, logs.secrets.hide),
             memory=memory,
             output=output,
         )

@@ -83,8 +83,9 @@ def folder_of(shm: Path, pipeline: PipelineId) -> Path:
 def make_folders(shm: Path, pipelines: Iterable[PipelineId]) -> None:
     """Makes the folders anew: snapshots are worth nothing after the run that made them. Raises OSError."""
     shutil.rmtree(shm, ignore_errors=True)
+    shm.mkdir(mode=0o700)  # what is there still is somebody else's
     for pipeline in pipelines:
-        folder_of(shm, pipeline).mkdir(parents=True, mode=0o700)
+        folder_of(shm, pipeline).mkdir(mode=0o700)
 
 
 class TrainerOutput:

@@ -17,6 +17,7 @@ PREWARM: Final = "prewarm"
 _OWN: Final = (SUPERVISOR, PREWARM)
 _KINDS: Final = ("model", "gateway", "trainer", "engine")
 """In the order in which they are shown."""
+_LARGEST_CONFIG: Final = 4 << 20
 _NAME: Final = r"(?P<pipeline>[a-z][a-z0-9_-]{0,31})"
 _TARGET: Final = re.compile(rf"^{_NAME}(?:/(?:(?P<single>model|gateway)|(?P<kind>trainer|engine)(?:/(?P<rank>[0-9]{{1,6}}))?))?\Z")
 
@@ -117,7 +118,10 @@ def parts_of(attempt: Path) -> dict[str, Counts]:
     """Return each pipeline of a run, in natural order: as it was configured, and by the logs that are there."""
     found: dict[str, Counts] = {}
     try:
-        config = msgspec.json.decode((attempt / "config.resolved.json").read_bytes())
+        # no child of the run can make us wait
+        descriptor = os.open(attempt / "config.resolved.json", os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            config = msgspec.json.decode(file.read(_LARGEST_CONFIG))
         for pipeline in config["pipeline"]:
             engine = pipeline["engine"]
             found[str(pipeline["name"])] = Counts(len(engine["gpus"]) // int(engine["tp"]), len(pipeline["trainer"]["gpus"]))

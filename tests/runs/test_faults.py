@@ -1,5 +1,6 @@
 """Children that misbehave: the rest of the box goes on as if nothing had happened."""
 
+import gzip
 import json
 import os
 import signal
@@ -90,6 +91,70 @@ def test_a_model_that_cannot_be_made(start: Callable[[Path], Run], tmp_path: Pat
     file.write_text(file.read_text().replace("trainers.grpo.tiny:make", "broken:make", 1))
     run = start(file)
     assert run.end() == 4, run.tail()
+    others_are_unharmed(run)
+
+
+LARGE_LOG = "import os\n\ndef make(folder, **options):\n    os.ftruncate(1, 60 << 30)\n    os._exit(1)\n"
+
+
+def test_a_model_recipe_with_a_log_larger_than_memory(start: Callable[[Path], Run], tmp_path: Path) -> None:
+    file = configuration(tmp_path / "tiny.toml", steps=1)
+    (tmp_path / "broken.py").write_text(LARGE_LOG)
+    file.write_text(file.read_text().replace("trainers.grpo.tiny:make", "broken:make", 1))
+    run = start(file)
+    assert run.end() == 4, run.tail()
+    others_are_unharmed(run)
+
+
+REPLACED_LOG = """
+import os
+from trainers.grpo import main as real_main
+
+def main():
+    if os.environ["TRAINSHED_TAG"].endswith(":1") and os.environ["RANK"] == "0":
+        log = os.readlink("/proc/self/fd/1")
+        os.unlink(log)
+        {put}
+        raise SystemExit(1)
+    real_main()
+"""
+
+
+@pytest.mark.parametrize("put", ["os.mkfifo(log)", "os.symlink('/dev/tty', log)"])
+def test_a_trainer_that_replaces_its_log(start: Callable[[Path], Run], tmp_path: Path, put: str) -> None:
+    (tmp_path / "replaces.py").write_text(REPLACED_LOG.format(put=put))
+    run = start(configuration(tmp_path / "tiny.toml", entry="replaces:main", steps=1, trainer=SEES_OURS))
+    assert run.end() == 0, run.tail()
+    assert run.summary["p1"]["restarts"] == 1
+    assert (run.directory / "logs" / "p1.trainer.0.log").is_file()
+    others_are_unharmed(run)
+
+
+BETRAYS = """
+import os, sys
+
+def main():
+    print("Traceback of a client:")
+    sys.exit(f"RuntimeError: 401 for {os.environ['WANDB_API_KEY']} and {os.environ['SERVICE_TOKEN']}")
+"""
+
+
+def test_a_trainer_that_dies_saying_its_keys(start: Callable[[Path], Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stand in its own log, and in the configuration where they come from there; nowhere else."""
+    ours, files = "wandb-0123456789abcdef", "service-fedcba9876543210"
+    monkeypatch.setenv("WANDB_API_KEY", ours)
+    (tmp_path / "betrays.py").write_text(BETRAYS)
+    trainer = f'env = {{ SERVICE_TOKEN = "{files}" }}'
+    run = start(configuration(tmp_path / "tiny.toml", entry="betrays:main", steps=1, health="restarts = 1", trainer=trainer))
+    assert run.end() == 4, run.tail()
+    texts = {path.relative_to(run.directory): path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
+    texts[Path("events")] = b"".join(gzip.decompress(text) for path, text in texts.items() if path.suffix == ".gz")
+    texts[Path("console")] = run.output.read_bytes()
+    for secret in (ours, files):
+        assert secret.encode() in texts[Path("logs/p1.trainer.0.log")]
+        told = {str(path) for path, text in texts.items() if secret.encode() in text}
+        assert told <= {"logs/p1.trainer.0.log", "logs/p1.trainer.1.log", "config.toml", "config.resolved.json"}
+    assert "401 for *** and ***" in run.tail(), "what is left of the line is shown"
     others_are_unharmed(run)
 
 

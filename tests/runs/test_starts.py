@@ -185,7 +185,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=3m") != 0:
+    if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, b"size=3m,mode=0700") != 0:
         pytest.skip(f"no file system can be mounted here: {os.strerror(ctypes.get_errno())}")
     yield folder
     libc.umount2(bytes(folder), 2)

@@ -22,6 +22,7 @@ from supervisor.config.schema.findings import Finding, GpuFact
 from supervisor.config.schema.rules import ENTRY, Draft
 from supervisor.config.schema.tables import Config, EngineTable, HostTable, ModelRecipe, PipelineTable, TrainerTable
 from supervisor.host.processes.guardian import SWEPT_PREFIX
+from supervisor.host.regular_file import shared_with
 from trainers.protocol.child_env import CHECKOUT, CLIENT
 from trainers.user_code import BUILT_IN, python_path
 
@@ -30,7 +31,7 @@ def findings(draft: Draft, base: Path, name: str, ask: bool) -> Iterator[Finding
     """Yields what is not there. `base` is the folder of the configuration file, `name` that of its runs; with `ask` interpreters are asked what they have."""
     machine = _Machine(base, name, draft.host, ask)
     if draft.host is not None:
-        yield from _host(draft.host, base)
+        yield from _host(draft.host, base, name)
         yield from port_windows.findings(draft.host, draft)
     for pipeline in draft.pipelines:
         cwd = at(base, (pipeline.trainer.cwd if pipeline.trainer is not None else None) or ".")
@@ -105,7 +106,7 @@ class _Machine:
             return Installed(None, str(error))
 
 
-def _host(host: HostTable, base: Path) -> Iterator[Finding]:
+def _host(host: HostTable, base: Path, name: str) -> Iterator[Finding]:
     shm = at(base, host.shm)
     if not os.path.isdir(shm):
         yield Finding("host.shm", host.shm, "is not a directory", "Name one that exists, on a fast disk where /dev/shm is small.")
@@ -123,6 +124,11 @@ def _host(host: HostTable, base: Path) -> Iterator[Finding]:
     elif not os.access(nearest, os.W_OK | os.X_OK) or (why := _refuses(nearest)) is not None:
         problem = f"nothing can be made in {nearest}" + (f": {why}" if os.access(nearest, os.W_OK | os.X_OK) else ": it is not writable")
         yield Finding("host.directory", shown, problem, "Change its permissions, or name another directory for the runs.")
+    for folder in (directory, directory / name):
+        if (whose := shared_with(folder)) is not None:
+            problem = f"{folder} is not safe for runs: {whose}, and could replace their files while we use them"
+            yield Finding("host.directory", shown, problem, "Take write permission away from others, or name a directory of your own.")
+            break
 
 
 def _refuses(folder: Path) -> str | None:

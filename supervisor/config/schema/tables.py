@@ -26,7 +26,8 @@ class HostTable(_Table, frozen=True, forbid_unknown_fields=True):
     virtual: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
     """So many virtual GPUs, on a machine without GPUs."""
     directory: str | None = None
-    """Holds `<config name>/attempt_N` and `latest`; without it `runs` in the working directory."""
+    """Holds `<config name>/attempt_N` and `latest`; without it `runs` in the working directory. Refused where every user can write, and where it
+    belongs to another user than root."""
     shm: str = "/dev/shm"
     """Where weights are handed over; a fast disk where `/dev/shm` is small."""
     residual_mib: Positive = 512

@@ -4,10 +4,12 @@ Between start and release the supervisor can write down who the child is, so tha
 supervisor could not find again. `group.py` makes groups of these; `pool.py` starts another kind with the same face.
 """
 
+import contextlib
 import os
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,7 @@ import anyio
 
 from supervisor.host.processes import bootstrap
 from supervisor.host.processes.proc import Identity, read_stat
+from supervisor.host.regular_file import open_regular
 from trainers.protocol.child_env import TAG
 
 BOOTSTRAP: Final = (sys.executable, "-I", "-S", "-E", bootstrap.__file__)
@@ -139,10 +142,10 @@ def start_plain(command: Command) -> PlainChild:
             )
         finally:
             os.close(log)
-        stat = read_stat(process.pid)
-        assert stat is not None, "a child of ours stays until we collect it"
+        started = read_stat(process.pid)
+        assert started is not None, "a child of ours stays until we collect it"
         ours.setblocking(False)
-        return PlainChild(process, stat.identity, command.env.get(TAG, ""), os.pidfd_open(process.pid), ours)
+        return PlainChild(process, started.identity, command.env.get(TAG, ""), os.pidfd_open(process.pid), ours)
     except OSError as error:
         ours.close()
         raise SpawnFailed(f"cannot start {command}: {describe(error)}") from error
@@ -155,7 +158,17 @@ def _bootstrap_options(handshake: int, niceness: int) -> list[str]:
 
 
 def open_log(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    """Open a child's log, without waiting. A FIFO, link or socket that somebody has put in its place is removed. Raises OSError."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    try:
+        return open_regular(path, flags)
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
+            mode = path.lstat().st_mode
+            if not (stat.S_ISFIFO(mode) or stat.S_ISLNK(mode) or stat.S_ISSOCK(mode)):
+                raise
+            path.unlink()
+        return open_regular(path, flags | os.O_EXCL)
 
 
 def describe(error: OSError) -> str:

@@ -35,6 +35,9 @@ from supervisor.host.processes.child import (
     start_plain,
     wait_exit,
 )
+from supervisor.host.processes.child import (
+    describe as describe_error,
+)
 from supervisor.host.processes.proc import Identity, read_stat
 from trainers.protocol.child_env import TAG
 
@@ -127,15 +130,22 @@ class PrewarmedPool:
     async def start(self, command: Command) -> PrewarmedChild:
         """Start a held child of `command.module`, waiting for the server's imports if they still go on. Raises SpawnFailed."""
         assert command.module is not None, "the pool runs modules of ours"
-        for last in (False, True):
-            await self.begin()
-            try:
-                return await self._fork(command)
-            except (EOFError, OSError) as error:  # the server has just died, or is not there: one more try with a new one
-                if last:
-                    raise SpawnFailed(f"cannot start {command} from the prewarmed pool: {error} (see {self._command.log})") from error
-                await self._confirm_dead()
-        raise AssertionError("unreachable")
+        try:
+            log = open_log(command.log)
+        except OSError as error:  # the fault of this command: no reason to kill a server of whom others live
+            raise SpawnFailed(f"cannot start {command}: {describe_error(error)}") from error
+        try:
+            for last in (False, True):
+                await self.begin()
+                try:
+                    return await self._fork(command, log)
+                except (EOFError, OSError) as error:  # the server has just died, or is not there: one more try with a new one
+                    if last:
+                        raise SpawnFailed(f"cannot start {command} from the prewarmed pool: {error} (see {self._command.log})") from error
+                    await self._confirm_dead()
+            raise AssertionError("unreachable")
+        finally:
+            os.close(log)
 
     async def end(self) -> None:
         """End the server and let go of the children: those that still live are killed by the kernel."""
@@ -185,15 +195,14 @@ class PrewarmedPool:
         finally:
             os.close(folder)
 
-    async def _fork(self, command: Command) -> PrewarmedChild:
+    async def _fork(self, command: Command, log: int) -> PrewarmedChild:
         server = self._server
         assert server is not None, "begin() came before"
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             handshake, their_handshake = _pair(ours, theirs)
             status, their_status = _pair(ours, theirs)
             data, their_data = _pair(ours, theirs)
-            log, nothing = open_log(command.log), os.open(os.devnull, os.O_RDWR)
-            theirs.callback(os.close, log)
+            nothing = os.open(os.devnull, os.O_RDWR)
             theirs.callback(os.close, nothing)
             sent = [their_data.fileno(), their_status.fileno(), nothing, nothing]  # the server's protocol: two for it, two we do without
             sent += [their_handshake.fileno(), log, self._lifeline, *command.pass_fds]

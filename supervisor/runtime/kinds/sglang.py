@@ -19,6 +19,7 @@ from engines.lifecycle import members
 from engines.sglang import command as sglang
 from engines.sglang.versions import Profile, UnknownVersion, profile
 from supervisor.config.machine.interpreter import NotInstalled, installed_version
+from supervisor.host.atomic_file import write_atomically
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.child import Command, SpawnFailed
 from supervisor.host.processes.guardian import LEFT_OVER, TRACES
@@ -198,7 +199,7 @@ class Traces:
         if not found <= self.seen:
             self.seen |= found
             try:
-                self.note.write_text("".join(f"{path.name}\n" for path in sorted(self.seen)), "utf-8")
+                write_atomically(self.note, "".join(f"{path.name}\n" for path in sorted(self.seen)).encode())
             except OSError as error:  # it costs a file in /dev/shm if we are killed, and nothing else
                 self.log.warning("cannot note what an engine has open in /dev/shm", error=str(error))
 

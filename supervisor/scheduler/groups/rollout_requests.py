@@ -10,6 +10,10 @@ from trainers.protocol.trainer_messages import OpenRollout, Refused, RolloutClos
 NO_ENGINE = ("no_engine", "every engine of this pipeline is retired; see why with `status`, mend it, then `reset` the pipeline")
 
 
+MOST_OPEN = 64
+"""Rollouts of one trainer, open or closing: each event looks at all of them, and the other pipelines wait for that."""
+
+
 def open_rollout(ctx: Context, pipeline: Pipeline, message: OpenRollout) -> None:
     refused = _why_no_rollout(ctx, pipeline, message.rollout)
     if refused is not None:
@@ -26,6 +30,8 @@ def _why_no_rollout(ctx: Context, pipeline: Pipeline, number: int) -> tuple[str,
         return STOPPING
     if number in pipeline.rollouts or number in pipeline.closing:
         return ("out_of_order", f"rollout {number} is open already")
+    if len(pipeline.rollouts) + len(pipeline.closing) >= MOST_OPEN:
+        return ("out_of_order", f"{MOST_OPEN} rollouts are open or closing already, which is the most: close one and await its end first")
     if not trainer.restored:
         return ("out_of_order", "publish what was restored (pipeline.restore) before the first rollout of this life")
     if hopeless(pipeline):

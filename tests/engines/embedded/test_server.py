@@ -367,3 +367,22 @@ def test_the_module_starts_by_itself_and_says_in_one_line_why_it_does_not(tiny: 
         assert done.stdout.startswith("failed: ")
         assert message in done.stdout
         assert done.stderr == ""
+
+
+def test_a_full_disk_costs_log_lines_and_nothing_else(tiny: Path) -> None:
+    engine = EngineProcess(tiny, Path("/dev/full"))
+    try:
+        deadline = time.monotonic() + 30
+        while engine.process.is_alive() and time.monotonic() < deadline:
+            with suppress(OSError):
+                engine.get("/health")
+                break
+            time.sleep(0.02)
+        engine.post("/pause_generation", {"mode": "retract"})
+        engine.post("/continue_generation")
+        assert len(engine.generate([4, 5, 6], most=2)["output_ids"]) > 0
+        os.kill(engine.pid, signal.SIGTERM)
+        assert engine.exit_code() == 0
+    finally:
+        engine.process.kill()
+        engine.process.join(10)

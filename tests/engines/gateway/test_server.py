@@ -17,7 +17,7 @@ from engines.gateway.routes.server import Serving, application
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
 from engines.gateway.upstream.engine_client import EngineClient
-from tests.harness.gateway_box import KEY, ROOT, box, byte_level, right, sample, samples, text_of
+from tests.harness.gateway_box import KEY, ROOT, Box, box, byte_level, right, sample, samples, text_of
 from tests.harness.scripted_engine import Script, ScriptedEngine, expected
 from trainers.protocol import gateway_messages
 from trainers.protocol.seeds import sample_seed
@@ -334,5 +334,30 @@ def test_an_empty_stop_string_is_none(model: Path, tmp_path: Path) -> None:
                 async with session.post("/v1/completions", json={"prompt": [4], "max_tokens": 3, "stop": stop}) as response:
                     assert response.status == 200, stop
                 assert "" not in (engine.bodies[-1]["sampling_params"].get("stop") or [])
+
+    asyncio.run(play())
+
+
+def test_a_full_disk_costs_log_lines_and_nothing_else(model: Path, tmp_path: Path) -> None:
+    log = tmp_path / "gateway.log"
+    log.symlink_to("/dev/full")
+
+    async def play() -> None:
+        gateway = Box(model, log)
+        await gateway.start()
+        try:
+            headers = {"Authorization": f"Bearer {KEY}"}
+            async with ScriptedEngine() as engine, aiohttp.ClientSession(base_url=gateway.url, headers=headers) as session:
+                await gateway.route(engine)
+                await gateway.open(0)
+                body = {"input_ids": [4], "sampling_params": {"max_new_tokens": 1}}
+                async with session.post("/generate", json=body) as response:
+                    assert response.status == 200
+            assert await gateway.stop() == 0
+        finally:
+            gateway.listener.close()
+            if gateway.process.returncode is None:
+                gateway.process.kill()
+                await gateway.process.wait()
 
     asyncio.run(play())

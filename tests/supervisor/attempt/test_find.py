@@ -8,6 +8,7 @@ import pytest
 from supervisor.attempt.checkpoints import Remembered, Saved
 from supervisor.attempt.directory import RunDirectory, new_attempt
 from supervisor.attempt.find import Choice, choose, find_run, newest_resumable, open_chosen
+from supervisor.attempt.summary import Summary, write
 from supervisor.config.schema.tables import Config
 from supervisor.errors import UsageError
 
@@ -47,6 +48,34 @@ def test_a_run_is_found_by_what_an_operator_says(runs: Path) -> None:
     for absent in ("c", "/tmp/none", "a/attempt_9"):
         with pytest.raises(UsageError):
             find_run(absent)
+
+
+def test_a_newer_attempt_without_a_checkpoint_comes_before_an_older_success(runs: Path) -> None:
+    done = dead(runs, "a", steps=3)
+    write(done, Summary(run="a-1", exit=0, wall_s=1.0, pipelines={}))
+    assert newest_resumable(runs / "a") == Choice(done, {"p1": 3}), "alone, it is what is meant"
+    killed = dead(runs, "a")
+    assert newest_resumable(runs / "a") == Choice(killed, {})
+    later = dead(runs, "a")
+    assert newest_resumable(runs / "a") == Choice(later, {})
+    one = living(runs, "a")
+    assert newest_resumable(runs / "a") == Choice(later, {}, ((one.path, "runs, and has no checkpoint yet"),))
+    one.close()
+
+
+def test_a_running_attempt_is_not_passed_over_for_an_older_success(runs: Path) -> None:
+    write(dead(runs, "a", steps=3), Summary(run="a-1", exit=0, wall_s=1.0, pipelines={}))
+    one = living(runs, "a")
+    with pytest.raises(UsageError, match="another supervisor runs there"):
+        open_chosen(choose(runs, "a", resume=True), runs, "a")
+    one.close()
+
+
+def test_a_failure_with_a_checkpoint_comes_before_a_newer_attempt_without(runs: Path) -> None:
+    failed = dead(runs, "a", steps=3)
+    write(failed, Summary(run="a-1", exit=4, wall_s=1.0, pipelines={}))
+    killed = dead(runs, "a")
+    assert newest_resumable(runs / "a") == Choice(failed, {"p1": 3}, ((killed, "has no checkpoint"),))
 
 
 def test_what_runs_comes_before_what_has_ended(runs: Path) -> None:

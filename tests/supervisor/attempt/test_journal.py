@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from supervisor.attempt.journal import NAME, Began, Ended, Gone, Journal, Line, Process, Shared, Spawned, read
-from supervisor.attempt.sweep import survivors, sweep
+from supervisor.attempt.sweep import hold, survivors, sweep
 from supervisor.host.processes.group import Command, Processes
 from supervisor.host.processes.proc import boot_id, read_stat, tag_of
 
@@ -40,9 +40,10 @@ def sleeper(started: list[subprocess.Popen[bytes]], tag: str | None) -> Process:
 
 
 def write(runs: Path, *entries: object, attempt: str = "attempt_1") -> Path:
-    (runs / attempt).mkdir(exist_ok=True)
+    (runs / attempt).mkdir(mode=0o700, exist_ok=True)
     path = runs / attempt / NAME
     path.write_bytes(b"".join(msgspec.json.encode({"time": 0.0, "what": entry}) + b"\n" for entry in entries))
+    path.chmod(0o600)
     return path
 
 
@@ -101,6 +102,60 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path, sleepers: list[subproc
     swept = sweep(tmp_path)
     assert swept.running == [path]
     assert lives(member.pid)
+
+
+def test_a_fifo_as_a_journal_holds_no_start_up(tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]) -> None:
+    (tmp_path / "attempt_1").mkdir(mode=0o700)
+    os.mkfifo(tmp_path / "attempt_1" / NAME)
+    member = sleeper(sleepers, TAG)
+    write(tmp_path, dead_writer(), Spawned(TAG, (member,)), attempt="attempt_2")
+    assert sweep(tmp_path).killed == [member.pid]
+
+
+FORGERS: dict[str, Callable[[Path], None]] = {
+    "a journal of another user": lambda journal: os.chown(journal, 1001, -1),
+    "a journal that others can write": lambda journal: journal.chmod(0o662),
+    "an attempt of another user": lambda journal: os.chown(journal.parent, 1001, -1),
+    "an attempt that others can write": lambda journal: journal.parent.chmod(0o777),
+}
+
+
+@pytest.mark.parametrize("what", FORGERS)
+def test_only_a_journal_of_ours_is_believed(tmp_path: Path, sleepers: list[subprocess.Popen[bytes]], what: str) -> None:
+    if "another user" in what and os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    member, shared = sleeper(sleepers, TAG), tmp_path / "trainshed-run-7"
+    shared.mkdir()
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    FORGERS[what](write(runs, dead_writer(), Shared(str(shared)), Spawned(TAG, (member,))))
+    swept = sweep(runs)
+    assert (swept.killed, swept.removed) == ([], [])
+    assert lives(member.pid)
+    assert shared.exists()
+
+
+def test_what_a_living_run_holds_is_spared_whatever_another_journal_says(tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]) -> None:
+    """As when somebody has copied the attempt of a run before it was resumed."""
+    own = read_stat(os.getpid())
+    assert own is not None
+    member, descendant, shared, copied = sleeper(sleepers, TAG), sleeper(sleepers, TAG), tmp_path / "trainshed-a", tmp_path / "trainshed-b"
+    for name in ("living", "copies"):
+        (tmp_path / name).mkdir()
+    for folder in (shared, copied):
+        folder.mkdir()
+    write(tmp_path / "living", Began(boot_id(), own.pid, own.start), Shared(str(shared)), Spawned(TAG, (member,)))
+    write(tmp_path / "copies", dead_writer(), Shared(str(shared)), Spawned(TAG, (member,)))
+    other = write(tmp_path / "copies", dead_writer(), Shared(str(copied)), Spawned(TAG, (member,)), attempt="attempt_2")
+    lock = hold(copied)
+    swept = sweep(tmp_path / "copies", tmp_path / "living")
+    assert (swept.killed, swept.removed) == ([], [])
+    assert other in swept.running, "its run lives: its folder in shared memory is locked"
+    os.close(lock)
+    assert sweep(tmp_path / "copies", tmp_path / "living").removed == [str(copied)]
+    assert shared.exists()
+    assert lives(member.pid)
+    assert lives(descendant.pid)
 
 
 def test_an_orderly_end_costs_nothing(tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]) -> None:

@@ -68,6 +68,30 @@ def test_our_own_files_are_sound(name: str) -> None:
     assert [pipeline.trainer.gpus for pipeline in config.pipeline] == [[0, 1], [2, 3]]
 
 
+@pytest.mark.parametrize(
+    ("mode", "owner", "why"), [(0o1777, 0, "every user"), (0o755, 1001, "belongs to"), (0o775, 0, None), (0o700, 0, None)]
+)
+def test_a_directory_for_runs_that_others_can_change_is_refused(
+    write: Write, tmp_path: Path, mode: int, owner: int, why: str | None
+) -> None:
+    if owner and os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    runs = tmp_path / "shared"
+    runs.mkdir()
+    runs.chmod(mode)
+    if owner:
+        os.chown(runs, owner, -1)
+    file = write(GOOD.replace("[host]", f"[host]\ndirectory = {str(runs)!r}"))
+    if why is None:
+        load(file)
+        return
+    found = mistakes(file)
+    assert set(found) == {"host.directory"}
+    assert why in found["host.directory"].problem
+    assert str(runs) in found["host.directory"].problem
+    assert "directory of your own" in found["host.directory"].remedy
+
+
 def test_all_mistakes_at_once_each_with_its_line(write: Write) -> None:
     found = mistakes(
         write(

@@ -189,8 +189,9 @@ print(os.getpid(), flush=True); time.sleep(60)
 async def test_failures_are_typed(tmp_path: Path) -> None:
     async with pool(tmp_path) as on:
         bad = Command(argv=(), module="child", env={"TRAINSHED_TAG": "t:p1:1"}, cwd=tmp_path, log=tmp_path / "no" / "log")
-        with pytest.raises(SpawnFailed, match="No such file"):
+        with pytest.raises(SpawnFailed, match="no such file"):
             await on.processes.spawn([bad], tag="t:p1:1")
+        assert lives(on.server), "others live of it"
         missing = await on.processes.spawn([on.command("raise SystemExit(0)")], tag="t:p1:1")
         await missing.ended()
         assert on.processes.ours() == {on.server, missing.members[0].pid}

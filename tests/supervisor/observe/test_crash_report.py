@@ -1,9 +1,12 @@
 """Why a child ended, from its exit and the last lines of its log."""
 
+from pathlib import Path
+
 import pytest
 
 from supervisor.host.processes.child import Status
-from supervisor.observe.crash_report import KEPT_COLUMNS, KEPT_LINES, CrashClass, exit_class
+from supervisor.observe.crash_report import KEPT_COLUMNS, KEPT_LINES, TAIL, CrashClass, crash_record, exit_class
+from supervisor.observe.logs import Secrets
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,26 @@ def test_last_lines_are_harmless_and_bounded() -> None:
     assert lines[-1] == "tail", "a control sequence in eight bits is one, too"
     assert len(exit_class(b"line\n" * 1000, Status(1)).last_lines) == KEPT_LINES
     assert exit_class(b"a\tb", Status(1)).last_lines == ("a    b",)
+
+
+SECRET = "sk-0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        f"key {SECRET}",
+        "x" * (KEPT_COLUMNS - 5) + SECRET,  # the cut must leave no head of it
+        f"key sk-\x1b[1m{SECRET[3:]}",
+        "x" * 9999 + SECRET + "y" * (TAIL - 6),  # nor the beginning of the tail an end of it
+        "x" * 9999 + SECRET + "y" * (TAIL + (4 << 10) - 6),
+    ],
+)
+def test_no_part_of_a_secret_is_in_a_crash_record(tmp_path: Path, written: str) -> None:
+    secrets = Secrets()
+    secrets.register(SECRET)
+    log = tmp_path / "log"
+    log.write_text(written)
+    lines = crash_record(log, Status(1), secrets.hide).last_lines
+    assert lines
+    assert not any(part in line for line in lines for part in ("sk-", "abcdef", "012345"))

@@ -117,11 +117,19 @@ def test_a_line_that_went_half_on_the_disk_does_not_spoil_the_next(tmp_path: Pat
     assert (tmp_path / "s").read_bytes() == b"abc\nghi\n"
 
 
-def test_dev_full_is_survived() -> None:
-    file = LogFile(Path("/dev/full"))
-    assert not file.write(b"x")
+def test_a_full_disk_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = LogFile(tmp_path / "log")
+    with monkeypatch.context() as full, open("/dev/full", "wb") as device:
+        full.setattr(file, "_descriptor", device.fileno())
+        assert not file.write(b"x")
     assert file.lost == 1
     file.close()
+
+
+def test_only_a_regular_file_is_a_log(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(OSError, match=r"\[Errno"):
+        LogFile(tmp_path / "log")
 
 
 class Stuck(io.StringIO):

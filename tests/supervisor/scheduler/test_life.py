@@ -6,6 +6,7 @@ from engines.lifecycle.state import EngineState
 from supervisor.scheduler import actions as do
 from supervisor.scheduler import events as ev
 from supervisor.scheduler.groups.gateways import MAX_FAILURES
+from supervisor.scheduler.groups.rollout_requests import MOST_OPEN
 from supervisor.scheduler.records import TrainerState
 from tests.harness.checked_scheduler import well
 from tests.harness.scheduler_bench import FIRST, Bench, one, serving, spec
@@ -333,6 +334,25 @@ def test_a_trainer_that_is_stopping_waits_for_nothing() -> None:
     bench.say("a", say.Checkpoint(3, "/c"))
     assert bench.told("a", say.CheckpointRecorded) == [say.CheckpointRecorded(3)]
     assert bench.record("a").trainer.steps_done == 4
+
+
+def test_a_trainer_may_have_so_many_rollouts_and_no_more() -> None:
+    """Ten thousand of them made the loop 46 s late, for every pipeline."""
+    bench = serving()
+    for number in range(1, MOST_OPEN + 50):
+        bench.open("a", number)
+    refused = bench.told("a", say.Refused)
+    assert len(bench.record("a").rollouts) == MOST_OPEN
+    assert [(each.about, each.number, each.code) for each in refused] == [
+        ("open_rollout", number, "out_of_order") for number in range(MOST_OPEN, MOST_OPEN + 50)
+    ]
+    bench.hold = lambda action: isinstance(action, do.CloseAtGateway)
+    bench.say("a", say.CloseRollout(0))
+    bench.open("a", 1000)
+    assert bench.told("a", say.Refused)[-1].number == 1000, "the one that closes counts, too"
+    bench.release()
+    bench.open("a", 1001)
+    assert 1001 in bench.record("a").rollouts
 
 
 @pytest.mark.parametrize("level", [2, 3])
