@@ -118,8 +118,10 @@ def receive(attempt: Attempt, sample: Sample, event: Tokens, decode: continuatio
     attempt.engine.tokens += len(event.ids)
     attempt.marks = event.marks
     request, known = sample.request, len(sample.ids)
-    room = len(event.ids) if request.limit is None else max(0, request.limit - known)
-    ids, logprobs, rows = event.ids[:room], event.logprobs[:room], cut(event.rows, 0, room)
+    ids, logprobs, rows = event.ids, event.logprobs, event.rows
+    if request.limit is not None and known + len(ids) > request.limit:
+        room = max(0, request.limit - known)
+        ids, logprobs, rows = ids[:room], logprobs[:room], cut(rows, 0, room)
     if attempt.start == 0 and event.prompt_meta:
         sample.prompt_meta = event.prompt_meta
     sample.grow(ids, logprobs, rows)
@@ -128,17 +130,16 @@ def receive(attempt: Attempt, sample: Sample, event: Tokens, decode: continuatio
         found = continuation.straddling(request, sample.ids, attempt.start, known, decode)
         if found is not None:
             match = StopMatch(*found)
-            ids = ids[: max(0, match.kept - known)]
-    return _grown(sample, ids, logprobs[: len(ids)], cut(rows, 0, len(ids))), match
+            kept = max(0, match.kept - known)
+            ids, logprobs, rows = ids[:kept], logprobs[:kept], cut(rows, 0, kept)
+    return _grown(sample, ids, logprobs, rows), match
 
 
 def _grown(sample: Sample, ids: Sequence[int], logprobs: Sequence[float], rows: Rows) -> list[Grew]:
-    if sample.request.atomic or not ids:
+    if not sample.is_read or sample.request.atomic or not ids:
         return []
-    grown = [Grew(asker, ids, logprobs, rows) for asker, streams in sample.askers.items() if streams]
-    if grown:
-        sample.streamed = True
-    return grown
+    sample.streamed = True
+    return [Grew(asker, list(ids), list(logprobs), rows) for asker, streams in sample.askers.items() if streams]
 
 
 def prove(attempt: Attempt, sample: Sample) -> bool:
