@@ -93,7 +93,7 @@ async def play(paced: tuple[tuple[float, int, int], ...], rounds: int) -> None:
             async with box(made, ours) as (gateway, _):
                 await gateway.route(url, slots=32768)
                 for _round in range(rounds):
-                    await gateway.open(number)
+                    await gateway.open(number, target=count)
                     costs.append(await rollout(gateway.url, gateway.process.pid, number, count, tokens))
                     await gateway.close(number)
                     number += 1

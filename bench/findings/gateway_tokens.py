@@ -36,7 +36,7 @@ async def play() -> None:
             async with box(made, ours) as (gateway, _):
                 await gateway.route(url, slots=4096)
                 for count, tokens in PACED if pace else FLAT_OUT:
-                    await gateway.open(number)
+                    await gateway.open(number, target=count)
                     cost = await rollout(gateway.url, gateway.process.pid, number, count, tokens, stream_interval=interval)
                     number += 1
                     ideal = f" (ideal {count / pace:.0f})" if pace else ""

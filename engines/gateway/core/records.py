@@ -84,6 +84,11 @@ class Rollout:
         """Whether nothing of it waits or runs."""
         return not self.counts[State.WAITING] and not self.counts[State.IN_FLIGHT]
 
+    @property
+    def unfinished(self) -> int:
+        """Samples of it that are still to come, asked for already or not."""
+        return max(self.target - self.counts[State.DONE], self.counts[State.WAITING] + self.counts[State.IN_FLIGHT])
+
     def progress(self, work: Work) -> RolloutProgress:
         """Return what the supervisor is shown of it."""
         return RolloutProgress(
