@@ -102,13 +102,6 @@ def test_a_stream_grows_and_ends_with_what_the_whole_answer_says(engine: EngineP
         assert after["output_ids"][: len(before["output_ids"])] == before["output_ids"]
 
 
-def test_a_stream_has_events_of_as_many_tokens_as_are_asked_for(engine: EngineProcess) -> None:
-    body = {"input_ids": [9, 9], "sampling_params": {**LONG, "stream_interval": 25}, "rid": "coarse"}
-    lengths = [len(chunk["output_ids"]) for chunk in engine.stream(body)]
-    assert lengths[-1] == len(engine.post("/generate", body)["output_ids"])
-    assert all(after - before >= 25 for before, after in itertools.pairwise(lengths[:-1]))
-
-
 def test_a_batch_and_prompt_logprobs(engine: EngineProcess) -> None:
     params = [{"max_new_tokens": 2, "sampling_seed": 1}, {"max_new_tokens": 3, "sampling_seed": 2}]
     body = {"input_ids": [[3, 4, 5], [6]], "sampling_params": params, "return_logprob": True, "logprob_start_len": 0}
