@@ -47,12 +47,13 @@ from supervisor.runtime.group_lifecycle import GroupLifecycle, Groups
 from supervisor.runtime.model_recipe import Models
 from supervisor.runtime.operator_requests import OperatorRequests, StatusSource, Stopper
 from supervisor.runtime.perform import Performer
-from supervisor.runtime.probes import Probes
 from supervisor.runtime.ranks import Ranks
 from supervisor.runtime.run_facts import ChildEnvironment, Pipelines, RunFacts, RunPaths
 from supervisor.runtime.scheduler_spec import box_spec
 from supervisor.runtime.snapshots import SharedMemory, TrainerOutput, folder_of, make_folders
 from supervisor.runtime.startup import DetachedStart, Exposition, Options, ShowProgress, as_setup_error
+from supervisor.runtime.watch.heartbeat import keep_beating, stack_on_crash
+from supervisor.runtime.watch.probes import Probes
 from supervisor.scheduler import Scheduler
 from trainers.protocol.ids import PipelineId
 
@@ -130,9 +131,11 @@ class Run:
         config, directory = self._config, self._directory
         swept = sweep(*(runs for runs in directory.path.parent.parent.iterdir() if runs.is_dir() and not runs.is_symlink()))
         with contextlib.ExitStack() as stack:
+            stack.enter_context(stack_on_crash(directory.stack))
             logs = stack.enter_context(
                 Logs(directory.supervisor_log, run=directory.run_id, level=config.logging.level, console=self._options.console)
             )
+            self._guard.log(directory.run_id, directory.supervisor_log)
             tables = [env for pipeline in config.pipeline for env in (pipeline.engine.env, pipeline.trainer.env)]
             for value in (value for env in (os.environ, *tables) for value in secret_values(env)):
                 logs.secrets.register(value)
@@ -275,6 +278,7 @@ class Run:
         """Run until every pipeline has ended; then nothing of the run lives any more. Raises SetUpError."""
         async with anyio.create_task_group() as signals:
             await signals.start(wired.stopper.on_signals)  # before the first child: whoever is stopped now is stopped in order
+            signals.start_soon(keep_beating, self._guard, self._config.health, machine.logs.log, name="heartbeat")
             async with wired.processes.running(), anyio.create_task_group() as tasks:
                 self._log_unmeasured(machine)
                 async with wired.engines:

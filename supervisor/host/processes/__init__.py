@@ -12,6 +12,7 @@ This package knows nothing of engines, trainers or the scheduler: a group is a t
     group.py          groups of children: `Processes` starts them, `Group` watches and ends one
     guardian.py       the process above the supervisor (a program of its own; nothing here imports it but `attempt.sweep`)
     guardian_link.py  our end of the guardian's pipe
+    deadman.py        the kernel's timer that kills us when we hang and the guardian is dead
 
 The life of a group:
 
