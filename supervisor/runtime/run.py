@@ -222,7 +222,7 @@ class Run:
         driver = Driver(scheduler, recorded, time.monotonic, self._observers(logs, results), logs.secrets.hide)
         loop = Loop(driver.feed, driver.spawn_task, logs.log)
 
-        processes = Processes(_prewarm(facts) if config.host.prewarm else None)
+        processes = Processes(_prewarm(facts, logs) if config.host.prewarm else None)
         groups = Groups(processes, machine.journal)
         lifecycle = GroupLifecycle(groups, loop, machine.ports, config.health, logs.secrets.hide)
         transports = {id: SharedMemory(folder_of(facts.paths.shm, id), facts.paths.model(table)) for id, table in facts.pipelines}
@@ -304,6 +304,7 @@ class Run:
         """Start what runs beside the loop, then the loop."""
         await tasks.start(control_socket.serve, self._directory.control_socket, wired.operator.answer)
         tasks.start_soon(wired.processes.reap_forever, name="reap orphans")
+        tasks.start_soon(wired.processes.watch_pool, name="watch the pool")
         tasks.start_soon(wired.probes.run, name="probes")
         if machine.metrics is not None and self._options.metrics is not None:
             await self._serve_metrics(machine.metrics, self._options.metrics, wired, tasks)
@@ -341,7 +342,11 @@ async def _show_progress(show: ShowProgress, status: StatusSource, logs: Logs) -
             logs.say(line)
 
 
-def _prewarm(facts: RunFacts) -> PrewarmedPool:
+def _prewarm(facts: RunFacts, logs: Logs) -> PrewarmedPool:
     directory, environment, tag = facts.paths.directory.path, facts.environment, f"{facts.paths.directory.run_id}:prewarm:1"
     env = environment.complete(environment.inherited("trainer").kept, tag)
-    return PrewarmedPool(env=env, tag=tag, directory=directory, log=directory / "logs" / "prewarm.log")
+
+    def replaced(pid: int, why: str) -> None:
+        logs.log.warning("the prewarmed pool does not answer and is replaced; its children go on", pid=pid, why=why)
+
+    return PrewarmedPool(env=env, tag=tag, directory=directory, log=directory / "logs" / "prewarm.log", replaced=replaced)
