@@ -143,7 +143,10 @@ class RecordedScheduler:
     def close(self) -> None:
         """Write down that the life has ended, and why; end the packing."""
         if self._file >= 0:
-            self._write(Closed(self._now, self._why or ("every pipeline has ended" if self.finished else "before every pipeline had ended")), self._now)
+            self._write(
+                Closed(self._now, self._why or ("every pipeline has ended" if self.finished else "before every pipeline had ended")),
+                self._now,
+            )
         self._close_segment()
         self._packer.shutdown(wait=True)
 

@@ -29,6 +29,8 @@ from .records import EngineNow, Figure, Life, Mark, PipelineHistory, Wait
 
 _ENGINE_KIND: Final = {"starting": "start", "loading weights": "weights", "quarantined": "failed", "stuck": "failed"}
 """What a GPU does whose engine is in this state; in every other but serving, it passes from one holder to the next."""
+_ENDED: Final = frozenset(["finished", "retired", "stopping"])
+"""States of a trainer whose pipeline has ended, or is being ended."""
 UNMEASURED: Final = "not measured yet"
 """The reason of a fence at the start: the GPU has not been measured. It is a part of the start."""
 
@@ -203,7 +205,7 @@ class History:
     def _gateway(self, fact: GatewayIs, now: float) -> None:
         pipeline = self.pipelines[fact.pipeline]
         if fact.state != pipeline.gateway:
-            if fact.state == "failed":
+            if fact.state == "failed" and pipeline.trainer not in _ENDED:
                 self._mark(now, "failed", "error", f"{fact.pipeline}/gateway", fact.note)
             elif fact.state == "serving" and fact.incarnation > 1:
                 self._mark(now, "recovered", "info", f"{fact.pipeline}/gateway", "it serves again")
@@ -308,7 +310,7 @@ class History:
             return Doing("start")
         if state == "quarantined":
             return Doing("failed")
-        if state in ("finished", "retired", "stopping"):
+        if state in _ENDED:
             return Doing("ended", "", state)
         role = next((lent.role for lent in self.lent.values() if lent.pipeline == name and lent.rank == TRAINER and not lent.leaving), "")
         if role:

@@ -50,7 +50,7 @@ class Stopper:
     def stop(self, level: int, why: str) -> None:
         self._level = min(max(level, self._level), 3)
         self._loop.log.warning(f"stopping {_HOW[self._level]}", why=why)
-        self._loop.feed(Stop(level=self._level, why=why))
+        self._loop.feed(Stop(level=self._level))
 
     async def on_signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Takes every signal for a request one level above the last, until cancelled."""
