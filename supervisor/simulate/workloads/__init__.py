@@ -12,8 +12,8 @@ imports the other. Nothing here starts a process or reads a clock: time is virtu
     alone.py       policies that do not share: alone, one after another, the box cut in two
     compare.py     runs a scenario under a policy, and works out the figures
 
-It may know the scheduler, the history of a run, `engines.gateway.core.ordering` (the guess of what a sample will still take) and the configuration's tables; it knows
-neither the runtime nor the host.
+It may know the scheduler, the history of a run, `engines.gateway.core.ordering` (the guess of what a sample will still take) and the
+configuration's tables; it knows neither the runtime nor the host.
 
 One simulation, in steps:
 

@@ -1,5 +1,6 @@
 """A lane of a very long run, in fewer slices: within each bucket of time, equal things are put together. What each took in it stays exact."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -11,17 +12,22 @@ WIDTHS: Final = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 90
 
 def width_for(lanes: Iterable[Lane], most: int) -> float:
     """Return the least width of buckets with which the lanes have about `most` slices together, or fewer; the greatest when none is enough."""
-    every = list(lanes)
-    for width in WIDTHS:
-        if sum(_count(lane, width) for lane in every) <= most:
-            return width
-    return WIDTHS[-1]
+    numbered = [_numbered(lane) for lane in lanes]
+    place = bisect_left(WIDTHS, -most, hi=len(WIDTHS) - 1, key=lambda width: -sum(_count(lane, width) for lane in numbered))
+    return WIDTHS[place]
 
 
-def _count(lane: Lane, width: float) -> int:
-    if not width:
-        return len(lane.times)
-    return len({(int(at / width), doing) for at, doing in zip(lane.times, lane.doings, strict=True)})
+_Numbered = list[tuple[float, int]]
+
+
+def _numbered(lane: Lane) -> _Numbered:
+    """Return when each slice begins, with a number for what is done."""
+    numbers: dict[Doing, int] = {}
+    return [(at, numbers.setdefault(doing, len(numbers))) for at, doing in zip(lane.times, lane.doings, strict=True)]
+
+
+def _count(lane: _Numbered, width: float) -> int:
+    return len({(int(at / width), number) for at, number in lane}) if width else len(lane)
 
 
 def thinned(lane: Lane, until: float, width: float) -> Iterator[Slice]:
