@@ -112,6 +112,10 @@ def _gpus(gpus: Iterable[GpuView]) -> Iterator[Metric]:
 def _pipelines(pipelines: Iterable[Pipeline]) -> Iterator[Metric]:
     one = ("pipeline",)
     steps = GaugeMetricFamily("trainshed_steps_done", "Steps that a restart would not repeat", labels=one)
+    step = GaugeMetricFamily("trainshed_step", "The step that the trainer has reported last", labels=one)
+    reported = GaugeMetricFamily(
+        "trainshed_reported", "What the trainer has reported last: reward, loss and whatever else it has named", labels=("pipeline", "name")
+    )
     version = GaugeMetricFamily("trainshed_weight_version", "The published version", labels=one)
     samples = CounterMetricFamily("trainshed_samples", "Samples delivered", labels=one)
     waited = CounterMetricFamily(
@@ -125,6 +129,9 @@ def _pipelines(pipelines: Iterable[Pipeline]) -> Iterator[Metric]:
         trainer, figures = pipeline.trainer, pipeline.figures
         of = (str(pipeline.id),)
         steps.add_metric(of, trainer.steps_done)
+        step.add_metric(of, figures.step)
+        for name, value in sorted(figures.metrics.items()):
+            reported.add_metric((*of, name), value)
         version.add_metric(of, pipeline.published)
         samples.add_metric(of, figures.samples)
         waited.add_metric(of, figures.waited)
@@ -133,7 +140,7 @@ def _pipelines(pipelines: Iterable[Pipeline]) -> Iterator[Metric]:
         restarts.add_metric(of, trainer.restarts)
         holds.add_metric(of, len(trainer.grant.gpus) if trainer.grant is not None else 0)
         gateway.add_metric(of, float(pipeline.gateway.up))
-    yield from (steps, version, samples, waited, state, restarts, holds, gateway)
+    yield from (steps, step, reported, version, samples, waited, state, restarts, holds, gateway)
 
 
 def _engines(pipelines: Iterable[Pipeline]) -> Iterator[Metric]:
