@@ -10,7 +10,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
@@ -21,7 +21,7 @@ from trainers.remove_tree import remove_tree
 
 MAX_HEADERS: Final = 32 << 20
 """Bytes of all safetensors headers of one snapshot, and of its index (about 120 bytes a tensor)."""
-MAX_TENSORS: Final = 1 << 18
+MAX_TENSORS: Final = 1 << 17
 """Tensors of one snapshot. The largest models of today have 90,000."""
 MAX_FILES: Final = 10_000
 """Entries of one snapshot."""
@@ -58,8 +58,7 @@ class SnapshotError(Exception):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class TensorType:
+class TensorType(msgspec.Struct, frozen=True, gc=False):
     """What a safetensors header says of one tensor; `dtype` in its words (`F32`, `BF16`, `I8` …)."""
 
     dtype: str
@@ -87,6 +86,9 @@ UNKNOWN: Final = Layout()
 
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_DESCRIPTION: Final = 4096
+_PIECE: Final = 1 << 16
+_MAX_PIECE: Final = 1 << 18
+_BETWEEN: Final = re.compile(rb'\}\s*(,)\s*"')
 _Place = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
@@ -318,19 +320,38 @@ def _inspect_tensors(path: Path, room: _Room) -> Mapping[str, TensorType]:
             raise SnapshotError(f"{path}: a header of {length} bytes in a file of {size}")
         header = file.read(length)
     room.take(path, header)
-    try:
-        tensors = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
-    except (ValueError, RecursionError) as error:
-        raise SnapshotError(f"{path}: the header is no table of tensors ({error})") from error
     found: dict[str, TensorType] = {}
     last = 0
-    for name, tensor in tensors.items():
-        if name != "__metadata__":
-            found[name], end = _described(path, name, tensor)
-            last = max(last, end)
+    for piece in _pieces(header):
+        try:
+            tensors = msgspec.json.decode(piece, type=dict[str, msgspec.Raw])
+        except (ValueError, RecursionError) as error:
+            raise SnapshotError(f"{path}: the header is no table of tensors ({error})") from error
+        for name, tensor in tensors.items():
+            if name != "__metadata__":
+                found[name], end = _described(path, name, tensor)
+                last = max(last, end)
     if not found or last != size - 8 - length:
         raise SnapshotError(f"{path}: the tensors end at byte {last}, the file's data at {size - 8 - length}")
     return found
+
+
+def _pieces(header: bytes) -> Iterator[bytes]:
+    """Yields a header in pieces that are tables themselves, so that no call of the decoder holds the interpreter's lock for long.
+
+    It is cut between two descriptions. A name that ends like one makes it no table, and so does more than `_MAX_PIECE` without a place to cut.
+    """
+    begin = 0
+    while len(header) - begin > _PIECE:
+        between = _BETWEEN.search(header, begin + _PIECE, begin + _MAX_PIECE)
+        if between is None:
+            if len(header) - begin > _MAX_PIECE:
+                yield b""
+                return
+            break
+        yield (b"{" if begin else b"") + header[begin : between.start(1)] + b"}"
+        begin = between.end(1)
+    yield (b"{" if begin else b"") + header[begin:]
 
 
 def _described(path: Path, name: str, tensor: msgspec.Raw) -> tuple[TensorType, int]:

@@ -14,16 +14,16 @@ from typing import Any, Final, Generic, TypeVar
 import anyio
 import msgspec
 
-from trainers.protocol.framing import FrameError, FrameReader, encode
+from trainers.protocol.framing import MAX_FRAME, FrameError, FrameReader, encode
 
 PARTIAL_SECONDS: Final = 5.0
 STALLED_SECONDS: Final = 10.0
 OUTBOX_BYTES: Final = 8 << 20
 CHUNK: Final = 1 << 16
-AT_ONCE: Final = 8
+AT_ONCE: Final = 4
 """So many messages of one peer are handed on in one go; then others have their turn."""
-BURST: Final = 1000
-RATE: Final = 250.0
+BURST: Final = 256
+RATE: Final = 100.0
 """A peer may send so many messages at a time, and so many a second for longer. A trainer's step is ten, a gateway reports 20 times a second."""
 
 Message = TypeVar("Message")
@@ -64,8 +64,8 @@ class _Pace:
 class Channel(Generic[Message]):
     """Carries messages over one socket pair. Start `run` as a task: it ends when the peer has failed (`on_failure` is called once) or after `close`.
 
-    `union` is the tagged union of what the peer may send. `on_message` is called in order, in the loop, and must not block;
-    what it raises is a bug of ours and is not caught.
+    `union` is the tagged union of what the peer may send, `max_frame` the bytes of one frame of its. `on_message` is called in
+    order, in the loop, and must not block; what it raises is a bug of ours and is not caught.
     """
 
     def __init__(
@@ -78,10 +78,11 @@ class Channel(Generic[Message]):
         partial_s: float = PARTIAL_SECONDS,
         stalled_s: float = STALLED_SECONDS,
         outbox_bytes: int = OUTBOX_BYTES,
+        max_frame: int = MAX_FRAME,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._frames: FrameReader[Message] = FrameReader(union)
+        self._frames: FrameReader[Message] = FrameReader(union, max_frame)
         self._on_message, self._on_failure = on_message, on_failure
         self._partial_s, self._stalled_s, self._outbox_limit = partial_s, stalled_s, outbox_bytes
         self._pace = _Pace()

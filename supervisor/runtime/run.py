@@ -8,10 +8,12 @@ import contextlib
 import os
 import resource
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import anyio
 import anyio.abc
@@ -59,10 +61,15 @@ from trainers.remove_tree import remove_what_can_be
 PROGRESS_S = 0.5
 
 
+SWITCH_S: Final = 0.0005
+"""The loop waits no longer for a thread that computes (a snapshot's headers): it may have to do so several times until it has answered."""
+
+
 def run(config: Config, directory: RunDirectory, options: Options) -> Summary:
     """Run until every pipeline has ended or the operator stops it; nothing of the run lives afterwards. Raises SetUpError, UsageError."""
     guard = guardian_link.enter()
     _allow_descriptors()
+    sys.setswitchinterval(SWITCH_S)
     try:
         return anyio.run(_run, config, directory, options, guard, backend="asyncio", backend_options={"use_uvloop": True})
     except Exception as error:
