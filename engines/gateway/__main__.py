@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import uvloop
@@ -33,6 +33,9 @@ from trainers.process_title import name_this_process
 from trainers.protocol.child_env import API_KEY, FD
 from trainers.protocol.framing import FrameError
 
+SWITCH_S: Final = 0.0005
+"""The loop waits no longer for a thread that decodes a body: it may have to do so several times until it has answered."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     name_this_process()
@@ -47,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # tokenizers raises a bare Exception for a bad file
         log.error("cannot start", error=f"{type(error).__name__}: {error}", model=str(arguments.model))
         return 2
+    sys.setswitchinterval(SWITCH_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(arguments, text, access, control, listener, log))
 

@@ -1,6 +1,7 @@
 """A channel is the supervisor's end of a child's socket pair: frames in, frames out, and nothing that the peer does can block or grow us.
 
 A peer fails alone and once: by end of file, by a frame that is none, by a frame that begins and does not end, by not reading.
+One that says more than anybody needs to is read more slowly: its own writes wait, and nobody else does.
 """
 
 import socket
@@ -13,12 +14,17 @@ from typing import Any, Final, Generic, TypeVar
 import anyio
 import msgspec
 
-from trainers.protocol.framing import FrameError, FrameReader, encode
+from trainers.protocol.framing import MAX_FRAME, FrameError, FrameReader, encode
 
 PARTIAL_SECONDS: Final = 5.0
 STALLED_SECONDS: Final = 10.0
 OUTBOX_BYTES: Final = 8 << 20
 CHUNK: Final = 1 << 16
+AT_ONCE: Final = 4
+"""So many messages of one peer are handed on in one go; then others have their turn."""
+BURST: Final = 256
+RATE: Final = 100.0
+"""A peer may send so many messages at a time, and so many a second for longer. A trainer's step is ten, a gateway reports 20 times a second."""
 
 Message = TypeVar("Message")
 
@@ -41,11 +47,25 @@ class ChannelFailure:
         return f"the peer {self.kind.value}" + (f": {self.detail}" if self.detail else "")
 
 
+@dataclass(slots=True)
+class _Pace:
+    """What a peer may still send now."""
+
+    room: float = BURST
+    seen: float = 0.0
+
+    def lateness(self, now: float) -> float:
+        """Count a message. Return the seconds until the next may come; 0.0 unless it is one too many."""
+        self.room = min(BURST, self.room + (now - self.seen) * RATE) - 1.0
+        self.seen = now
+        return AT_ONCE / RATE if self.room < 0 else 0.0
+
+
 class Channel(Generic[Message]):
     """Carries messages over one socket pair. Start `run` as a task: it ends when the peer has failed (`on_failure` is called once) or after `close`.
 
-    `union` is the tagged union of what the peer may send. `on_message` is called in order, in the loop, and must not block;
-    what it raises is a bug of ours and is not caught.
+    `union` is the tagged union of what the peer may send, `max_frame` the bytes of one frame of its. `on_message` is called in
+    order, in the loop, and must not block; what it raises is a bug of ours and is not caught.
     """
 
     def __init__(
@@ -58,12 +78,14 @@ class Channel(Generic[Message]):
         partial_s: float = PARTIAL_SECONDS,
         stalled_s: float = STALLED_SECONDS,
         outbox_bytes: int = OUTBOX_BYTES,
+        max_frame: int = MAX_FRAME,
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._frames: FrameReader[Message] = FrameReader(union)
+        self._frames: FrameReader[Message] = FrameReader(union, max_frame)
         self._on_message, self._on_failure = on_message, on_failure
         self._partial_s, self._stalled_s, self._outbox_limit = partial_s, stalled_s, outbox_bytes
+        self._pace = _Pace()
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._reply_at_once = False  # the peer has sent something since we last wrote at once
@@ -140,15 +162,15 @@ class Channel(Generic[Message]):
             if not data:
                 self._fail(FailureKind.TRUNCATED if self._frames.partial else FailureKind.CLOSED)
                 return
-            complete = self._take(data)
+            complete = await self._take(data)
             if not self._frames.partial:
                 began = None
             elif complete or began is None:
                 began = anyio.current_time()
 
-    def _take(self, data: bytes) -> bool:
-        """Hand on every message that is complete with this data; return whether one was."""
-        complete = False
+    async def _take(self, data: bytes) -> bool:
+        """Hand on every message that is complete with this data, not faster than it may come; return whether one was."""
+        taken = 0
         messages = self._frames.feed(data)
         while self.open:
             try:
@@ -158,9 +180,12 @@ class Channel(Generic[Message]):
                 break
             if message is None:
                 break
-            complete = self._reply_at_once = True
+            self._reply_at_once = True
             self._on_message(message)
-        return complete
+            taken += 1
+            if (late := self._pace.lateness(anyio.current_time())) > 0 or taken % AT_ONCE == 0:
+                await anyio.sleep(late)
+        return taken > 0
 
     async def _write(self) -> None:
         while self.open:

@@ -27,6 +27,8 @@ from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
 CLIENTS: Final = 8
 """Connections that are served at once; further ones wait."""
+MAX_REQUEST: Final = 1 << 16
+"""Bytes of one request."""
 DEADLINE_S: Final = 30.0
 """Of one connection, from accepted to answered."""
 
@@ -198,7 +200,7 @@ async def _serve_one(connection: socket.socket, handler: Handler, places: anyio.
 
 
 async def _receive(connection: socket.socket) -> Request | None:
-    reader: FrameReader[Request] = FrameReader(Request)
+    reader: FrameReader[Request] = FrameReader(Request, MAX_REQUEST)
     while True:
         await anyio.wait_readable(connection)
         data = connection.recv(65536)

@@ -18,7 +18,7 @@ from supervisor.scheduler.actions import StartTrainer, TellTrainer
 from supervisor.scheduler.events import ActionFailed, PeerFailed, Told, TrainerSaid, TrainerStarted
 from trainers.protocol.child_env import API_KEY, FD, OPENAI_KEY, URL
 from trainers.protocol.ids import PipelineId, TrainerId
-from trainers.protocol.trainer_messages import Hello, TrainerMessage, Welcome
+from trainers.protocol.trainer_messages import MAX_FROM_TRAINER, Hello, TrainerMessage, Welcome
 from trainers.user_code import python_path, torchrun_variables
 
 
@@ -44,7 +44,7 @@ class Ranks:
         pipeline, incarnation = action.pipeline, action.incarnation
         trainer = TrainerId(pipeline)
         resume = await self._output.resume_point(pipeline)
-        self._lifecycle.when_gone(trainer, self._output.transport(pipeline).abandon)
+        self._lifecycle.remove_when_gone(trainer, self._output.transport(pipeline).abandon)
         window = self._lifecycle.reserve(trainer)
         commands: list[Command] = []
         theirs: list[socket.socket] = []
@@ -86,7 +86,7 @@ class Ranks:
                 return  # its exit, watched by pidfd, says more
             feed(PeerFailed(group=TrainerId(pipeline), incarnation=incarnation, reason=f"rank {rank}: {failure}"))
 
-        record = _Rank(Channel(ours, TrainerMessage, received, failed), self._welcome(action, resume, rank))
+        record = _Rank(Channel(ours, TrainerMessage, received, failed, max_frame=MAX_FROM_TRAINER), self._welcome(action, resume, rank))
         return record
 
     def _welcome(self, action: StartTrainer, resume: Remembered, rank: int) -> Welcome:

@@ -7,12 +7,13 @@ the objects and connects them without doing anything, `serve` starts the tasks a
 import contextlib
 import os
 import resource
-import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import anyio
 import anyio.abc
@@ -58,14 +59,20 @@ from supervisor.runtime.watch.heartbeat import keep_beating, stack_on_crash
 from supervisor.runtime.watch.probes import Probes
 from supervisor.scheduler import Scheduler
 from trainers.protocol.ids import PipelineId
+from trainers.remove_tree import remove_what_can_be
 
 PROGRESS_S = 0.5
+
+
+SWITCH_S: Final = 0.0005
+"""The loop waits no longer for a thread that computes (a snapshot's headers): it may have to do so several times until it has answered."""
 
 
 def run(config: Config, directory: RunDirectory, options: Options) -> Summary:
     """Run until every pipeline has ended or the operator stops it; nothing of the run lives afterwards. Raises SetUpError, UsageError."""
     guard = guardian_link.enter()
     _allow_descriptors()
+    sys.setswitchinterval(SWITCH_S)
     try:
         return anyio.run(_run, config, directory, options, guard, backend="asyncio", backend_options={"use_uvloop": True})
     except Exception as error:
@@ -191,7 +198,7 @@ class Run:
         shm = self._directory.shared_memory(self._config.host.shm)
         self._guard.sweep(shm)
         journal.shared(shm)
-        stack.callback(shutil.rmtree, shm, ignore_errors=True)
+        stack.callback(remove_what_can_be, shm)
         try:
             make_folders(shm, (PipelineId(pipeline.name) for pipeline in self._config.pipeline))
             stack.callback(os.close, hold(shm))

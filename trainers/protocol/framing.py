@@ -1,7 +1,7 @@
 """This module frames messages on an inherited socket pair.
 
-A frame is a length (4 bytes, unsigned, big-endian) and then so many bytes of UTF-8 JSON, 1 MiB at most: one object whose `type` says
-which message it is. The shortest is
+A frame is a length (4 bytes, unsigned, big-endian) and then so many bytes of UTF-8 JSON, 1 MiB at most (128 KiB from a trainer): one object
+whose `type` says which message it is. The shortest is
 
     00 00 00 10  {"type":"ready"}
 
@@ -38,7 +38,8 @@ def encode(message: msgspec.Struct) -> bytes:
 class FrameReader(Generic[T]):
     """A reader cuts a byte stream into messages of one tagged union."""
 
-    def __init__(self, union: Any) -> None:
+    def __init__(self, union: Any, max_frame: int = MAX_FRAME) -> None:
+        self._max_frame = max_frame
         self._decoder: msgspec.json.Decoder[T] = msgspec.json.Decoder(union)
         self._buffer = bytearray()
 
@@ -52,8 +53,8 @@ class FrameReader(Generic[T]):
         self._buffer += data
         while len(self._buffer) >= HEADER.size:
             (length,) = HEADER.unpack_from(self._buffer)
-            if length > MAX_FRAME:
-                raise FrameError(f"a frame announces {length} bytes; the limit is {MAX_FRAME}")
+            if length > self._max_frame:
+                raise FrameError(f"a frame announces {length} bytes; the limit is {self._max_frame}")
             end = HEADER.size + length
             if len(self._buffer) < end:
                 return
