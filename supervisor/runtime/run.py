@@ -54,6 +54,7 @@ from supervisor.runtime.snapshots import SharedMemory, TrainerOutput, folder_of,
 from supervisor.runtime.startup import DetachedStart, Exposition, Options, ShowProgress, as_setup_error
 from supervisor.runtime.watch.heartbeat import keep_beating, stack_on_crash
 from supervisor.runtime.watch.probes import Probes
+from supervisor.runtime.watch.silence import TrainerSilence
 from supervisor.scheduler import Scheduler
 from trainers.protocol.ids import PipelineId
 
@@ -109,6 +110,7 @@ class Wired:
     engines: Engines
     performer: Performer
     probes: Probes
+    silence: TrainerSilence
     status: StatusSource
     stopper: Stopper
     operator: OperatorRequests
@@ -227,13 +229,15 @@ class Run:
         lifecycle = GroupLifecycle(groups, loop, machine.ports, config.health, logs.secrets.hide)
         transports = {id: SharedMemory(folder_of(facts.paths.shm, id), facts.paths.model(table)) for id, table in facts.pipelines}
         output = TrainerOutput(transports, checkpoints)
+        ranks = Ranks(facts, lifecycle, loop, output)
+        limits = {id: limit for id, table in facts.pipelines if (limit := table.trainer.watchdog_s) is not None}
         engines = Engines(facts, lifecycle, transports, logs.log)
         memory = GpuMemory(machine.meter, groups, loop, config.host.residual_mib)
         performer = Performer(
             feed=driver.feed,
             lifecycle=lifecycle,
             engines=engines,
-            ranks=Ranks(facts, lifecycle, loop, output),
+            ranks=ranks,
             gateways=Gateways(facts, lifecycle, loop, machine.listeners),
             models=Models(facts, groups, logs.secrets.hide),
             memory=memory,
@@ -257,6 +261,7 @@ class Run:
             engines=engines,
             performer=performer,
             probes=Probes(loop, scheduler, engines, config.health),
+            silence=TrainerSilence(loop, scheduler, groups, ranks, limits),
             status=status,
             stopper=stopper,
             operator=OperatorRequests(scheduler, loop, stopper, status),
@@ -306,6 +311,7 @@ class Run:
         tasks.start_soon(wired.processes.reap_forever, name="reap orphans")
         tasks.start_soon(wired.processes.watch_pool, name="watch the pool")
         tasks.start_soon(wired.probes.run, name="probes")
+        tasks.start_soon(wired.silence.run, name="silence of trainers")
         if machine.metrics is not None and self._options.metrics is not None:
             await self._serve_metrics(machine.metrics, self._options.metrics, wired, tasks)
             machine.logs.log.info("metrics", url=f"http://127.0.0.1:{self._config.host.metrics_port}/metrics")

@@ -5,9 +5,11 @@ A pid alone names nobody, because numbers are used again; a pid with its start t
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from trainers.protocol.child_env import TAG
+
+TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Identity(NamedTuple):
@@ -43,6 +45,16 @@ def read_stat(pid: int) -> Stat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return Stat(pid, fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[17]), int(fields[19]))
+
+
+def processor_seconds(pid: int) -> float | None:
+    """Return the processor time of a process and of its collected children; None when it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return sum(map(int, fields[11:15])) / TICKS
 
 
 def table() -> dict[int, Stat]:
