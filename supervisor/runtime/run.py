@@ -224,7 +224,11 @@ class Run:
         driver = Driver(scheduler, recorded, time.monotonic, self._observers(logs, results), logs.secrets.hide)
         loop = Loop(driver.feed, driver.spawn_task, logs.log)
 
-        processes = Processes(_prewarm(facts, logs) if config.host.prewarm else None)
+        def left_over(pid: int, command: bytes) -> None:
+            line = command.replace(b"\0", b" ").decode(errors="replace").strip()
+            logs.log.warning("a process was left to us that belongs to no living group; it is ended", pid=pid, command=line)
+
+        processes = Processes(_prewarm(facts, logs) if config.host.prewarm else None, left_over=left_over)
         groups = Groups(processes, machine.journal)
         lifecycle = GroupLifecycle(groups, loop, machine.ports, config.health, logs.secrets.hide)
         transports = {id: SharedMemory(folder_of(facts.paths.shm, id), facts.paths.model(table)) for id, table in facts.pipelines}

@@ -3,7 +3,8 @@
 This package knows nothing of engines, trainers or the scheduler: a group is a tag, some commands and their processes. It imports
 `trainers.protocol` at most. The modules, from the ground up:
 
-    proc.py           reads /proc; `Identity` (pid and start time), `Lineage` (which processes belong to a group)
+    proc.py           reads /proc; `Identity` (pid and start time)
+    lineage.py        which processes belong to a group: `Lineage`, and the mark that all its processes inherit
     pidfd.py          sends signals through verified pidfds
     bootstrap.py      the program that every child runs first: dies with us, waits for its release, then becomes the real one
     child.py          starts one child, held; `Command`, `Status`

@@ -43,6 +43,7 @@ from supervisor.host.processes.child import (
 from supervisor.host.processes.child import (
     describe as describe_error,
 )
+from supervisor.host.processes.lineage import mark_of_tag
 from supervisor.host.processes.pidfd import open_verified
 from supervisor.host.processes.proc import Identity, read_stat
 from trainers.protocol.child_env import TAG
@@ -358,7 +359,14 @@ def _identify(pid: int, server: int) -> tuple[Identity, int]:
 def describe(command: Command) -> bytes:
     """Encode what the server's child reads: how to prepare (a name only: no `__main__`, no path), and the process to be."""
     assert command.module is not None, "the pool runs modules of ours"
-    order = pool_child.Order(command.module, tuple(command.argv), dict(command.env), str(command.cwd), tuple(command.pass_fds))
+    order = pool_child.Order(
+        command.module,
+        tuple(command.argv),
+        dict(command.env),
+        str(command.cwd),
+        tuple(command.pass_fds),
+        mark_of_tag(command.env.get(TAG, "")),
+    )
     buffer = io.BytesIO()
     process = multiprocess.get_context("spawn").Process(  # type: ignore[attr-defined]
         target=pool_child.run, args=(order,), name=command.module
