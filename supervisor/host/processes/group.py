@@ -155,7 +155,7 @@ class Group:
         if self._confirmed_ended:
             return frozenset()
         of = self.lineage
-        return self.saw(await to_thread.run_sync(lambda: lineage(of, table())))
+        return self.saw(await to_thread.run_sync(lambda: lineage(of, table()), abandon_on_cancel=True))
 
     @property
     def lineage(self) -> Lineage:
@@ -198,7 +198,7 @@ async def census(groups: Mapping[Key, Group]) -> dict[Key, frozenset[int]]:
         processes, sign = table(), functools.cache(sign_of)
         return {key: lineage(one, processes, sign) for key, one in of.items()}
 
-    found = await to_thread.run_sync(look)
+    found = await to_thread.run_sync(look, abandon_on_cancel=True)
     return {key: frozenset(identity.pid for identity in group.saw(found[key])) for key, group in living.items()}
 
 

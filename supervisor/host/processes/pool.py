@@ -66,6 +66,8 @@ SERVER: Final = (
 NUMBER: Final = struct.Struct("q")
 EXIT_CODE_SECONDS: Final = 2.0
 """How long the server may take to pass on the code of a child that has ended."""
+RELEASE_SECONDS: Final = 60.0
+"""How long its server may take to become its program, on a machine under load."""
 PING_SECONDS: Final = 2.0
 """Between two questions whether the server is there."""
 
@@ -213,10 +215,15 @@ class PrewarmedPool:
                 os.close(lives)
                 os.close(answering)
         try:
-            await release(child, command)
-        except BaseException:
+            with anyio.fail_after(RELEASE_SECONDS):
+                await release(child, command)
+        except BaseException as error:
             server.close()
+            child.process.kill()
+            child.collect_now()
             child.close()
+            if isinstance(error, TimeoutError):
+                raise SpawnFailed(f"the prewarmed pool does not start: not running after {RELEASE_SECONDS:g} s") from error
             raise
         finally:
             self._held = None
@@ -270,7 +277,8 @@ class PrewarmedPool:
             await wait_exit(server.child.pidfd)
         if not has_ended(server.child.pidfd):
             server.child.process.kill()
-            await wait_exit(server.child.pidfd)
+            with anyio.move_on_after(END_SECONDS, shield=True):
+                await wait_exit(server.child.pidfd)
         server.child.collect_now()
         server.child.close()
 

@@ -63,7 +63,7 @@ class TrainerSilence:
                 watched = self._watched.get(pipeline.id)
                 if watched is None or watched.live is not live:
                     watched = self._watched[pipeline.id] = _Watched(live, now)
-                used = await to_thread.run_sync(_used, pids.get(live.id, frozenset()))
+                used = await to_thread.run_sync(_used, pids.get(live.id, frozenset()), abandon_on_cancel=True)
                 if now - before > every + LOOK_S:  # we did not look ourselves
                     watched.quiet_since, watched.stopped = now, {}
                 self._look(pipeline, watched, used, now, now - before)
