@@ -17,7 +17,8 @@ from pathlib import Path
 
 from supervisor.attempt.journal import NAME, Began, Ended, Gone, Line, Process, Shared, Spawned, read, writer
 from supervisor.host.processes.guardian import SWEPT_PREFIX, remove_traces
-from supervisor.host.processes.proc import Identity, Stat, boot_id, read_stat, table, tag_of
+from supervisor.host.processes.lineage import sign_of
+from supervisor.host.processes.proc import Identity, Stat, boot_id, read_stat, table
 from trainers.remove_tree import remove_what_can_be
 
 
@@ -141,9 +142,11 @@ def _kill_left(lines: list[Line], swept: Swept, held: _Held) -> None:
 
 
 def _is_left(one: Stat, members: dict[Identity, str], born: dict[str, int]) -> bool:
-    """Return whether it is a member, or a descendant of one: it bears the group's tag and is not older than the group."""
-    tag = tag_of(one.pid)
-    return tag is not None and tag != "" and (members.get(one.identity) == tag or one.start >= born.get(tag, 1 << 62))
+    """Return whether it is a member, or a descendant of one: it bears the group's sign and is not older than the group."""
+    sign, own = sign_of(one.pid), members.get(one.identity)
+    if own and sign.is_of(own):
+        return True
+    return any(tag != "" and sign.is_of(tag) and one.start >= start for tag, start in born.items())
 
 
 def _kill(identity: Identity) -> bool:

@@ -8,7 +8,8 @@ import os
 from collections.abc import Collection, Mapping
 
 from supervisor.host.ports import Listeners
-from supervisor.host.processes.proc import Lineage, Stat, lineage
+from supervisor.host.processes.lineage import Lineage, lineage
+from supervisor.host.processes.proc import Stat
 
 
 def is_foreign(pid: int, processes: Mapping[int, Stat]) -> bool:

@@ -6,6 +6,7 @@ What differs between kinds of engine is in `kinds`.
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Final
 
 import aiohttp
 import anyio
@@ -23,6 +24,8 @@ from supervisor.scheduler.actions import LoadWeights, Pause, StartGroup, Wake
 from supervisor.scheduler.events import ActionFailed, GroupReady, Paused, Woken
 from trainers.protocol.ids import EngineId, Incarnation, PipelineId, Version
 
+CLOSE_S: Final = 5.0
+"""How long connections to engines that have ended may take to close."""
 Load = Callable[[Version, str, float], Awaitable[Version]]
 """(version, where it lies, seconds) -> the version read back from the engine."""
 
@@ -63,7 +66,8 @@ class Engines:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._open.aclose()
+        with anyio.move_on_after(CLOSE_S, shield=True):
+            await self._open.aclose()
 
     async def start(self, action: StartGroup) -> GroupReady | ActionFailed:
         """Start an engine and wait until it is ready, as its kind says. Its exit is watched meanwhile: whichever comes first decides.

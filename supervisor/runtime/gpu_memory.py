@@ -96,7 +96,7 @@ class GpuMemory:
         if not self._names_ours or all(verdict.offenders for verdict in held):
             return ()
         ours = {pid for some in pids.values() for pid in some}
-        processes = await to_thread.run_sync(table)
+        processes = await to_thread.run_sync(table, abandon_on_cancel=True)
 
         def theirs(gpu: GpuId) -> int:
             return sum(bytes_ for pid, bytes_ in usage.by_pid[gpu].items() if pid not in ours and is_foreign(pid, processes))

@@ -223,7 +223,7 @@ class GroupLifecycle:
                     await self._log_foreign(live, blocked)
                     break
                 if now >= until:
-                    return f"port {port} is still held by {await to_thread.run_sync(holder, port)}"
+                    return f"port {port} is still held by {await to_thread.run_sync(holder, port, abandon_on_cancel=True)}"
                 look, wait = now + wait, min(2 * wait, LONGEST_WAIT_S)
             await anyio.sleep(PORT_POLL_S)  # nothing tells when a port becomes free
         return ""
@@ -238,10 +238,10 @@ class GroupLifecycle:
             processes = table()
             return next((port for port in ports if not all_foreign_to(of, listeners(port), processes, pids)), None)
 
-        return await to_thread.run_sync(look)
+        return await to_thread.run_sync(look, abandon_on_cancel=True)
 
     async def _log_foreign(self, live: LiveGroup, ports: Sequence[int]) -> None:
-        who = await to_thread.run_sync(lambda: sorted({holder(port) for port in ports}))
+        who = await to_thread.run_sync(lambda: sorted({holder(port) for port in ports}), abandon_on_cancel=True)
         log = self._loop.log_for(live.id, live.incarnation)
         log.warning("ports of its window are a stranger's; its next life takes other ones", ports=list(ports), holders=who)
 

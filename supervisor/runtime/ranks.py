@@ -1,6 +1,7 @@
 """Rank processes of a trainer are started with torchrun's variables and a descriptor each, over which they are welcomed, told and heard."""
 
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from trainers.user_code import python_path, torchrun_variables
 class _Rank:
     channel: "Channel[TrainerMessage]"
     welcome: Welcome
+    heard: float = 0.0  # when it last said something; monotonic seconds
 
 
 class Ranks:
@@ -76,6 +78,7 @@ class Ranks:
         feed = self._loop.feed
 
         def received(message: TrainerMessage) -> None:
+            record.heard = time.monotonic()
             if isinstance(message, Hello):
                 record.channel.send(record.welcome)
             feed(TrainerSaid(pipeline=pipeline, incarnation=incarnation, rank=rank, message=message))
@@ -149,6 +152,10 @@ class Ranks:
         write = log.debug if names in self._logged_dropped else log.info
         write("environment not passed on", names=list(names))
         self._logged_dropped.add(names)
+
+    def heard(self, pipeline: PipelineId) -> float:
+        """Returns when a rank last said something, in monotonic seconds."""
+        return max((rank.heard for rank in self._ranks.get(pipeline, ())), default=0.0)
 
     def tell(self, action: TellTrainer) -> Told:
         """Queue the message for every rank; one that does not read fails by itself."""

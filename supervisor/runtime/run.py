@@ -57,6 +57,7 @@ from supervisor.runtime.snapshots import SharedMemory, TrainerOutput, folder_of,
 from supervisor.runtime.startup import DetachedStart, Exposition, Options, ShowProgress, as_setup_error
 from supervisor.runtime.watch.heartbeat import keep_beating, stack_on_crash
 from supervisor.runtime.watch.probes import Probes
+from supervisor.runtime.watch.silence import TrainerSilence
 from supervisor.scheduler import Scheduler
 from trainers.protocol.ids import PipelineId
 from trainers.remove_tree import remove_what_can_be
@@ -118,6 +119,7 @@ class Wired:
     engines: Engines
     performer: Performer
     probes: Probes
+    silence: TrainerSilence
     status: StatusSource
     stopper: Stopper
     operator: OperatorRequests
@@ -253,18 +255,24 @@ class Run:
         driver = Driver(scheduler, recorded, time.monotonic, self._observers(logs, results), logs.secrets.hide)
         loop = Loop(driver.feed, driver.spawn_task, logs.log)
 
-        processes = Processes(_prewarm(facts, logs) if config.host.prewarm else None)
+        def left_over(pid: int, command: bytes) -> None:
+            line = command.replace(b"\0", b" ").decode(errors="replace").strip()
+            logs.log.warning("a process was left to us that belongs to no living group; it is ended", pid=pid, command=line)
+
+        processes = Processes(_prewarm(facts, logs) if config.host.prewarm else None, left_over=left_over)
         groups = Groups(processes, machine.journal)
         lifecycle = GroupLifecycle(groups, loop, machine.ports, config.health, logs.secrets.hide)
         transports = {id: SharedMemory(folder_of(facts.paths.shm, id), facts.paths.model(table)) for id, table in facts.pipelines}
         output = TrainerOutput(transports, checkpoints)
+        ranks = Ranks(facts, lifecycle, loop, output)
+        limits = {id: limit for id, table in facts.pipelines if (limit := table.trainer.watchdog_s) is not None}
         engines = Engines(facts, lifecycle, transports, logs.log)
         memory = GpuMemory(machine.meter, groups, loop, config.host.residual_mib)
         performer = Performer(
             feed=driver.feed,
             lifecycle=lifecycle,
             engines=engines,
-            ranks=Ranks(facts, lifecycle, loop, output),
+            ranks=ranks,
             gateways=Gateways(facts, lifecycle, loop, machine.listeners),
             models=Models(facts, groups, logs.secrets.hide),
             memory=memory,
@@ -288,6 +296,7 @@ class Run:
             engines=engines,
             performer=performer,
             probes=Probes(loop, scheduler, engines, config.health),
+            silence=TrainerSilence(loop, scheduler, groups, ranks, limits),
             status=status,
             stopper=stopper,
             operator=OperatorRequests(scheduler, loop, stopper, status),
@@ -337,6 +346,7 @@ class Run:
         tasks.start_soon(wired.processes.reap_forever, name="reap orphans")
         tasks.start_soon(wired.processes.watch_pool, name="watch the pool")
         tasks.start_soon(wired.probes.run, name="probes")
+        tasks.start_soon(wired.silence.run, name="silence of trainers")
         if machine.metrics is not None and self._options.metrics is not None:
             await self._serve_metrics(machine.metrics, self._options.metrics, wired, tasks)
             machine.logs.log.info("metrics", url=f"http://127.0.0.1:{self._config.host.metrics_port}/metrics")

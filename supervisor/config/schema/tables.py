@@ -163,6 +163,8 @@ class TrainerTable(_Table, frozen=True, forbid_unknown_fields=True):
     """Rollouts, each with one training step; `pipeline.steps` in the script."""
     lease_limit_s: Seconds = 7200.0
     """A longer lease means that the trainer has failed."""
+    watchdog_s: Seconds | None = None
+    """A trainer fails when a rank is stopped, or all say nothing and use no processor, for so long. Without it that is only logged, after 60 s."""
     keep_checkpoints: Positive = 2
     """Older ones are removed."""
     cwd: str | None = None

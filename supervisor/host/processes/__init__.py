@@ -3,12 +3,14 @@
 This package knows nothing of engines, trainers or the scheduler: a group is a tag, some commands and their processes. It imports
 `trainers.protocol` at most. The modules, from the ground up:
 
-    proc.py           reads /proc; `Identity` (pid and start time), `Lineage` (which processes belong to a group)
+    proc.py           reads /proc; `Identity` (pid and start time)
+    lineage.py        which processes belong to a group: `Lineage`, and the mark that all its processes inherit
     pidfd.py          sends signals through verified pidfds
     bootstrap.py      the program that every child runs first: dies with us, waits for its release, then becomes the real one
     child.py          starts one child, held; `Command`, `Status`
     pool.py           the prewarmed pool: children of our own Python forked in milliseconds instead of seconds
-    pool_child.py     its server, and what happens inside such a child before its module runs (this file is imported into the pool)
+    pool_server.py    its server as a process: whether it answers
+    pool_child.py     inside its server, and what happens inside such a child before its module runs (this file is imported into the pool)
     group.py          groups of children: `Processes` starts them, `Group` watches and ends one
     guardian.py       the process above the supervisor (a program of its own; nothing here imports it but `attempt.sweep`)
     guardian_link.py  our end of the guardian's pipe

@@ -1,7 +1,7 @@
 """This program is the first thing that every child runs: it arms what must hold before the real program, then becomes it.
 
 It uses the standard library only and stands alone in its file, because it is executed as `python -I -S -E bootstrap.py --parent PID
---handshake FD --nice N -- argv` (about 10 ms). A `preexec_fn` would be unsafe beside threads and force a slow fork of a big parent.
+--handshake FD --nice N --mark M -- argv` (about 10 ms). A `preexec_fn` would be unsafe beside threads and force a slow fork of a big parent.
 
 The handshake: the supervisor writes one byte once it has written the child's pid down (release); end of file before that means
 that the supervisor has ended. The descriptor closes on exec, so the supervisor sees end of file when the real program runs, or one
@@ -16,6 +16,8 @@ import sys
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+RLIMIT_LOCKS = 10
+"""A limit that no kernel of today looks at; `lineage.py` says what it is good for."""
 OOM_SCORE = 500
 NOT_EXECUTED = 127
 
@@ -55,6 +57,15 @@ def harden() -> None:
         pass
 
 
+def bear(mark: int) -> None:
+    """Have this process, and whatever comes of it, bear the mark of its group (0: none)."""
+    if mark:
+        try:  # noqa: SIM105 - one import less in every child
+            resource.setrlimit(RLIMIT_LOCKS, (mark, resource.getrlimit(RLIMIT_LOCKS)[1]))
+        except (OSError, ValueError):  # somebody has limited even this; tag, session and ancestry remain
+            pass
+
+
 def reset_signals() -> None:
     """Reset what is inherited through exec: ignored signals (Python itself ignores SIGPIPE) and the mask."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
@@ -67,11 +78,12 @@ def reset_signals() -> None:
 
 def main(arguments: list[str]) -> int:
     options, argv = arguments[: arguments.index("--")], arguments[arguments.index("--") + 1 :]
-    parent, handshake, niceness = (int(options[index]) for index in (1, 3, 5))
+    parent, handshake, niceness, mark = (int(options[index]) for index in (1, 3, 5, 7))
     os.set_inheritable(handshake, False)
     if not die_with_parent(signal.SIGKILL, parent):
         return NOT_EXECUTED
     harden()
+    bear(mark)
     reset_signals()
     os.nice(niceness)
     if not os.read(handshake, 1):

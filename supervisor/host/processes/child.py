@@ -20,6 +20,7 @@ from typing import Final, Protocol
 import anyio
 
 from supervisor.host.processes import bootstrap
+from supervisor.host.processes.lineage import mark_of_tag
 from supervisor.host.processes.proc import Identity, read_stat
 from supervisor.host.regular_file import open_regular
 from trainers.protocol.child_env import TAG
@@ -131,7 +132,7 @@ def start_plain(command: Command) -> PlainChild:
         log = open_log(command.log)
         try:
             process = subprocess.Popen(
-                [*BOOTSTRAP, *_bootstrap_options(theirs.fileno(), command.niceness), "--", *command.line],
+                [*BOOTSTRAP, *_bootstrap_options(theirs.fileno(), command), "--", *command.line],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -153,8 +154,14 @@ def start_plain(command: Command) -> PlainChild:
         theirs.close()
 
 
-def _bootstrap_options(handshake: int, niceness: int) -> list[str]:
-    return ["--parent", str(os.getpid()), "--handshake", str(handshake), "--nice", str(niceness)]
+def _bootstrap_options(handshake: int, command: Command) -> list[str]:
+    numbers = {
+        "--parent": os.getpid(),
+        "--handshake": handshake,
+        "--nice": command.niceness,
+        "--mark": mark_of_tag(command.env.get(TAG, "")),
+    }
+    return [word for name, number in numbers.items() for word in (name, str(number))]
 
 
 def open_log(path: Path) -> int:

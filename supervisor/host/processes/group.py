@@ -8,7 +8,7 @@ import contextlib
 import functools
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -16,9 +16,10 @@ import anyio
 from anyio import to_thread
 
 from supervisor.host.processes.child import Child, Command, SpawnFailed, Status, reap, release, start_plain, wait_exit
+from supervisor.host.processes.lineage import Lineage, lineage, sign_of
 from supervisor.host.processes.pidfd import kill_all, send
 from supervisor.host.processes.pool import PrewarmedPool
-from supervisor.host.processes.proc import Identity, Lineage, command_of, lineage, read_stat, table, tag_of
+from supervisor.host.processes.proc import Identity, Stat, command_of, read_stat, table
 from trainers.protocol.child_env import TAG
 
 __all__ = ["Command", "Group", "Member", "MemberExit", "Processes", "SpawnFailed", "Status", "census"]
@@ -154,7 +155,7 @@ class Group:
         if self._confirmed_ended:
             return frozenset()
         of = self.lineage
-        return self.saw(await to_thread.run_sync(lambda: lineage(of, table())))
+        return self.saw(await to_thread.run_sync(lambda: lineage(of, table()), abandon_on_cancel=True))
 
     @property
     def lineage(self) -> Lineage:
@@ -194,10 +195,10 @@ async def census(groups: Mapping[Key, Group]) -> dict[Key, frozenset[int]]:
     of = {key: group.lineage for key, group in living.items()}
 
     def look() -> dict[Key, frozenset[Identity]]:
-        processes, tag = table(), functools.cache(tag_of)
-        return {key: lineage(one, processes, tag) for key, one in of.items()}
+        processes, sign = table(), functools.cache(sign_of)
+        return {key: lineage(one, processes, sign) for key, one in of.items()}
 
-    found = await to_thread.run_sync(look)
+    found = await to_thread.run_sync(look, abandon_on_cancel=True)
     return {key: frozenset(identity.pid for identity in group.saw(found[key])) for key, group in living.items()}
 
 
@@ -208,13 +209,16 @@ Record = Callable[[str, Sequence[Child]], Awaitable[None]]
 class Processes:
     """This object starts groups, knows which children are ours, and collects orphans that the kernel hands us.
 
-    Use as a context manager: at its end every group is killed and the prewarmed pool ends.
+    Use as a context manager: at its end every group is killed and the prewarmed pool ends. `left_over` is told pid and command line of a
+    process that was left to us and belongs to no group, before it is ended. Without it (a test shares its process with other tests) nobody is.
     """
 
-    def __init__(self, prewarm: PrewarmedPool | None = None) -> None:
+    def __init__(self, prewarm: PrewarmedPool | None = None, left_over: Callable[[int, bytes], None] | None = None) -> None:
         self._prewarm = prewarm
+        self._left_over = left_over
         self._groups: list[Group] = []
         self._starting: set[int] = set()
+        self._starting_tags: list[str] = []
 
     async def spawn(
         self, commands: Sequence[Command], *, tag: str, record: Record | None = None, deadline_s: float = SPAWN_SECONDS
@@ -226,6 +230,7 @@ class Processes:
         """
         assert all(command.env.get(TAG) == tag for command in commands), "the tag is how lost descendants are found"
         children: list[Child] = []
+        self._starting_tags.append(tag)
         try:
             with anyio.fail_after(deadline_s, shield=True):
                 for command in commands:
@@ -242,6 +247,7 @@ class Processes:
             raise
         finally:
             self._starting.difference_update(child.identity.pid for child in children)
+            self._starting_tags.remove(tag)
         return self._adopt(tag, children, commands)
 
     async def _start(self, command: Command) -> Child:
@@ -277,17 +283,50 @@ class Processes:
 
         Orphans are known by their session: each member of a group has its own, which is never the supervisor's.
         """
+        for stat in self._orphans():
+            if stat.state == "Z":
+                reap(os.P_PID, stat.pid)
+
+    def _orphans(self) -> list[Stat]:
         ours, session = self.ours(), os.getsid(0)
-        for pid in below_us():
-            stat = read_stat(pid)
-            if stat is not None and pid not in ours and stat.state == "Z" and stat.session != session:
-                reap(os.P_PID, pid)
+        stats = [read_stat(pid) for pid in below_us() if pid not in ours]
+        return [stat for stat in stats if stat is not None and stat.session != session]
 
     async def reap_forever(self) -> None:
-        """Collect orphans now and then, for as long as the supervisor runs."""
+        """Collect orphans now and then, and end those of no group that lives, for as long as the supervisor runs."""
         while True:
             self.reap_orphans()
+            await self._end_strays()
             await anyio.sleep(ORPHAN_SECONDS)
+
+    async def _end_strays(self) -> None:
+        """End the orphans that belong to no living group. A living group's own stay; they end with its life (`Group.kill`)."""
+        orphans = {stat.identity: sign_of(stat.pid) for stat in self._orphans() if stat.alive} if self._left_over is not None else {}
+        tags = [group.tag for group in self._groups if not group.confirmed_ended] + self._starting_tags
+        tags += [self._prewarm.tag] if self._prewarm is not None else []  # forked by it, and about to be somebody
+        strays = {identity for identity, sign in orphans.items() if not any(sign.is_of(tag) for tag in tags)}
+        if strays:
+            for pids in (await census(dict(enumerate(self._groups)))).values():
+                strays = {identity for identity in strays if identity.pid not in pids}
+        await self._end_all(strays & {stat.identity for stat in self._orphans()})
+
+    async def _end_all(self, strays: Iterable[Identity]) -> None:
+        assert self._left_over is not None or not strays
+        for identity in strays:
+            if self._left_over is not None:
+                self._left_over(identity.pid, command_of(identity.pid))
+        with anyio.move_on_after(KILL_SECONDS, shield=True):
+            await kill_all(strays)
+        self.reap_orphans()
+
+    async def _end_left(self) -> frozenset[Identity]:
+        """End, when no group lives any more, whatever was left to us. Return the survivors."""
+        deadline = anyio.current_time() + KILL_SECONDS
+        while self._left_over is not None and (left := [stat for stat in self._orphans() if stat.alive]):
+            if anyio.current_time() > deadline:
+                return frozenset(stat.identity for stat in left)
+            await self._end_all([stat.identity for stat in left])  # their children come to us now, and are the next
+        return frozenset()
 
     async def watch_pool(self) -> None:
         """Replace a pool whose server hangs, for as long as the supervisor runs."""
@@ -309,6 +348,7 @@ class Processes:
                     tasks.start_soon(kill, group)
             if self._prewarm is not None:
                 await self._prewarm.end()
+            survivors |= await self._end_left()
         self.reap_orphans()
         return frozenset(survivors)
 

@@ -13,7 +13,6 @@ import contextlib
 import functools
 import io
 import os
-import signal
 import socket
 import struct
 import sys
@@ -43,7 +42,8 @@ from supervisor.host.processes.child import (
 from supervisor.host.processes.child import (
     describe as describe_error,
 )
-from supervisor.host.processes.pidfd import open_verified
+from supervisor.host.processes.lineage import mark_of_tag
+from supervisor.host.processes.pool_server import END_SECONDS, PoolServer, end_server
 from supervisor.host.processes.proc import Identity, read_stat
 from trainers.protocol.child_env import TAG
 
@@ -66,12 +66,10 @@ SERVER: Final = (
 NUMBER: Final = struct.Struct("q")
 EXIT_CODE_SECONDS: Final = 2.0
 """How long the server may take to pass on the code of a child that has ended."""
-END_SECONDS: Final = 1.0
+RELEASE_SECONDS: Final = 60.0
+"""How long its server may take to become its program, on a machine under load."""
 PING_SECONDS: Final = 2.0
 """Between two questions whether the server is there."""
-ANSWER_SECONDS: Final = 5.0
-IMPORT_SECONDS: Final = 120.0
-"""How long its imports may take, in which it cannot answer."""
 
 
 @dataclass
@@ -104,49 +102,6 @@ def _status(code: int) -> Status:
     return Status(code=code) if code >= 0 else Status(signal=-code)
 
 
-@dataclass
-class _Server:
-    child: PlainChild
-    address: int  # O_PATH descriptor of its listening socket
-    alive: int  # its only reason to live: it ends when this is closed
-    answers: int  # it writes a byte when its imports are done, and one for each ping
-    began: float = field(default_factory=anyio.current_time)
-    ready: bool = False
-
-    def close(self) -> None:
-        for descriptor in (self.address, self.alive, self.answers):
-            os.close(descriptor)
-
-    async def fails_to_answer(self) -> str:
-        """Ask whether it is there. Return what is wrong, "" when nothing is."""
-        own = os.dup(self.answers)
-        try:
-            self.ready = self._heard(own) or self.ready
-            if self.ready:
-                signal.pidfd_send_signal(self.child.pidfd, pool_child.PING)
-            with anyio.move_on_after(ANSWER_SECONDS):
-                await anyio.wait_readable(own)
-            if self._heard(own):
-                self.ready = True
-                return ""
-        except ProcessLookupError:
-            return "it has ended"
-        finally:
-            os.close(own)
-        stat = read_stat(self.child.identity.pid)
-        if stat is not None and stat.state == "T":
-            return "it is stopped"
-        if self.ready:
-            return f"it has not answered for {ANSWER_SECONDS:g} s"
-        return f"its imports take longer than {IMPORT_SECONDS:g} s" if anyio.current_time() - self.began > IMPORT_SECONDS else ""
-
-    @staticmethod
-    def _heard(answers: int) -> bool:
-        with contextlib.suppress(BlockingIOError):
-            return bool(os.read(answers, 4096))
-        return False
-
-
 def _nobody_told(pid: int, why: str) -> None:
     """Does nothing: the default of `replaced`."""
 
@@ -171,7 +126,7 @@ class PrewarmedPool:
         self._directory = directory
         self._modules = tuple(modules)
         self._replaced = replaced
-        self._server: _Server | None = None
+        self._server: PoolServer | None = None
         self._held: PlainChild | None = None
         self._starting = anyio.Lock()
         self._lifeline, self._our_life = os.pipe()
@@ -212,7 +167,7 @@ class PrewarmedPool:
                     if last:
                         raise SpawnFailed(f"cannot start {command} from the prewarmed pool: {error} (see {self._command.log})") from error
                     if self._server is not None:
-                        await _end(self._server.child)
+                        await end_server(self._server.child)
             raise AssertionError("unreachable")
         finally:
             os.close(log)
@@ -226,7 +181,7 @@ class PrewarmedPool:
                 continue
             if why := await server.fails_to_answer():
                 self._replaced(server.child.identity.pid, why)
-                await _end(server.child)
+                await end_server(server.child)
                 with contextlib.suppress(SpawnFailed):  # the next child that is wanted says so
                     await self.begin()
 
@@ -239,7 +194,7 @@ class PrewarmedPool:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 
-    async def _launch(self) -> _Server:
+    async def _launch(self) -> PoolServer:
         with socket.socket(socket.AF_UNIX) as listener:
             address = self._bind(listener)
             lives, alive = os.pipe()
@@ -251,7 +206,7 @@ class PrewarmedPool:
                 template = self._command
                 command = Command(argv=argv, env=template.env, cwd=template.cwd, log=template.log, pass_fds=given)
                 self._held = child = start_plain(command)
-                server = _Server(child, address, alive, answers)
+                server = PoolServer(child, address, alive, answers)
             except BaseException:
                 for descriptor in (address, alive, answers):
                     os.close(descriptor)
@@ -260,10 +215,15 @@ class PrewarmedPool:
                 os.close(lives)
                 os.close(answering)
         try:
-            await release(child, command)
-        except BaseException:
+            with anyio.fail_after(RELEASE_SECONDS):
+                await release(child, command)
+        except BaseException as error:
             server.close()
+            child.process.kill()
+            child.collect_now()
             child.close()
+            if isinstance(error, TimeoutError):
+                raise SpawnFailed(f"the prewarmed pool does not start: not running after {RELEASE_SECONDS:g} s") from error
             raise
         finally:
             self._held = None
@@ -306,7 +266,7 @@ class PrewarmedPool:
             identity, pidfd = _identify(pid, server.child.identity.pid)
             ours.callback(os.close, pidfd)
             ours.pop_all()
-            return PrewarmedChild(identity, self.tag, pidfd, handshake, status, functools.partial(_end, server.child))
+            return PrewarmedChild(identity, self.tag, pidfd, handshake, status, functools.partial(end_server, server.child))
 
     async def _drop(self) -> None:
         server, self._server = self._server, None
@@ -317,23 +277,10 @@ class PrewarmedPool:
             await wait_exit(server.child.pidfd)
         if not has_ended(server.child.pidfd):
             server.child.process.kill()
-            await wait_exit(server.child.pidfd)
+            with anyio.move_on_after(END_SECONDS, shield=True):
+                await wait_exit(server.child.pidfd)
         server.child.collect_now()
         server.child.close()
-
-
-async def _end(server: PlainChild) -> None:
-    """Kill a server that does not serve, and wait until it has ended: then the kernel has given its children to us."""
-    pidfd = open_verified(server.identity)  # its own may be closed meanwhile, by whoever replaces it
-    if pidfd is None:
-        return
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        with anyio.move_on_after(END_SECONDS, shield=True):
-            await anyio.wait_readable(pidfd)
-    finally:
-        os.close(pidfd)
 
 
 def _pair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
@@ -358,7 +305,14 @@ def _identify(pid: int, server: int) -> tuple[Identity, int]:
 def describe(command: Command) -> bytes:
     """Encode what the server's child reads: how to prepare (a name only: no `__main__`, no path), and the process to be."""
     assert command.module is not None, "the pool runs modules of ours"
-    order = pool_child.Order(command.module, tuple(command.argv), dict(command.env), str(command.cwd), tuple(command.pass_fds))
+    order = pool_child.Order(
+        command.module,
+        tuple(command.argv),
+        dict(command.env),
+        str(command.cwd),
+        tuple(command.pass_fds),
+        mark_of_tag(command.env.get(TAG, "")),
+    )
     buffer = io.BytesIO()
     process = multiprocess.get_context("spawn").Process(  # type: ignore[attr-defined]
         target=pool_child.run, args=(order,), name=command.module

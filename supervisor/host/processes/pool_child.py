@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from multiprocess import forkserver, resource_tracker
 
+from supervisor.host.processes import bootstrap
 from trainers.user_code import forget
 
 F_SETSIG = 10
@@ -30,13 +31,14 @@ PATH_VARIABLE = "PYTHONPATH"
 @dataclass(frozen=True)
 class Order:
     """The child to be. `pass_fds` are the numbers that the inherited descriptors shall have, in their order after the first three
-    (handshake, log, lifeline)."""
+    (handshake, log, lifeline). `mark` is its group's (`lineage.py`)."""
 
     module: str
     argv: tuple[str, ...]
     env: dict[str, str]
     cwd: str
     pass_fds: tuple[int, ...]
+    mark: int = 0
 
 
 def serve(listener: int, alive: int, answering: int, modules: Sequence[str]) -> None:
@@ -64,6 +66,7 @@ def run(order: Order) -> None:
 def enter(order: Order) -> int:
     """Makes this process a child like any other, held before its module; returns the handshake's descriptor."""
     os.setsid()
+    bootstrap.bear(order.mark)
     handshake, lifeline = take_descriptors(order.pass_fds)
     die_with(lifeline)
     reset_signals()

@@ -4,10 +4,12 @@ A pid alone names nobody, because numbers are used again; a pid with its start t
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
 
 from trainers.protocol.child_env import TAG
+
+TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class Identity(NamedTuple):
@@ -43,6 +45,16 @@ def read_stat(pid: int) -> Stat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return Stat(pid, fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[17]), int(fields[19]))
+
+
+def processor_seconds(pid: int) -> float | None:
+    """Return the processor time of a process and of its collected children; None when it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return sum(map(int, fields[11:15])) / TICKS
 
 
 def table() -> dict[int, Stat]:
@@ -88,39 +100,3 @@ def below(processes: Mapping[int, Stat], roots: Iterable[int]) -> set[int]:
         found.update(born)
         todo += born
     return found
-
-
-class Lineage(NamedTuple):
-    """A lineage identifies the processes of one group: its members (each leads a session), their tag, and everyone seen before."""
-
-    members: frozenset[Identity]
-    tag: str
-    seen: frozenset[Identity] = frozenset()
-
-
-def lineage(of: Lineage, processes: Mapping[int, Stat], tag: Callable[[int], str | None] | None = None) -> frozenset[Identity]:
-    """Return the living processes of a group: members, their sessions and descendants, bearers of the tag, those seen before and theirs.
-
-    `tag` reads a process's tag; for several groups at once, one that remembers saves most of the work.
-
-    A descendant that left the session, lost its parent *and* replaced its environment before it was first seen is not found
-    here; the guardian finds it at the end.
-    """
-    tag = tag or tag_of
-    known = {identity.pid for identity in of.members | of.seen if _same(processes.get(identity.pid), identity)}
-    # while anyone is in a session its number cannot be given to a new process; another start time means it all ended
-    sessions = {m.pid for m in of.members if m.pid not in processes or processes[m.pid].start == m.start}
-    known |= {stat.pid for stat in processes.values() if stat.session in sessions}
-    born = min((member.start for member in of.members), default=0)
-    for stat in processes.values():
-        if stat.pid not in known and stat.start >= born and stat.parent != KTHREADD and tag(stat.pid) == of.tag:
-            known.add(stat.pid)
-    known |= below(processes, known)
-    return frozenset(processes[pid].identity for pid in known if pid in processes and processes[pid].alive)
-
-
-KTHREADD = 2
-
-
-def _same(stat: Stat | None, identity: Identity) -> bool:
-    return stat is not None and stat.start == identity.start

@@ -6,7 +6,8 @@ import pytest
 
 from supervisor.host.foreign import all_foreign_to, is_foreign
 from supervisor.host.ports import Listeners
-from supervisor.host.processes.proc import Identity, Lineage, Stat
+from supervisor.host.processes.lineage import Lineage
+from supervisor.host.processes.proc import Identity, Stat
 
 US = os.getpid()
 GROUP = Lineage(frozenset({Identity(9_000_001, 500)}), "a tag that nobody bears")

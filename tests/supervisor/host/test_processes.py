@@ -13,7 +13,7 @@ import pytest
 
 from supervisor.host.processes import bootstrap
 from supervisor.host.processes.child import Child
-from supervisor.host.processes.group import Command, Group, MemberExit, Processes, SpawnFailed, Status
+from supervisor.host.processes.group import Command, Group, MemberExit, Processes, SpawnFailed, Status, census
 from supervisor.host.processes.proc import Identity, read_stat
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
@@ -169,6 +169,32 @@ if os.fork() == 0:
         assert group.confirmed_ended
         on.processes.reap_orphans()
         assert read_stat(escapee) is None, "an orphan's zombie is collected"
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["leader alive", "leader dead"])
+async def test_nothing_escapes_that_leaves_everything_behind(tmp_path: Path, dead: bool) -> None:
+    """Parent, session, environment and descriptors: the mark stays."""
+    program = f"""
+import os, subprocess, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork(): os._exit(0)
+    subprocess.Popen(["setsid", "sh", "-c", "echo $$ > pid; exec 0>&- 1>&- 2>&-; sleep 60"], env={{"PATH": os.environ["PATH"]}})
+    os._exit(0)
+while not os.path.exists("pid") or not open("pid").read(): time.sleep(0.01)
+print(open("pid").read(), flush=True)
+{"os._exit(1)" if dead else "time.sleep(60)"}
+"""
+    async with host(tmp_path) as on:
+        group = await on.group(program)
+        (escapee,) = await on.says(1)
+        if dead:
+            await group.exited()
+        await until(lambda: (stat := read_stat(escapee)) is not None and stat.parent == os.getpid())
+        assert escapee in await group.pids()
+        assert (await census({"it": group}))["it"] >= {escapee}
+        assert not await group.kill()
+        assert not lives(escapee)
 
 
 async def test_another_group_is_not_touched(tmp_path: Path) -> None:
