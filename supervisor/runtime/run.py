@@ -133,7 +133,12 @@ class Run:
         swept = sweep(*(runs for runs in directory.path.parent.parent.iterdir() if runs.is_dir() and not runs.is_symlink()))
         with contextlib.ExitStack() as stack:
             logs = stack.enter_context(
-                Logs(directory.supervisor_log, run=directory.run_id, level=config.logging.level, console=self._options.console)
+                Logs(
+                    directory.supervisor_log,
+                    run=directory.run_id,
+                    level=self._options.level or config.logging.level,
+                    console=self._options.console,
+                )
             )
             tables = [env for pipeline in config.pipeline for env in (pipeline.engine.env, pipeline.trainer.env)]
             for value in (value for env in (os.environ, *tables) for value in secret_values(env)):
