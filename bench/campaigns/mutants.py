@@ -68,7 +68,7 @@ MUTANTS = {
     "f16 no room is no failure": Mutant(FLEET, "self.failures += not busy", "self.failures += 1", "tests/engines/gateway/test_dispatch.py", "f16_no_room"),
     "f17 the deadline of a start": Mutant(GROUPS, "limit = min(limits.start, limits.attempt)", "limit = 1e6", RULES, "f17"),
     "f18 the budget": Mutant("supervisor/scheduler/restarts.py", "if count > self.limit:", "if False:", RULES, "f18"),
-    "f19 code 0": Mutant(LIFE, "        self._loop.feed(MemberExited(group=live.id, incarnation=live.incarnation, member=member.index, code=code, note=note))", "        if code:\n            self._loop.feed(MemberExited(group=live.id, incarnation=live.incarnation, member=member.index, code=code, note=note))", HOST, "f19"),
+    "f19 code 0": Mutant(LIFE, "        self._loop.feed(MemberExited(group=live.id, incarnation=live.incarnation, member=member.index, code=code, note=note, error=error))", "        if code:\n            self._loop.feed(MemberExited(group=live.id, incarnation=live.incarnation, member=member.index, code=code, note=note, error=error))", HOST, "f19"),
     "f20 two starts at a time": Mutant(GROUPS, "    if sum(other.state is EngineState.STARTING for other in ctx.fleet.engines) >= ctx.box.rules.max_starting:", "    if False:", RULES, "f20"),
     "f21 streaks die with a life": Mutant(HEALTH, "if pulse is None or pulse.look.incarnation != look.incarnation:", "if pulse is None:", PURE, "f21"),
     "f22 the guardian ends everything": Mutant("supervisor/host/processes/guardian.py", "        for pid in living:\n            kill(pid)", "        for pid in ():\n            kill(pid)", HOST, "f22"),

@@ -72,7 +72,7 @@ def _log(pipeline: Pipeline, directory: RunDirectory) -> str:
     trainer = pipeline.trainer
     if not pipeline.model_ready:
         name = model_log_name(pipeline.id)
-    elif len(trainer.budget.failures) > trainer.budget.limit:
+    elif trainer.budget.ended_alike or len(trainer.budget.failures) > trainer.budget.limit:
         name = log_name(TrainerId(pipeline.id), next(iter(trainer.exits), 0))  # the first rank that ended took the others along
     else:
         name = log_name(GatewayId(pipeline.id))

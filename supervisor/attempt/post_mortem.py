@@ -1,7 +1,7 @@
 """This module says how an attempt stands whose supervisor does not answer: it ended in order, was killed, or is only just starting."""
 
 import os
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ class Killed(msgspec.Struct, frozen=True, kw_only=True):
     resume: str
 
     def __str__(self) -> str:
-        when = datetime.fromtimestamp(self.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        when = datetime.fromtimestamp(self.at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         pids = ", ".join(map(str, self.left))
         ended = f"processes {pids} of it still live, the next start ends them" if self.left else "its processes were ended with it"
         done = (

@@ -67,6 +67,11 @@ _NAME_OF: Final[Mapping[type, str]] = {kind: name for name, kind in _KIND_OF.ite
 _FIELDS_OF_TODAY: Final = {kind: {recorded: today for today, recorded in fields.items()} for kind, fields in _FIELDS.items()}
 
 
+_ADDED: Final[Mapping[type, dict[str, Any]]] = {restarts.Budget: {"last_end": None, "ended_alike": False}}
+"""Fields that older recordings lack, with what they are there: a state in which nothing came of them is written as it was then."""
+_NEVER: Final = object()
+
+
 class Damaged(ValueError):
     """The value is no state that this program has written."""
 
@@ -108,8 +113,8 @@ def _fields(value: Any) -> Iterable[tuple[str, Any]]:
         names = tuple(field.name for field in dataclasses.fields(value))
     else:
         names = tuple(vars(value))
-    recorded = _FIELDS.get(type(value), {})
-    return ((recorded.get(name, name), getattr(value, name)) for name in names)
+    recorded, added = _FIELDS.get(type(value), {}), _ADDED.get(type(value), {})
+    return ((recorded.get(name, name), one) for name in names if (one := getattr(value, name)) != added.get(name, _NEVER))
 
 
 def restored(value: Any) -> Any:
@@ -142,7 +147,7 @@ def _restored(value: Any) -> Any:
         return found(**fields)
     made = object.__new__(found)
     today = _FIELDS_OF_TODAY.get(found, {})
-    for name, one in fields.items():
+    for name, one in {**_ADDED.get(found, {}), **fields}.items():
         object.__setattr__(made, today.get(name, name), one)
     return made
 

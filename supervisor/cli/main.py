@@ -58,7 +58,7 @@ def logs(
 ) -> int:
     """Show the logs of a run: logs [RUN] [p1 | p1/engine/0 | p1/trainer | p1/gateway | p1/model | supervisor | prewarm].
 
-    What the supervisor and the gateways wrote is one stream, by time (UTC). Lines of other processes have no times: what they have
+    What the supervisor and the gateways wrote is one stream, by (local) time. Lines of other processes have no times: what they have
     written so far comes before it, a block for each, and with --follow their new lines are shown as they arrive.
     """
     from supervisor.attempt.directory import is_running

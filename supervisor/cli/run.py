@@ -2,9 +2,10 @@
 
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from supervisor.config.schema.tables import HostTable
     from supervisor.observe.logs import Console
     from supervisor.runtime.startup import Exposition
+
+
+Level = Literal["debug", "info", "warning", "error"]
 
 
 def run(
@@ -45,10 +49,17 @@ def run(
             "or, sooner, with the exit code of what failed. Ctrl-C ends the waiting, not the run.",
         ),
     ] = False,
+    quiet: Annotated[
+        bool, Parameter(["--quiet", "-q"], negative="", help="Show warnings and failures only. The log file has everything.")
+    ] = False,
+    verbose: Annotated[bool, Parameter(["--verbose", "-v"], negative="", help="Show every state, lease and rollout, too.")] = False,
+    log_level: Annotated[Level | None, Parameter("--log-level", help="What the console shows; comes before [logging] level.")] = None,
 ) -> int:
     """Run a configuration file to its end. Ctrl-C stops gracefully, a second one at once, a third one kills."""
     with streams.lasting():  # a run does not end because nobody reads what it says
-        return _run(_Asked(file, resume, resume_from, json, detach))
+        return _run(
+            _Asked(file, resume, resume_from, json, detach, log_level or ("warning" if quiet else "debug" if verbose or json else None))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,7 @@ class _Asked:
     resume_from: str | None
     json: bool
     detach: bool
+    level: Level | None
 
 
 def _run(asked: _Asked) -> int:
@@ -84,9 +96,10 @@ def _run(asked: _Asked) -> int:
             console,
             loaded.source if asked.file is not None else b"",
             os.path.realpath(loaded.path),
-            Progress(),
+            Progress() if sys.stdout.isatty() and asked.level not in ("warning", "error") else None,
             _metrics(loaded.config.host),
             asked.detach,
+            asked.level,
             lambda: _begun(attempt, asked),
         )
         from supervisor.runtime.run import run as run_it
@@ -108,6 +121,7 @@ def _begun(attempt: "RunDirectory", asked: _Asked) -> None:
     if not asked.detach:
         streams.say(f"run directory {attempt.path}")
         if streams.on_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            streams.say("starting: a model, the gateways, trainers and engines come up; `bin/supervise status` says what waits for what")
             streams.say("closing this terminal stops the run gracefully, as Ctrl-C does; what should outlive it is started with --detach")
         return
     from supervisor.attempt.find import display_path

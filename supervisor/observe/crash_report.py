@@ -1,4 +1,7 @@
-"""This module says why a child ended, from how it ended and the last lines of its log. It is for people, never for decisions."""
+"""This module says why a child ended, from how it ended and the last lines of its log.
+
+It is for people. One thing is decided by it: a script that ends twice with the same `error` of its own is not started a third time.
+"""
 
 import re
 from collections.abc import Callable
@@ -48,12 +51,32 @@ _SIGNS: Final = (
 )
 
 
+_OWN_ERROR: Final = re.compile(
+    r"(?:(?:Type|Attribute|Name|UnboundLocal|Key|Index|Lookup|Value|Assertion|ZeroDivision|Overflow|Arithmetic|NotImplemented|Syntax|Indentation"
+    r"|Tab|Import|ModuleNotFound|Recursion|Unicode\w*|Runtime)Error|trainshed\.\w+: (?:bad_request|out_of_order|nested_lease|unknown_role|own_gpus)\b)"
+)
+"""Exceptions that a script raises by itself: Python's for mistakes, torch's for shapes (RuntimeError), and what the client refuses as wrong."""
+_FROM_OUTSIDE: Final = re.compile(
+    r"\b(?:connect|timed? ?out|gloo|nccl|socket|peer|network|store|disk|space left|worker|unavailable|temporar)", re.I
+)
+
+
 @dataclass(frozen=True)
 class CrashRecord:
     """The class of an exit, and the last lines of the child's log, fit for a terminal."""
 
     crash: CrashClass
     last_lines: tuple[str, ...]
+
+    @property
+    def error(self) -> str:
+        """Return the exception that a Python script itself has raised, as its last line says it; empty when something else may be to blame.
+
+        So for a signal, memory, a device, a port, and for whatever a network, a disk or another process may have caused.
+        """
+        last = self.last_lines[-1] if self.last_lines else ""
+        own = self.crash in (CrashClass.ERROR, CrashClass.CONFIG) and _OWN_ERROR.match(last) is not None and not _FROM_OUTSIDE.search(last)
+        return last if own else ""
 
 
 def exit_class(log_tail: bytes, status: Status, hide: Callable[[str], str] = str) -> CrashRecord:

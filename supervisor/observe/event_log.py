@@ -1,5 +1,7 @@
 """What happened, in the supervisor's log: decisions and their outcomes in an operator's words, one line each.
 
+At level info is what a person acts on: starts, steps, failures, recoveries, ends. Every state, lease and rollout is at debug.
+
 Every record says whom it is about by the same fields: `pipeline`, then `engine` or `group` (trainer, gateway), then `incarnation`.
 """
 
@@ -56,7 +58,7 @@ class EventLog:
             case ActionFailed(id=id, reason=reason):
                 self._run_log.warning("action failed", id=id, reason=reason)
             case GatewayReady(id=id, pids=pids) if (action := self._asked.get(id)) is not None:
-                self._log(scheduler, action.subject).info("gateway is serving", pid=pids[0] if pids else None)
+                self._log(scheduler, action.subject).debug("gateway is serving", pid=pids[0] if pids else None)
             case _:
                 pass
         self._asked.pop(getattr(event, "id", 0), None)
@@ -86,11 +88,11 @@ class EventLog:
             case say.Report(step=step, metrics=metrics):
                 log.info("step done", step=step, **{name: value for name, value in metrics.items() if name not in _RESERVED})
             case say.OpenRollout(rollout=rollout, target=target):
-                log.info("rollout wanted", rollout=rollout, target=target)
+                log.debug("rollout wanted", rollout=rollout, target=target)
             case say.RequestLease(roles=roles) | say.ExchangeLease(roles=roles):
-                log.info("lease wanted", roles=list(roles))
+                log.debug("lease wanted", roles=list(roles))
             case say.Checkpoint(step=step, path=path):
-                log.info("checkpoint", step=step, path=path)
+                log.debug("checkpoint", step=step, path=path)
             case _:
                 pass
 
@@ -103,15 +105,15 @@ class EventLog:
                 log = log_for(self._run_log, TrainerId(pipeline), incarnation)
                 match message:
                     case say.RolloutOpened(rollout=rollout):
-                        log.info("rollout open", rollout=rollout)
+                        log.debug("rollout open", rollout=rollout)
                     case say.RolloutClosed(rollout=rollout):
-                        log.info("rollout closed", rollout=rollout)
+                        log.debug("rollout closed", rollout=rollout)
                     case say.LeaseGranted(roles=roles):
-                        log.info("lease granted", roles=list(roles))
+                        log.debug("lease granted", roles=list(roles))
                     case say.LeaseEnded():
-                        log.info("lease ended")
+                        log.debug("lease ended")
                     case say.Published(version=version):
-                        log.info("weights published", version=version)
+                        log.debug("weights published", version=version)
                     case say.Refused(about=about, code=code, reason=reason):
                         log.warning("refused", about=about, code=code, reason=reason)
                     case _:
@@ -126,13 +128,13 @@ class EventLog:
             state = pipeline.trainer.state.value
             if self._trainers.get(pipeline.id, "cold") != state:
                 log = log_for(self._run_log, pipeline.trainer.id, pipeline.trainer.incarnation)
-                log.info("trainer is " + state, was=self._trainers.get(pipeline.id, "cold"))
+                log.debug("trainer is " + state, was=self._trainers.get(pipeline.id, "cold"))
             self._trainers[pipeline.id] = state
             for engine in pipeline.engines.values():
                 before = self._states.get(engine.id, "cold")
                 if before != engine.state.value:
                     log = log_for(self._run_log, engine.id, engine.incarnation)
-                    log.info("engine is " + engine.state.value, was=before, gpus=list(engine.gpus), version=engine.version)
+                    log.debug("engine is " + engine.state.value, was=before, gpus=list(engine.gpus), version=engine.version)
                 self._states[engine.id] = engine.state.value
 
     def _fault_changed(self, scheduler: Scheduler, word: str, fault: Fault) -> None:

@@ -1,9 +1,12 @@
 """This module writes one log record as one readable line, for the console and for `logs -f`."""
 
+import re
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
+from rich.cells import cell_len
 
 from supervisor.observe.sanitize import one_line
 
@@ -11,8 +14,7 @@ COLOURS: Final = ("36", "35", "33", "32", "34", "96", "95", "93", "92", "94")
 _LEVELS: Final = {"debug": "2", "info": "0", "warning": "33", "error": "31", "critical": "1;31"}
 _SHOWN_FIRST: Final = ("pipeline", "engine", "incarnation")
 _HIDDEN: Final = frozenset(["timestamp", "level", "event", "run", "group", *_SHOWN_FIRST])
-_LONGEST_VALUE: Final = 100
-"""Characters of one value on a terminal's line; the whole of it is in the JSON log."""
+_ESCAPE: Final = re.compile("\x1b\\[[0-9;]*m")
 _UNBOUNDED: Final = 1 << 20
 """Records are bounded when they are written."""
 
@@ -30,15 +32,14 @@ def source_of(record: Mapping[str, Any]) -> str:
     return one_line(f"{pipeline}{part}", 64)
 
 
-def readable(record: Mapping[str, Any], colour: bool, *, cut: bool = False, dated: bool = False) -> str:
-    """Return `12:03:04.123 info    p1/engine/0 ready incarnation=2 port=20001`, always one line; `dated` puts the day before the time.
+def readable(record: Mapping[str, Any], colour: bool, *, width: int | None = None, dated: bool = False) -> str:
+    """Return `12:03:04.123 info    p1/engine/0 ready incarnation=2 port=20001` in local time, always one line; `dated` puts the day before it.
 
-    `cut` shortens long values, for somebody who watches a terminal; a file, a pipe and `logs` get all of them.
+    `width` is that of the terminal on which somebody watches: what does not fit is left out, unless it is a warning or worse. A file, a pipe
+    and `logs` get all of it.
     """
     level = one_line(str(record.get("level", "info")), 10)
-    time = one_line(str(record.get("timestamp", "")), 40)
-    clock = time if len(time) < 23 else f"{time[:10]} {time[11:23]}" if dated else time[11:23]
-    parts = [paint(clock, "2", colour), paint(f"{level:7}", _LEVELS.get(level, "0"), colour)]
+    parts = [paint(local(record.get("timestamp", ""), dated), "2", colour), paint(f"{level:7}", _LEVELS.get(level, "0"), colour)]
     if source := source_of(record):
         parts.append(paint(source, colour_of(source), colour))
     parts.append(paint(one_line(str(record.get("event", ""))), "1" if level != "debug" else "0", colour))
@@ -46,18 +47,41 @@ def readable(record: Mapping[str, Any], colour: bool, *, cut: bool = False, date
         parts.append(paint(f"incarnation={one_line(str(record['incarnation']), 20)}", "2", colour))
     for key, value in record.items():
         if key not in _HIDDEN and value is not None:
-            parts.append(paint(f"{one_line(str(key), 64)}=", "2", colour) + _value(value, cut))
-    return " ".join(parts)
+            parts.append(paint(f"{one_line(str(key), 64)}=", "2", colour) + _value(value))
+    return _fitted(parts, width if level in ("debug", "info") else None)
 
 
-def _value(value: Any, cut: bool) -> str:
+def local(stamp: object, dated: bool) -> str:
+    """Return the time of a record (`2026-11-27T12:03:04.123Z`) as a clock on the wall shows it; as it is where it is no time."""
+    text = one_line(str(stamp), 40)
+    try:
+        time = datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        return text
+    return time.strftime("%Y-%m-%d %H:%M:%S" if dated else "%H:%M:%S") + f".{time.microsecond // 1000:03}"
+
+
+def _fitted(parts: list[str], width: int | None) -> str:
+    """Join the parts as far as they fit; "…" says that some did not."""
+    line = " ".join(parts)
+    if width is None or _columns(line) <= width:
+        return line
+    while len(parts) > 3 and _columns(" ".join((*parts, "…"))) > width:
+        parts = parts[:-1]
+    return " ".join((*parts, "…"))
+
+
+def _columns(text: str) -> int:
+    return cell_len(_ESCAPE.sub("", text))
+
+
+def _value(value: Any) -> str:
     if isinstance(value, str):
         text = one_line(value, _UNBOUNDED)
         return text if text and " " not in text else f'"{text}"'
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = one_line(msgspec.json.encode(value).decode(), _UNBOUNDED)
-    return text if not cut or len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 1] + "…"
+    return one_line(msgspec.json.encode(value).decode(), _UNBOUNDED)
 
 
 def colour_of(source: str) -> str:

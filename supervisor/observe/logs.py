@@ -1,5 +1,6 @@
 """The supervisor's own log: structlog records go as JSON lines to `<attempt>/supervisor.jsonl`, and as readable lines to the console.
 
+The file has everything, whatever level the console has: who wants it quiet does not throw the history away.
 Nothing here can stop the run: a full disk, a closed terminal or a slow pipe loses lines, and the loss is counted and reported.
 The console has a thread of its own, because a terminal may block for as long as somebody holds Ctrl-S.
 """
@@ -7,6 +8,7 @@ The console has a thread of its own, because a terminal may block for as long as
 import contextlib
 import os
 import queue
+import shutil
 import sys
 import threading
 import time
@@ -118,7 +120,7 @@ class ConsoleWriter:
 
 
 class Logs:
-    """Logs are where the records go. `log` is the root logger; `log.bind(pipeline=…, engine=…)` gives one for a part."""
+    """Logs are where the records go. `log` is the root logger; `log.bind(pipeline=…, engine=…)` gives one for a part. `level` is the console's."""
 
     def __init__(
         self, path: Path | None, *, run: str, level: str = "info", console: Console = "readable", stream: TextIO | None = None
@@ -128,13 +130,15 @@ class Logs:
         self._file = LogFile(path) if path is not None else None
         self._console = ConsoleWriter(stream) if console != "none" else None
         self._mode = console
+        self._level = _LEVELS[level]
+        self._began = datetime.now().astimezone().date()
         self._terminal = stream.isatty()
         self._colour = console == "readable" and self._terminal and not os.environ.get("NO_COLOR")
         self._reported_lost = 0
         self.log: structlog.typing.FilteringBoundLogger = structlog.wrap_logger(
             object(),  # never called: the last processor has written the record
             processors=[structlog.processors.add_log_level, self._stamp, self._failure, self._clean, self._emit],
-            wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+            wrapper_class=structlog.make_filtering_bound_logger(_LEVELS["debug"]),
             context_class=dict,
             cache_logger_on_first_use=False,
         ).bind(run=run)
@@ -190,9 +194,14 @@ class Logs:
         if self._file is not None and self._file.write(line) and self._file.lost > self._reported_lost:
             lost, self._reported_lost = self._file.lost - self._reported_lost, self._file.lost
             self._emit(None, "warning", {**_head(record), "level": "warning", "event": "log lines lost", "lines": lost})
-        if self._console is not None:
-            self._console.write(line.decode() if self._mode == "json" else readable(record, self._colour, cut=self._terminal))
+        if self._console is not None and _LEVELS[str(record["level"])] >= self._level:
+            self._console.write(line.decode() if self._mode == "json" else self._readable(record))
         raise structlog.DropEvent
+
+    def _readable(self, record: Mapping[str, Any]) -> str:
+        """Return a line for the console, in local time; a run that goes on past midnight says the day, too."""
+        width = shutil.get_terminal_size().columns if self._terminal else None
+        return readable(record, self._colour, width=width, dated=datetime.now().astimezone().date() != self._began)
 
 
 def _head(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,9 @@ class Driver:
         match event:
             case ActionFailed(reason=words) | PeerFailed(reason=words) | ProbeFailed(reason=words) if words:
                 return msgspec.structs.replace(event, reason=self._hide(words))
-            case MemberExited(note=words) | GroupGone(note=words) | GpuHeld(note=words) if words:
+            case MemberExited(note=words, error=error) if words:
+                return msgspec.structs.replace(event, note=self._hide(words), error=self._hide(error))
+            case GroupGone(note=words) | GpuHeld(note=words) if words:
                 return msgspec.structs.replace(event, note=self._hide(words))
             case _:
                 return event

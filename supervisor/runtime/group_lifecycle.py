@@ -153,11 +153,14 @@ class GroupLifecycle:
         exit_ = await member.ended()
         status = exit_.status
         code = status.returncode if status.returncode is not None else UNKNOWN_CODE
-        note = "" if code == 0 or live.stopping else self._crash_note(live, member, status, before)
-        self._loop.feed(MemberExited(group=live.id, incarnation=live.incarnation, member=member.index, code=code, note=note))
+        note, error = ("", "") if code == 0 or live.stopping else self._crash_note(live, member, status, before)
+        self._loop.feed(MemberExited(group=live.id, incarnation=live.incarnation, member=member.index, code=code, note=note, error=error))
 
-    def _crash_note(self, live: LiveGroup, member: Member, status: Status, before: int) -> str:
-        """Writes the crash record to the log, and returns its class and last line. `before` bytes of the member's log are of earlier lives."""
+    def _crash_note(self, live: LiveGroup, member: Member, status: Status, before: int) -> tuple[str, str]:
+        """Writes the crash record to the log, and returns its class and last line, and the error of the script's own, if one ended it.
+
+        `before` bytes of the member's log are of earlier lives.
+        """
         record = crash_record(member.command.log, status, self._hide, before)
         self._loop.log_for(live.id, live.incarnation).error(
             "member ended",
@@ -168,7 +171,7 @@ class GroupLifecycle:
             last_lines=list(record.last_lines),
         )
         last = record.last_lines[-1] if record.last_lines and record.crash is not CrashClass.KILLED else ""
-        return self._hide(f"{record.crash.value}{': ' + last if last else ''}")
+        return self._hide(f"{record.crash.value}{': ' + last if last else ''}"), self._hide(record.error)
 
     def watch_tree(self, group: GroupId, incarnation: Incarnation) -> None:
         """Watch the other processes of a group that is ready: from now on the exit of any of them counts as the exit of a member."""

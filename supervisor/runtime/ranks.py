@@ -147,11 +147,10 @@ class Ranks:
         )
 
     def _log_dropped(self, action: StartTrainer, names: tuple[str, ...]) -> None:
-        """Logs the variables that a trainer does not get; only once at level info, as the names are usually the same for all trainers."""
-        log = self._loop.log_for(TrainerId(action.pipeline), action.incarnation)
-        write = log.debug if names in self._logged_dropped else log.info
-        write("environment not passed on", names=list(names))
-        self._logged_dropped.add(names)
+        """Logs the variables that a trainer does not get; once, as the names are usually the same for all trainers."""
+        if names not in self._logged_dropped:
+            self._logged_dropped.add(names)
+            self._loop.log_for(TrainerId(action.pipeline), action.incarnation).debug("environment not passed on", names=list(names))
 
     def heard(self, pipeline: PipelineId) -> float:
         """Returns when a rank last said something, in monotonic seconds."""

@@ -144,7 +144,12 @@ class Run:
         with contextlib.ExitStack() as stack:
             stack.enter_context(stack_on_crash(directory.stack))
             logs = stack.enter_context(
-                Logs(directory.supervisor_log, run=directory.run_id, level=config.logging.level, console=self._options.console)
+                Logs(
+                    directory.supervisor_log,
+                    run=directory.run_id,
+                    level=self._options.level or config.logging.level,
+                    console=self._options.console,
+                )
             )
             self._guard.log(directory.run_id, directory.supervisor_log)
             tables = [env for pipeline in config.pipeline for env in (pipeline.engine.env, pipeline.trainer.env)]

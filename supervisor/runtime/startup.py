@@ -39,6 +39,7 @@ class Options:
     """What the command line says of a run.
 
     `source`: the configuration file's bytes, for the record; none leaves the record of the attempt as it is. `file`: its path.
+    `level` is the console's, in place of the configuration's.
     `detach`: somebody waits until everything has started, and lets go of the terminal then. `begun` is called once, when nothing more can
     refuse the run and before anything of it is started. Whether it goes on from checkpoints, the directory says.
     """
@@ -49,6 +50,7 @@ class Options:
     progress: ShowProgress | None = None
     metrics: Exposition | None = None
     detach: bool = False
+    level: str | None = None
     begun: Callable[[], None] = lambda: None
 
 

@@ -112,13 +112,17 @@ class ActionFailed(_Answer, frozen=True):
 
 
 class MemberExited(_Event, frozen=True):
-    """A process of a group has ended, asked or not. `code` is its exit status, negative for a signal."""
+    """A process of a group has ended, asked or not. `code` is its exit status, negative for a signal.
+
+    `error` is the exception of the script's own that ended it, if one did: nothing of the machine, no signal, no other process is to blame.
+    """
 
     group: GroupId
     incarnation: Incarnation
     member: int  # -1: no member, but a process of its tree
     code: int
     note: str = ""
+    error: str = ""
 
     @property
     def how(self) -> str:

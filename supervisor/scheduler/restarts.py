@@ -1,4 +1,7 @@
-"""A budget says how often a group may come back: 3 times in 10 minutes, after 0 s and then a jittered 1..60 s; then the group is retired."""
+"""A budget says how often a group may come back: 3 times in 10 minutes, after 0 s and then a jittered 1..60 s; then the group is retired.
+
+A script that raises the same error at the same step in two lives in a row would raise it in a third: it does not come back.
+"""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -11,6 +14,10 @@ class Budget:
     limit: int
     window: float
     failures: deque[float] = field(default_factory=deque)
+    last_end: tuple[int, str] | None = None
+    """The step and the error of the script's own that ended the last life; None when something else did."""
+    ended_alike: bool = False
+    """Whether the life before ended so, too."""
 
     def fail(self, now: float, salt: int) -> float | None:
         """Record a failure; return the seconds to wait before the next start, or None when the budget is spent.
@@ -28,8 +35,15 @@ class Budget:
         ceiling = min(60.0, 2.0 ** (count - 1))
         return 1.0 + (ceiling - 1.0) * _fraction(salt * 31 + count)
 
+    def ended(self, step: int, error: str) -> None:
+        """Record how a life has ended, and after how many steps. `error` is what the script itself raised; empty when something else is to blame."""
+        end = (step, error) if error else None
+        self.ended_alike = end is not None and end == self.last_end
+        self.last_end = end
+
     def reset(self) -> None:
         self.failures.clear()
+        self.last_end, self.ended_alike = None, False
 
 
 def _fraction(number: int) -> float:

@@ -129,7 +129,7 @@ class Merge:
             shown += [self._show(line) for line in lines]
         if blocks and stream:
             names = ", ".join(str(source) for source in sorted({line.source for line in stream}, key=lambda source: source.order))
-            shown.append(self._heading(f"{names}: by time (UTC)"))
+            shown.append(self._heading(f"{names}: by time"))
         return shown + [self._show(line) for line in stream]
 
     def lines(self, end: bool = False) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""This module writes one line a pipeline to the console while a run is under way."""
+"""This module writes one line a pipeline to a terminal while a run is under way, beside the line that the log has for each step."""
 
 from supervisor.observe.status import PipelineView, Status
 from supervisor.views.status import reward
@@ -19,20 +19,19 @@ def line(view: PipelineView) -> str:
 
 
 class Progress:
-    """Progress gives a pipeline's line when its step, state or weights changed, else at most every `every_s` seconds, and only if it differs."""
+    """Progress gives a pipeline's line at most every `every_s` seconds, and only if it differs."""
 
-    def __init__(self, every_s: float = 2.0) -> None:
+    def __init__(self, every_s: float = 10.0) -> None:
         self._every_s = every_s
-        self._shown: dict[str, tuple[float, tuple[object, ...], str]] = {}
+        self._shown: dict[str, tuple[float, str]] = {}
 
     def __call__(self, status: Status, now: float) -> list[str]:
         """Return the lines that are worth printing now (`now` in seconds of any clock that only grows)."""
         lines = []
         for view in status.pipelines:
             text = line(view)
-            mark = (view.step, view.state, view.weight_version)
-            then, old_mark, old_text = self._shown.get(view.name, (float("-inf"), (), ""))
-            if text != old_text and (mark != old_mark or now - then >= self._every_s):
-                self._shown[view.name] = (now, mark, text)
+            then, old = self._shown.get(view.name, (float("-inf"), ""))
+            if text != old and now - then >= self._every_s:
+                self._shown[view.name] = (now, text)
                 lines.append(text)
         return lines

@@ -96,8 +96,8 @@ class Bench:
         self.lease(name, call, *roles)
         self.say(name, say.Offloaded(call=call))
 
-    def die(self, group: GroupId, code: int = -9, member: int = 0, life: int = FIRST) -> None:
-        self.feed(ev.MemberExited(group=group, incarnation=Incarnation(life), member=member, code=code))
+    def die(self, group: GroupId, code: int = -9, member: int = 0, life: int = FIRST, error: str = "") -> None:
+        self.feed(ev.MemberExited(group=group, incarnation=Incarnation(life), member=member, code=code, error=error))
 
     def asked(self, kind: type[A]) -> list[A]:
         return [action for action in self.done if isinstance(action, kind)]

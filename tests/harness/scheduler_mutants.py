@@ -130,6 +130,9 @@ MUTANTS = {
     "a rollout without hope waits": Mutant(TRAINERS, "        elif not rollout.announced and not rollout.implicit and hopeless(pipeline):", "        elif False:", LIFE, "who_cannot_be_served_is_told", ""),
     "an order that fails is forgiven": Mutant(SCHEDULER, "                if isinstance(answer, ActionFailed):  # a gateway", "                if False:  # a gateway", WORLD, "faults", ""),
     # -- restarts
+    "ends alike are never seen": Mutant(RESTARTS, "        self.ended_alike = end is not None and end == self.last_end\n", "", LIFE, "ends_alike_twice", "a script's own error is tried four times"),
+    "any two ends are alike": Mutant(RESTARTS, "        end = (step, error) if error else None\n", "        end = (step, error)\n", LIFE, "ends_alike_twice", "two kills retire a trainer"),
+    "a reset remembers the last end": Mutant(RESTARTS, "        self.last_end, self.ended_alike = None, False\n", "", LIFE, "ends_alike_twice", ""),
     "old failures count for ever": Mutant(RESTARTS, "        while self.failures and now - self.failures[0] > self.window:", "        while False:", LIFE, "failures_long_ago_are_forgotten", ""),
     "no back-off": Mutant(RESTARTS, "        return 1.0 + (ceiling - 1.0) * _fraction(salt * 31 + count)", "        return 0.0", LIFE, "pauses_between", ""),
     "a retired engine starts again": Mutant(ENDINGS, "        engine.transition(Transition.GIVE_UP, ctx.now)\n", "        pass\n", RULES, "f18", ""),

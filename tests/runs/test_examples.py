@@ -38,6 +38,10 @@ def test_quickstart(started: list[Run], tmp_path: Path) -> None:
         assert pipeline["restarts"] == 0
         assert pipeline["last_reward"] > pipeline["first_reward"] + 0.2
     assert run.left_behind() == []
+    shown = run.output.read_text().splitlines()
+    assert len(shown) <= 30, "the console says what a person acts on: starts, steps, ends"
+    assert len([line for line in shown if " step done " in line]) == 2 * 5
+    assert len([record for record in run.log() if str(record["event"]).startswith("engine is ")]) > 30, "the file has every state"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["output.txt", "runs"], "something was written elsewhere"
 
 

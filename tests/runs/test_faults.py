@@ -73,6 +73,18 @@ def test_a_trainer_that_always_fails_is_retired(start: Callable[[Path], Run], tm
     others_are_unharmed(run)
 
 
+def test_a_script_that_raises_the_same_error_twice_is_not_tried_a_third_time(start: Callable[[Path], Run], tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text('def main():\n    return 1 + "one"\n')
+    run = start(configuration(tmp_path / "tiny.toml", entry="wrong:main", steps=1))
+    assert run.end() == 4, run.tail()
+    assert run.summary["p1"]["restarts"] == 1
+    assert run.summary["p1"]["log"] == "logs/p1.trainer.0.log" or run.summary["p1"]["log"] == "logs/p1.trainer.1.log"
+    why = str(run.summary["p1"]["why"])
+    assert "two lives that ended alike, after 0 steps (its script would fail again)" in why
+    assert "TypeError: unsupported operand" in why
+    others_are_unharmed(run)
+
+
 def test_a_trainer_that_dies_with_its_key_in_its_last_line(start: Callable[[Path], Run], tmp_path: Path) -> None:
     """Its own log has it; nothing that is told of it has."""
     (tmp_path / "tells.py").write_text('import os\n\n\ndef main():\n    raise SystemExit("refused: " + os.environ["OPENAI_API_KEY"])\n')

@@ -101,10 +101,11 @@ class HealthTable(_Table, frozen=True, forbid_unknown_fields=True):
 
 
 class LoggingTable(_Table, frozen=True, forbid_unknown_fields=True):
-    """`[logging]`: what is written to the log."""
+    """`[logging]`: what is shown of the log."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """`"debug"`, `"info"`, `"warning"` or `"error"`."""
+    """What the console shows: `"debug"` (every state), `"info"`, `"warning"` or `"error"`; `-v`, `-q` and `--log-level` come before it. The log file
+    has everything."""
 
 
 class ModelRecipe(_Table, frozen=True, forbid_unknown_fields=True):

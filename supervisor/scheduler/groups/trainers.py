@@ -184,16 +184,17 @@ def _still_held(ctx: Context, pipeline: Pipeline, note: str) -> None:
 # -- life
 
 
-def fail(ctx: Context, pipeline: Pipeline, reason: str, *, by_operator: bool = False) -> None:
+def fail(ctx: Context, pipeline: Pipeline, reason: str, *, by_operator: bool = False, error: str = "") -> None:
     """The trainer has failed: its ranks are one group and end together, its rollouts end at once, its GPUs go on when they are empty.
 
-    `by_operator`: an operator wanted it, and has been told.
+    `by_operator`: an operator wanted it, and has been told. `error`: what its script raised, if that is the reason.
     """
     trainer = pipeline.trainer
     if trainer.state not in (TrainerState.STARTING, TrainerState.RUNNING):
         return
     trainer.transition(TrainerTransition.FAIL)
     trainer.note, trainer.failed_at, trainer.by_operator = reason, ctx.now, by_operator
+    trainer.budget.ended(trainer.steps_done, error)
     if not by_operator:
         ctx.note("error", trainer.id, f"trainer failed: {reason}")
     _drop_calls(ctx, pipeline)
@@ -221,7 +222,7 @@ def rank_exited(ctx: Context, pipeline: Pipeline, event: MemberExited) -> None:
     if trainer.state not in (TrainerState.STARTING, TrainerState.RUNNING):
         return
     if event.code != 0:
-        fail(ctx, pipeline, f"rank {event.member} {event.how}")
+        fail(ctx, pipeline, f"rank {event.member} {event.how}", error=event.error)
     elif len(trainer.exits) == trainer.world_size:
         ctx.note("info", trainer.id, "trainer finished")
         stop(ctx, pipeline)
@@ -368,9 +369,11 @@ def _finish_teardown(ctx: Context, pipeline: Pipeline) -> None:
     # what the dead trainer held in memory is gone: its next life publishes what it restores, unless nothing was ever published
     trainer.restored = pipeline.published == 0 and trainer.steps_done == 0
     wait = trainer.budget.fail(ctx.now, salt=trainer.incarnation)
-    if wait is None:
+    if wait is None or trainer.budget.ended_alike:
         trainer.transition(TrainerTransition.GIVE_UP)
-        pipeline.failed = f"trainer retired after {trainer.budget.limit} restarts within {trainer.budget.window:.0f} s: {trainer.note}"
+        spent = f"{trainer.budget.limit} restarts within {trainer.budget.window:.0f} s"
+        alike = f"two lives that ended alike, after {trainer.steps_done} steps (its script would fail again)"
+        pipeline.failed = f"trainer retired after {spent if wait is None else alike}: {trainer.note}"
         ctx.note("error", trainer.id, pipeline.failed)
     else:
         trainer.restarts += 1

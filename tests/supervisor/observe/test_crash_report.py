@@ -32,6 +32,32 @@ def test_classes(log: bytes, code: int | None, signal: int | None, expected: Cra
     assert exit_class(log, Status(code, signal)).crash is expected
 
 
+@pytest.mark.parametrize(
+    ("log", "code", "signal", "own"),
+    [
+        (b"Traceback\n  File\nTypeError: unsupported operand", 1, None, True),
+        (b"AssertionError", 1, None, True),
+        (b"RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", 1, None, True),
+        (b"ModuleNotFoundError: No module named 'trl'", 1, None, True),
+        (b"trainshed.RolloutRefused: bad_request: prompt is empty", 1, None, True),
+        (b"trainshed.RolloutRefused: no_engine: no engine of p1 can come back", 1, None, False),
+        (b"trainshed.SamplesFailed: 2 of 8 samples failed; sample 1: lost: its engine died", 1, None, False),
+        (b"RuntimeError: [pair.cc] Connection closed by peer [127.0.0.1]:4711", 1, None, False),
+        (b"ValueError: the socket timed out", 1, None, False),
+        (b"requests.exceptions.ConnectionError: refused", 1, None, False),
+        (b"RuntimeError: CUDA error: device-side assert triggered", 1, None, False),
+        (b"torch.OutOfMemoryError: CUDA out of memory", 1, None, False),
+        (b"TypeError: x", None, 9, False),
+        (b"TypeError: x", None, 11, False),
+        (b"TypeError: x\nbye", 3, None, False),
+        (b"killed by the user", 1, None, False),
+        (b"", 1, None, False),
+    ],
+)
+def test_only_what_a_script_raises_by_itself_is_its_own_error(log: bytes, code: int | None, signal: int | None, own: bool) -> None:
+    assert bool(exit_class(log, Status(code, signal)).error) is own
+
+
 def test_last_lines_are_harmless_and_bounded() -> None:
     log = b"\x1b[31mred\x1b[0m \x1b]0;title\x07\x00\x08nul\r50%\r100%\n\xff\xfe\n" + b"x" * 5000 + b"\n" + "\u2028\x9b1mtail".encode()
     lines = exit_class(log, Status(1)).last_lines

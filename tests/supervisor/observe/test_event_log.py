@@ -88,7 +88,12 @@ def test_an_action_that_fails_is_told_of_whom_it_was_for(tmp_path: Path) -> None
 def test_a_gateway_that_died_says_how_and_when_the_next_one_serves(tmp_path: Path) -> None:
     told = Told(tmp_path / "s.jsonl")
     told.feed(ev.MemberExited(group=GATEWAY, incarnation=told.record("a").gateway.incarnation, member=0, code=-9, note="killed"))
-    assert told.of("gateway") == ["gateway is serving", "gateway failed: ended with signal 9: killed", "gateway is serving"]
+    assert told.of("gateway") == [
+        "gateway is serving",
+        "member exited",
+        "gateway failed: ended with signal 9: killed",
+        "gateway is serving",
+    ]
 
 
 def test_whoever_is_asked_something_by_the_operator(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from supervisor.observe.log_format import readable
 from supervisor.observe.logs import Console, ConsoleWriter, LogFile, Logs
 
 
@@ -29,13 +31,48 @@ def test_a_record_on_file_and_console(tmp_path: Path) -> None:
         log.log.bind(pipeline="p1", engine=0).info("ready", incarnation=2, port=20001, took_s=0.25)
         log.log.debug("not told")
         log.say("step 1/5")
-    (record,) = records(tmp_path / "s.jsonl")
+    record, quiet = records(tmp_path / "s.jsonl")
+    assert (quiet["event"], quiet["level"]) == ("not told", "debug")
     assert list(record)[:7] == ["timestamp", "level", "event", "run", "pipeline", "engine", "incarnation"]
     assert record["timestamp"].endswith("Z")
     assert record["level"] == "info"
     first, second = out.getvalue().splitlines()
     assert first.split(" ", 1)[1] == "info    p1/engine/0 ready incarnation=2 port=20001 took_s=0.25"
     assert second == "step 1/5"
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_the_file_has_everything_whatever_the_console_shows(tmp_path: Path, level: str) -> None:
+    out = io.StringIO()
+    said = ["debug", "info", "warning", "error"]
+    with logs(tmp_path / "s.jsonl", "readable", out, level) as log:
+        for word in said:
+            getattr(log.log, word)(word)
+    assert [record["event"] for record in records(tmp_path / "s.jsonl")] == said
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == said[said.index(level) :]
+
+
+def test_a_line_for_people_has_the_time_of_the_place_and_a_terminal_s_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        record = {
+            "timestamp": "2026-11-27T23:03:04.123Z",
+            "level": "info",
+            "event": "step done",
+            "pipeline": "p1",
+            "group": "trainer",
+            "a": "x" * 30,
+            "b": 1,
+        }
+        assert readable(record, False).startswith("08:03:04.123 info    p1/trainer step done a=xxx")
+        assert readable(record, False, dated=True).startswith("2026-11-28 08:03:04.123 info ")
+        assert readable(record, False, width=60) == "08:03:04.123 info    p1/trainer step done …"
+        assert len(readable({**record, "level": "error"}, False, width=60)) > 60, "what went wrong is told whole"
+        assert readable({"timestamp": "nonsense", "event": "x"}, False).startswith("nonsense info")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_json_on_the_console(tmp_path: Path) -> None:

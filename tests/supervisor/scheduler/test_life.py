@@ -238,6 +238,48 @@ def test_there_are_pauses_between_the_restarts_of_what_keeps_dying() -> None:
     assert other.record("a").engines[1].not_before - other.now != first, "not all of them at the same moment"
 
 
+SAME, OTHER = "TypeError: unsupported operand", "KeyError: 'x'"
+
+
+@pytest.mark.parametrize(
+    ("errors", "lives"),
+    [
+        ((SAME, SAME), 2),
+        ((SAME, OTHER, OTHER), 3),
+        ((SAME, "", SAME, SAME), 4),  # the third began after an end that nobody of the script is to blame for
+        (("", "", "", ""), 4),
+        ((SAME, OTHER, SAME, OTHER), 4),
+    ],
+)
+def test_a_script_that_ends_alike_twice_is_not_tried_again(errors: tuple[str, ...], lives: int) -> None:
+    bench = one()
+    for life, error in enumerate(errors, 1):
+        bench.wait(100.0)
+        assert bench.record("a").trainer.state is TrainerState.RUNNING
+        bench.die(TRAINER, code=1, life=life, error=error)
+    assert len(errors) == lives
+    assert bench.record("a").trainer.state is TrainerState.RETIRED
+    ended = bench.record("a").failed
+    assert ("two lives that ended alike, after 0 steps" in ended) is (lives < 4), ended
+    if lives < 4:
+        bench.feed(ev.OperatorAsked(verb="reset", pipeline=A))
+        bench.wait(100.0)
+        assert bench.record("a").trainer.state is TrainerState.RUNNING
+        bench.die(TRAINER, code=1, life=lives + 1, error=errors[-1])
+        bench.wait(100.0)
+        assert bench.record("a").trainer.state is TrainerState.RUNNING, "what ended before the reset does not count"
+
+
+def test_the_same_error_at_another_step_is_another_end() -> None:
+    bench = one()
+    bench.die(TRAINER, code=1, error=SAME)
+    bench.wait(100.0)
+    bench.say("a", say.Checkpoint(step=0, path="/c"), life=2)
+    bench.die(TRAINER, code=1, life=2, error=SAME)
+    bench.wait(100.0)
+    assert bench.record("a").trainer.state is TrainerState.RUNNING
+
+
 # -- operators
 
 

@@ -138,7 +138,7 @@ def test_history(attempt: Path) -> None:
     assert merge.history(3) == [
         "==> p1/engine/0: 3 lines without times <==",
         *(f"p1/engine/0  {number}" for number in (27, 28, 29)),
-        "==> supervisor: by time (UTC) <==",
+        "==> supervisor: by time <==",
         "supervisor   03:04:05.678 info    older",
     ]
     merge.close()
@@ -176,7 +176,7 @@ def test_what_has_times_is_one_stream_and_the_rest_are_blocks_in_natural_order(a
         "==> p1/engine/10: 1 line without times <==",
         "==> p2/trainer/0: 1 line without times <==",
         "==> p10/trainer/0: 1 line without times <==",
-        "==> supervisor, p2/gateway: by time (UTC) <==",
+        "==> supervisor, p2/gateway: by time <==",
     ]
     assert lines[-6:] == [
         "supervisor     03:04:05.100 info    first",

@@ -37,7 +37,8 @@ def test_progress_speaks_when_something_happened() -> None:
     assert progress(snapshot(pipeline()), 10.0) == [], "nothing new"
     assert progress(snapshot(pipeline(done=200)), 11.0) != []
     assert progress(snapshot(pipeline(done=201)), 12.0) == [], "not too often"
-    assert progress(snapshot(pipeline(step=4, done=0)), 12.1) != [], "a new step at once"
+    assert progress(snapshot(pipeline(step=4, done=0)), 12.1) == [], "nor for a new step: the log has a line of it"
+    assert progress(snapshot(pipeline(step=4, done=0)), 13.0) != []
 
 
 def test_summary() -> None:
