@@ -25,7 +25,7 @@ def timeline(run: RunName = None, /, *, output: Output = None) -> int:
     attempt = find_run(run)
     history = read_history(attempt, time.time())
     file = output or attempt / "timeline.json"
-    _write(file, trace(history, _name(attempt)))
+    _write(file, trace(history, name_of(attempt)))
     return _say(f"{file}: open it at ui.perfetto.dev or in chrome://tracing")
 
 
@@ -48,7 +48,7 @@ def data_of(attempt: Path) -> "PageData":
 
     history = read_history(attempt, time.time())
     told = None if history.running else summary.read(attempt)
-    return page_data(history, run=_name(attempt), directory=str(attempt), summary=told, configuration=_configuration(attempt))
+    return page_data(history, run=name_of(attempt), directory=str(attempt), summary=told, configuration=_configuration(attempt))
 
 
 def _configuration(attempt: Path) -> dict[str, object] | None:
@@ -65,7 +65,8 @@ def _configuration(attempt: Path) -> dict[str, object] | None:
     return found
 
 
-def _name(attempt: Path) -> str:
+def name_of(attempt: Path) -> str:
+    """Return what an attempt is called: `quickstart/attempt_1`."""
     return "/".join(attempt.parts[-2:])
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 
 from cyclopts import App, CycloptsError, Parameter
 
-from supervisor.cli import history, operate, replay, run, simulate, streams
+from supervisor.cli import history, operate, replay, run, simulate, streams, top
 from supervisor.cli.run import gpus
 from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
 
@@ -164,7 +164,7 @@ COMMANDS: Final[tuple[Callable[..., int], ...]] = (
     run.run, check, status, logs, env,
     operate.stop, operate.restart, operate.drain, operate.pause, operate.resume, operate.reset,
     simulate.plan, simulate.simulate, replay.replay,
-    history.timeline, history.report,
+    history.timeline, history.report, top.top,
 )  # fmt: skip
 for _command in COMMANDS:
     app.command(_command)

@@ -93,13 +93,16 @@ class _Flow:
         said = self.said
         if said is None:
             return True
-        if (said.step, said.target, said.in_flight > 0, said.waiting > 0) != (
-            demand.step, demand.target, demand.in_flight > 0, demand.waiting > 0,
-        ):  # fmt: skip
+        if _moments(said) != _moments(demand):
             return True
-        return now >= self.said_at + SAMPLED_S and (said.done, said.waiting, said.in_flight, said.tokens, said.samples) != (
-            demand.done, demand.waiting, demand.in_flight, demand.tokens, demand.samples,
+        return now >= self.said_at + SAMPLED_S and (said.done, said.waiting, said.in_flight, said.tokens) != (
+            demand.done, demand.waiting, demand.in_flight, demand.tokens,
         )  # fmt: skip
+
+
+def _moments(demand: Demand) -> tuple[object, ...]:
+    """Return what is written at once when it changes: the rest is sampled."""
+    return demand.step, demand.target, demand.samples, demand.in_flight > 0, demand.waiting > 0
 
 
 class Changes:
