@@ -172,13 +172,11 @@ class Changes:
                 self._engines[engine.id] = key
                 facts.append(EngineIs(id, rank, engine.state.value, life.incarnation, life.version, life.load.in_flight > 0))
         trainer, gateway = pipeline.trainer, pipeline.gateway
-        key = (trainer.state, trainer.incarnation)
-        if self._trainers.get(id) != key:
-            self._trainers[id] = key
+        if self._trainers.get(id) != (trainer.state, trainer.incarnation):
+            self._trainers[id] = (trainer.state, trainer.incarnation)
             facts.append(TrainerIs(id, trainer.state.value, trainer.incarnation, _short(trainer.note)))
-        key = (gateway.state, gateway.incarnation)
-        if self._gateways.get(id) != key:
-            self._gateways[id] = key
+        if self._gateways.get(id) != (gateway.state, gateway.incarnation):
+            self._gateways[id] = (gateway.state, gateway.incarnation)
             facts.append(GatewayIs(id, gateway.state, gateway.incarnation, _short(gateway.note)))
         if self._versions.get(id) != pipeline.published:
             self._versions[id] = pipeline.published
