@@ -21,6 +21,7 @@ from typing import Final
 
 import msgspec
 
+from supervisor.attempt.outcome import stopped_by
 from supervisor.attempt.state_codec import plain
 from supervisor.history.changes import Changes
 from supervisor.history.facts import Fact
@@ -135,7 +136,7 @@ class RecordedScheduler:
             self._write(Decided(msgspec.Raw(self._encoder.encode(actions))), now)
         self._now = now
         if isinstance(event, Stop) and not self._why:
-            self._why = f"stopped ({event.why or 'asked for'})"
+            self._why = f"stopped: {stopped_by(event.why, event.uid) or 'asked for'}"
         if facts := self._changes.after(event, self._scheduler, now):
             self._write(Changed(now, facts), now)
         return actions
