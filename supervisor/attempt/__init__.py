@@ -12,7 +12,6 @@ may know the configuration, the scheduler's records, `observe` and `host`; it st
     journal.py      which processes live, so that a later start can find them (`journal.jsonl`)
     sweep.py        ends and removes what a doubly killed run has left, by its journal
     recording.py    every event, what the scheduler decided, and what changed (`events/`)
-    history.py      reads what changed, of a run that lives or is dead, and folds it (`supervisor.history`)
     state_codec.py  the scheduler's whole state as JSON; the registry of the names that recordings use
     replay.py       decides a recording again and compares
     results.py      what the run comes to while it goes on; the end of it

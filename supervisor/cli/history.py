@@ -19,7 +19,7 @@ Output = Annotated[Path | None, Parameter(["--output", "-o"], help="Where it is 
 def timeline(run: RunName = None, /, *, output: Output = None) -> int:
     """Write a run's history as a trace for ui.perfetto.dev: a track for each GPU and each pipeline, waits with their reasons, counters."""
     from supervisor.attempt.find import find_run
-    from supervisor.attempt.history import read_history
+    from supervisor.views.history.reader import read_history
     from supervisor.views.history.trace import trace
 
     attempt = find_run(run)
@@ -43,8 +43,8 @@ def report(run: RunName = None, /, *, output: Output = None) -> int:
 def data_of(attempt: Path) -> "PageData":
     """Return what the page of an attempt shows now. Raises UsageError."""
     from supervisor.attempt import summary
-    from supervisor.attempt.history import read_history
     from supervisor.views.history.page_data import page_data
+    from supervisor.views.history.reader import read_history
 
     history = read_history(attempt, time.time())
     told = None if history.running else summary.read(attempt)

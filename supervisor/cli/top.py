@@ -16,8 +16,8 @@ from supervisor.cli.history import RunName, name_of
 from supervisor.errors import ExitCode, SupervisorError, UsageError
 
 if TYPE_CHECKING:
-    from supervisor.attempt.history import HistoryReader
     from supervisor.observe.control_socket import Verb
+    from supervisor.views.history.reader import HistoryReader
 
 EVERY_S: Final = 1.0
 SAID_S: Final = 5.0
@@ -38,7 +38,7 @@ def top(
 ) -> int:
     """Show a run on one screen: who has which GPU, what each pipeline does or waits for, what happened last."""
     from supervisor.attempt.find import find_run
-    from supervisor.attempt.history import HistoryReader
+    from supervisor.views.history.reader import HistoryReader
 
     attempt = find_run(run)
     if not once and not (sys.stdin.isatty() and sys.stdout.isatty()):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.attempt.history import HistoryReader, read_history
 from supervisor.attempt.recording import FOLDER, Heard, Opened, read, segments
 from supervisor.history import totals
 from supervisor.history.fold import History
 from supervisor.scheduler import Scheduler
+from supervisor.views.history.reader import HistoryReader, read_history
 from tests.harness.mutation import CHECKOUT, environment
 from tests.harness.supervised_run import Run, configuration
 

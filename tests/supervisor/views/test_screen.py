@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from supervisor.attempt.history import HistoryReader
 from supervisor.attempt.recording import RecordedScheduler
 from supervisor.cli.main import main
 from supervisor.history.facts import BoxIs, EnginesOf, GpuLent, Noted, PipelineOf, Reported, TrainerIs, Waits
 from supervisor.history.fold import History
 from supervisor.simulate.faults.simulation import Simulation
+from supervisor.views.history.reader import HistoryReader
 from supervisor.views.history.screen import Screen, screen
 from tests.harness.boxes import box, pipeline
 from tests.harness.recorded_runs import EPOCH, record
