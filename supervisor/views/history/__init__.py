@@ -4,6 +4,7 @@
     trace.py      the history as a Chrome trace: a track for each GPU and each pipeline, counters, marks
     page_data.py  what the page shows, as plain data: lanes as numbers, splits, waits, curves, marks, what alone would have cost
     page.py       the page itself: one HTML file without any outside address (`page.html` beside it, and the data)
+    costs.py      a few lines below a summary: where the time went, who was waited for, what sharing has brought
     screen.py     `top`: one screen of text, as wide and as high as it is told
     thinning.py   lanes of very long runs in fewer slices, with the same totals
 
