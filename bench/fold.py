@@ -14,10 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.attempt.history import read_history
 from supervisor.attempt.recording import FOLDER, segments
 from supervisor.views.history.page import page
 from supervisor.views.history.page_data import page_data
+from supervisor.views.history.reader import read_history
 from supervisor.views.history.trace import trace
 from tests.harness.boxes import box, pipeline
 from tests.harness.recorded_runs import EPOCH, record

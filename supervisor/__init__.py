@@ -8,6 +8,7 @@ weights, and turns each action of the scheduler into one event. The other rooms 
     runtime     a run from start to end; `kinds`: how each kind of engine is driven
     attempt     one run on disk: directory, journal, recording, checkpoints, summary
     simulate    the scheduler in virtual time: with faults, and beside other policies
+    history     PURE: what a recording tells, folded: who held which GPU, who waited for whom, figures over time
     observe     what is told of a run: logs, status, waits in words, the operator's socket
     config      a TOML file, from text to types; what is wrong with it; whether it fits
     host        processes, GPUs, ports, sockets and files of this machine

@@ -47,6 +47,9 @@ PLANTS = {
         ("supervisor.runtime.driver", "supervisor.runtime.perform"),
         ("supervisor.runtime.gateways", "supervisor.runtime.ranks"),
     ],
+    "The history": [("supervisor.history.fold", "supervisor.history.changes"), ("supervisor.history.facts", "supervisor.history.lanes")],
+    "The views": [("supervisor.views.table", "supervisor.views.history.screen")],
+    "Faces of the history": [("supervisor.views.history.screen", "supervisor.views.history.trace")],
     "The simulator": [("supervisor.simulate.faults.world", "supervisor.simulate.workloads.box")],
     "Engines: gateway, embedded": [("engines.gateway.shell", "engines.embedded.core"), ("engines.embedded.server", "engines.control")],
     "The gateway: routes": [
@@ -69,6 +72,7 @@ PLANTS = {
         ("engines.sglang.command", "os"),
         ("trainers.protocol.framing", "socket"),
         ("supervisor.config.schema.tables", "logging"),
+        ("supervisor.history.fold", "time"),
         ("supervisor.scheduler.spec", "trainers.weights"),  # it imports `os`
     ],
     "Supervisor, gateway and verifiers": [

@@ -11,7 +11,7 @@ may know the configuration, the scheduler's records, `observe` and `host`; it st
     resume.py       what earlier starts of an attempt have done, and what of the configuration is still to do
     journal.py      which processes live, so that a later start can find them (`journal.jsonl`)
     sweep.py        ends and removes what a doubly killed run has left, by its journal
-    recording.py    every event and what the scheduler decided (`events/`)
+    recording.py    every event, what the scheduler decided, and what changed (`events/`)
     state_codec.py  the scheduler's whole state as JSON; the registry of the names that recordings use
     replay.py       decides a recording again and compares
     results.py      what the run comes to while it goes on; the end of it

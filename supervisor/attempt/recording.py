@@ -17,10 +17,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
+from supervisor.attempt.outcome import stopped_by
 from supervisor.attempt.state_codec import plain
 from supervisor.history.changes import Changes
 from supervisor.history.facts import Fact
@@ -135,7 +136,7 @@ class RecordedScheduler:
             self._write(Decided(msgspec.Raw(self._encoder.encode(actions))), now)
         self._now = now
         if isinstance(event, Stop) and not self._why:
-            self._why = f"stopped ({event.why or 'asked for'})"
+            self._why = f"stopped: {stopped_by(event.why, event.uid) or 'asked for'}"
         if facts := self._changes.after(event, self._scheduler, now):
             self._write(Changed(now, facts), now)
         return actions
@@ -225,7 +226,7 @@ def _keep_history(segment: Path) -> None:
     part = segment.with_name(f"{_number(segment):06}.history.part")
     descriptor = open_regular(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with open(descriptor, "wb") as raw, gzip.open(raw, "wb", 6) as packed, contextlib.suppress(EOFError, zlib.error):
-        for text in _texts(segment):
+        for text in texts(segment):
             if text.startswith(_OPENED):
                 packed.write(msgspec.json.encode(msgspec.structs.replace(_OPENED_LINE.decode(text), state=msgspec.Raw(b"null"))) + b"\n")
             elif text.startswith(_TOLD):
@@ -271,16 +272,21 @@ def told(texts: Iterable[bytes]) -> Iterator[Opened | Changed | Closed]:
                 return
 
 
-def _texts(segment: Path) -> Iterator[bytes]:
+def open_plain(segment: Path) -> BinaryIO:
+    """Open a segment that is not packed, to read on as it grows. It stays open when it is packed and removed. Raises OSError."""
+    return open(open_regular(segment), "rb")
+
+
+def texts(segment: Path) -> Iterator[bytes]:
     """Yield the lines of a segment as they are. Raises OSError, EOFError, zlib.error."""
-    with open(open_regular(segment), "rb") as raw, gzip.open(raw, "rb") if segment.suffix == ".gz" else raw as file:
+    with open_plain(segment) as raw, gzip.open(raw, "rb") if segment.suffix == ".gz" else raw as file:
         yield from file
 
 
 def read(segment: Path) -> Iterator[tuple[int, Line | None]]:
     """Yield the lines with their numbers, from 1, up to the first that is incomplete, which is None. Raises OSError, EOFError."""
     decoder = msgspec.json.Decoder(Line)
-    for number, text in enumerate(_texts(segment), 1):
+    for number, text in enumerate(texts(segment), 1):
         try:
             if text.endswith(b"\n"):
                 yield number, decoder.decode(text)

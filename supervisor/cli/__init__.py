@@ -9,6 +9,8 @@ imports what it needs when it runs, so that `status` does not pay for `run`.
     operate.py   `stop restart pause drain resume reset`: one request to a running supervisor
     simulate.py  `plan` and `simulate`
     replay.py    `replay`
+    history.py   `timeline` and `report`: files made of a run's history
+    top.py       `top`: a run on one screen, and its keys
     streams.py   standard output and error that may be lost without ending us
 
 To add a command, write a function with a docstring (it is the help) and name it in `COMMANDS`. `bin/supervise` has no list: it puts a guardian

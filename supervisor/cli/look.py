@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 
-from supervisor.cli import operate, streams
+from supervisor.cli import history, operate, streams
 from supervisor.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _ended(attempt: Path, json: bool) -> int:
     if json:
         streams.say_json(end)
     elif isinstance(end, Summary):
-        show(end, str(attempt))
+        show(end, str(attempt), costs=history.costs_of(attempt))
     else:
         streams.say(str(end))
     return int(ExitCode.DONE)

@@ -108,9 +108,10 @@ def _run(asked: _Asked) -> int:
     finally:
         attempt.close()
     if not asked.json:
+        from supervisor.cli.history import costs_of
         from supervisor.views.summary import show
 
-        show(summary, str(attempt.path))
+        show(summary, str(attempt.path), costs=costs_of(attempt.path))
     return summary.exit
 
 

@@ -10,8 +10,8 @@ This package is PURE: time is an argument, and nothing is read or written here. 
     totals.py   how the time of a GPU or a pipeline splits, and who was waited for
 
 Facts are made once, where the event is handled: the recorder (`attempt.recording`) asks `Changes` after each event and writes what it says
-beside the event. An older recording has no facts; `attempt.replay` decides it again and asks the same `Changes`. Whoever shows a run
-(`timeline`, `report`, `top`, `ui`) reads the facts and folds them; the supervisor keeps nothing for viewers, and none can slow it.
+beside the event. An older recording has no facts: the reader decides it again and asks the same `Changes`. Whoever shows a run
+(`timeline`, `report`, `top`) reads the facts and folds them (`views.history.reader`); the supervisor keeps nothing for viewers, and none can slow it.
 
 A segment of a recording begins with every fact that holds then, so the fold can begin at any segment. A fact that says what is known already
 changes nothing. So a run whose oldest segments are gone, a killed one and a live one are folded alike.

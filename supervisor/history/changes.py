@@ -93,13 +93,16 @@ class _Flow:
         said = self.said
         if said is None:
             return True
-        if (said.step, said.target, said.in_flight > 0, said.waiting > 0) != (
-            demand.step, demand.target, demand.in_flight > 0, demand.waiting > 0,
-        ):  # fmt: skip
+        if _moments(said) != _moments(demand):
             return True
-        return now >= self.said_at + SAMPLED_S and (said.done, said.waiting, said.in_flight, said.tokens, said.samples) != (
-            demand.done, demand.waiting, demand.in_flight, demand.tokens, demand.samples,
+        return now >= self.said_at + SAMPLED_S and (said.done, said.waiting, said.in_flight, said.tokens) != (
+            demand.done, demand.waiting, demand.in_flight, demand.tokens,
         )  # fmt: skip
+
+
+def _moments(demand: Demand) -> tuple[object, ...]:
+    """Return what is written at once when it changes: the rest is sampled."""
+    return demand.step, demand.target, demand.samples, demand.in_flight > 0, demand.waiting > 0
 
 
 class Changes:
@@ -169,13 +172,11 @@ class Changes:
                 self._engines[engine.id] = key
                 facts.append(EngineIs(id, rank, engine.state.value, life.incarnation, life.version, life.load.in_flight > 0))
         trainer, gateway = pipeline.trainer, pipeline.gateway
-        key = (trainer.state, trainer.incarnation)
-        if self._trainers.get(id) != key:
-            self._trainers[id] = key
+        if self._trainers.get(id) != (trainer.state, trainer.incarnation):
+            self._trainers[id] = (trainer.state, trainer.incarnation)
             facts.append(TrainerIs(id, trainer.state.value, trainer.incarnation, _short(trainer.note)))
-        key = (gateway.state, gateway.incarnation)
-        if self._gateways.get(id) != key:
-            self._gateways[id] = key
+        if self._gateways.get(id) != (gateway.state, gateway.incarnation):
+            self._gateways[id] = (gateway.state, gateway.incarnation)
             facts.append(GatewayIs(id, gateway.state, gateway.incarnation, _short(gateway.note)))
         if self._versions.get(id) != pipeline.published:
             self._versions[id] = pipeline.published

@@ -232,7 +232,7 @@ class History:
         pipeline = self.pipelines[fact.pipeline]
         tokens, work, samples = pipeline.before
         before = pipeline.demand
-        pipeline.demand, pipeline.step, pipeline.work = fact, max(fact.step, pipeline.steps_done), work + fact.work
+        pipeline.demand, pipeline.step, pipeline.work = fact, fact.step, work + fact.work
         counts = pipeline.counts
         counts.times.append(now)
         counts.done.append(fact.done)

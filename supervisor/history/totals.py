@@ -80,7 +80,7 @@ def _without_end(whole: Split) -> Split:
 
 
 def waited(history: History, pipeline: str) -> WaitedFor:
-    """Return what a pipeline waited for, and for whom. Each second of a wait counts once for whom it waited at its end."""
+    """Return what a pipeline waited for, and for whom. A wait counts whole for every pipeline that had it last: these may sum up to more."""
     counted = total = longest = 0.0
     by_kind: dict[str, float] = {}
     by_pipeline: dict[str, float] = {}

@@ -14,6 +14,7 @@ scheduler's records and the simulator's figures. It must not know the runtime or
     summary.py      the table at the end of a run
     metrics.py      the exposition that Prometheus reads
     simulation.py   the tables of `simulate`
+    history         faces of a run's history: a trace, a page, a screen
 
 Two rules. Text that came from a child, a model or a file goes through `observe.sanitize` and is never read as markup. What a terminal has no
 room for gives way in a stated order, and names never do; on a pipe nothing is cut or wrapped.

@@ -1,6 +1,6 @@
 """This module prints the table at the end of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -14,7 +14,8 @@ from supervisor.views.status import cell, duration, reward
 _COLUMNS = ("pipeline", "steps", "samples", "reward", "weights", "pauses", "resumes", "restarts", "waited")
 
 
-def render(summary: Summary, directory: str) -> RenderableType:
+def render(summary: Summary, directory: str, costs: Iterable[Text] = ()) -> RenderableType:
+    """Return the table, what the run cost (`costs`, a line each), why what failed failed, how all ended, and where it lies."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "pipeline" else "right")
@@ -23,7 +24,13 @@ def render(summary: Summary, directory: str) -> RenderableType:
         steps = f"{pipeline.steps}/{pipeline.of}" if pipeline.of and pipeline.steps != pipeline.of else pipeline.steps
         row = (steps, pipeline.samples, told, f"v{pipeline.weight_version}", pipeline.pauses, pipeline.resumes, pipeline.restarts)
         table.add_row(cell(name, "bold"), *(cell(value) for value in row), cell(f"{pipeline.waited_s:.1f} s"))
-    return Group(table, *_reasons(summary, directory), _verdict(summary), _unbroken(directory, "dim"))
+    return Group(
+        table,
+        *(_unbroken(line.plain, "dim") for line in costs),
+        *_reasons(summary, directory),
+        _verdict(summary),
+        _unbroken(directory, "dim"),
+    )
 
 
 def _reasons(summary: Summary, directory: str) -> Iterator[Text]:
@@ -70,8 +77,8 @@ def _meaning(summary: Summary) -> str:
     return meaning[0].upper() + meaning[1:]
 
 
-def show(summary: Summary, directory: str, console: Console | None = None) -> None:
+def show(summary: Summary, directory: str, console: Console | None = None, costs: Iterable[Text] = ()) -> None:
     console = console if console is not None else Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=200, no_color=True)
-    console.print(render(summary, directory), crop=False)
+    console.print(render(summary, directory, costs), crop=False)

@@ -1,8 +1,10 @@
 """Faces of a run's history: a trace for Perfetto, a page for a browser, a screen for a terminal. Each is made of a `History` and keeps nothing.
 
+    reader.py     reads a run's history from its recording, of a run that goes on, has ended or was killed; reads on while it grows
     trace.py      the history as a Chrome trace: a track for each GPU and each pipeline, counters, marks
     page_data.py  what the page shows, as plain data: lanes as numbers, splits, waits, curves, marks, what alone would have cost
     page.py       the page itself: one HTML file without any outside address (`page.html` beside it, and the data)
+    costs.py      a few lines below a summary: where the time went, who was waited for, what sharing has brought
     screen.py     `top`: one screen of text, as wide and as high as it is told
     thinning.py   lanes of very long runs in fewer slices, with the same totals
 

@@ -53,7 +53,7 @@ ACTING = ("stop", "restart", "drain", "pause", "resume", "reset", "run", "--kill
 @pytest.mark.parametrize(
     "words",
     [
-        ["top"],
+        ["stp"],
         ["stpo"],
         ["rsetart"],
         ["drian"],

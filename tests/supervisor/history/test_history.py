@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from supervisor.attempt.history import HistoryReader, read_history
 from supervisor.attempt.recording import FOLDER, HISTORY_SUFFIX, RecordedScheduler, histories, segments
 from supervisor.history import totals
 from supervisor.history.facts import TRAINER, Party
 from supervisor.history.fold import History
 from supervisor.history.lanes import GPU_KINDS, PIPELINE_KINDS, Doing, Lane
 from supervisor.simulate.faults.simulation import Simulation
+from supervisor.views.history.reader import HistoryReader, read_history
 from tests.harness.boxes import BOXES
 from tests.harness.recorded_runs import EPOCH, record
 from trainers.protocol.ids import EngineId

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from supervisor.attempt.history import read_history
+from supervisor.attempt.summary import PipelineSummary, Summary, write
+from supervisor.cli import history as history_commands
+from supervisor.cli.history import costs_of
 from supervisor.cli.main import main
 from supervisor.history import totals
 from supervisor.history.facts import BoxIs, Demand, EnginesOf, GpuLent, Noted, Party, PipelineOf, Reported, TrainerIs, Waits
@@ -22,6 +24,7 @@ from supervisor.history.fold import History
 from supervisor.history.lanes import Doing, Lane
 from supervisor.views.history.page import data_json, page
 from supervisor.views.history.page_data import HIDDEN, page_data
+from supervisor.views.history.reader import read_history
 from supervisor.views.history.thinning import thinned, width_for
 from supervisor.views.history.trace import GPUS, trace
 from tests.harness.boxes import BOXES
@@ -206,3 +209,35 @@ def test_the_commands_write_where_they_are_told(tmp_path: Path, capsys: pytest.C
     assert str(attempt / "timeline.json") in capsys.readouterr().out
     assert main(["report", str(attempt), "-o", str(tmp_path / "no" / "r.html")]) == 2
     assert "-o FILE" in capsys.readouterr().err
+
+
+def test_the_summary_says_where_the_time_went_and_who_was_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attempt = tmp_path / "runs" / "four" / "attempt_1"
+    world = record(attempt, box=BOXES["seed"], faults=None)
+    (attempt / "run_id").write_text("four-1\n")
+    summary = Summary(run="four-1", exit=0, wall_s=world.now, pipelines={name: PipelineSummary(steps=3, of=3) for name in ("p1", "p2")})
+    write(attempt, summary)
+    (attempt / "lock").touch()
+    assert main(["status", str(attempt)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^GPU time: work \d+ %.*switches \d", told, re.MULTILINE)
+    assert re.search(r"^p1: train \d.* waited \d.* for .*p2 \d", told, re.MULTILINE)
+    assert re.search(r"the same work would have taken .* \(simulated\); shared it took .* times as fast$", told, re.MULTILINE)
+    assert main(["report", str(attempt), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["utilisation"] + data["switching"] + data["idle"] <= 1.0
+    assert data["worth"]["in_turn"] == pytest.approx(sum(data["worth"]["alone"].values()), abs=0.01)
+
+
+def test_what_is_not_recorded_costs_the_summary_nothing(tmp_path: Path) -> None:
+    assert costs_of(tmp_path) == []
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "000001.jsonl.gz").write_bytes(b"no gzip")
+    assert costs_of(tmp_path) == []
+
+
+def test_a_long_run_is_not_read_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record(tmp_path)
+    assert len(costs_of(tmp_path)) > 1
+    monkeypatch.setattr(history_commands, "AT_ONCE_BYTES", 1000)
+    assert ["bin/supervise report" in line.plain for line in costs_of(tmp_path)] == [True]

@@ -3,22 +3,19 @@
 It only reads files, and asks no supervisor. A reader that is kept (`HistoryReader`) reads at each `poll` what has been written since.
 """
 
-import gzip
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Final
+from typing import BinaryIO, Final
 
 import msgspec
 
 from supervisor.attempt.directory import is_running
-from supervisor.attempt.recording import FOLDER, Changed, Closed, Heard, Opened, histories, read, told
+from supervisor.attempt.recording import FOLDER, Changed, Closed, Heard, Opened, histories, open_plain, read, texts, told
 from supervisor.attempt.state_codec import Damaged, restored
 from supervisor.errors import UsageError
 from supervisor.history.changes import Changes
 from supervisor.history.fold import History
-from supervisor.host.regular_file import open_regular
 from supervisor.scheduler import Scheduler
 
 _BLOCK: Final = 1 << 20
@@ -32,7 +29,7 @@ class HistoryReader:
         self.history = History()
         self._folder = attempt / FOLDER
         self._done: Path | None = None  # the newest segment that has been read to its end
-        self._open: tuple[Path, IO[bytes]] | None = None  # the one that is still written to
+        self._open: tuple[Path, BinaryIO] | None = None  # the one that is still written to
         self._rest = b""
 
     def poll(self, now: float | None = None) -> bool:
@@ -75,26 +72,25 @@ class HistoryReader:
         """Read a segment to its end; stay at the end of one that may be written to."""
         self._rest = b""
         if path.suffix == ".gz":
-            with open(open_regular(path), "rb") as raw, gzip.open(raw, "rb") as packed:
-                self._take(packed, path)
+            self._take(texts(path), path)
             self._done = path
             return
         if self._open is not None:
             self._done = self._open[0]
             self.close()
-        file = os.fdopen(open_regular(path), "rb")
+        file = open_plain(path)
         self._open = path, file
         self._take(self._lines(file), path)
 
-    def _lines(self, file: IO[bytes]) -> Iterator[bytes]:
+    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
         """Yield the complete lines that are there; what is not yet complete waits for the next look."""
         while block := file.read(_BLOCK):
             *lines, self._rest = (self._rest + block).split(b"\n")
             yield from lines
 
-    def _take(self, texts: Iterator[bytes] | IO[bytes], path: Path | None = None) -> None:
+    def _take(self, lines: Iterator[bytes], path: Path | None = None) -> None:
         history = self.history
-        for line in told(texts):
+        for line in told(lines):
             match line:
                 case Changed(at=at, facts=facts):
                     history.changed(at, facts)
