@@ -42,7 +42,7 @@ from supervisor.observe.status_builder import Constants
 from supervisor.runtime.driver import Driver, Loop, Observer
 from supervisor.runtime.engines import Engines
 from supervisor.runtime.gateways import Gateways, Listeners
-from supervisor.runtime.gpu_memory import GpuMemory, unmeasured_gpus, unmeasured_pipelines
+from supervisor.runtime.gpu_memory import GpuMemory, memory_rules, unmeasured_gpus, unmeasured_pipelines
 from supervisor.runtime.group_lifecycle import GroupLifecycle, Groups
 from supervisor.runtime.model_recipe import Models
 from supervisor.runtime.operator_requests import OperatorRequests, StatusSource, Stopper
@@ -225,7 +225,7 @@ class Run:
         transports = {id: SharedMemory(folder_of(facts.paths.shm, id), facts.paths.model(table)) for id, table in facts.pipelines}
         output = TrainerOutput(transports, checkpoints)
         engines = Engines(facts, lifecycle, transports, logs.log)
-        memory = GpuMemory(machine.meter, groups, loop, config.host.residual_mib)
+        memory = GpuMemory(machine.meter, groups, loop, memory_rules(config, machine.meter.gpus, exact=not machine.meter.measures_others))
         performer = Performer(
             feed=driver.feed,
             lifecycle=lifecycle,

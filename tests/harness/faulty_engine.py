@@ -141,6 +141,7 @@ class Engine:
         self.waiting = 0  # followers that have not answered this step
         self.acknowledged = False
         self.memory = []
+        self.device = None
         self.poll = select.poll()
 
     # -- the start
@@ -202,18 +203,27 @@ class Engine:
             file.write(text[:15])
 
     def hold(self):
+        if "SCRIPTED_BOX" in os.environ:  # cards of `gpu_box.py` instead of virtual GPUs
+            from gpu_allocations import EngineMemory
+
+            self.device = EngineMemory(os.environ["SCRIPTED_BOX"], os.environ)
+            return
         for device in filter(None, os.environ.get("TRAINSHED_GPUS", "").split(",")):
             number = device.partition(":")[2]
             descriptor = os.memfd_create(f"trainshed-gpu-{number}", os.MFD_CLOEXEC)
             self.memory.append(descriptor)
         self.take()
 
-    def take(self):
+    def take(self, tags=()):
+        if self.device is not None:
+            self.device.take(tags)
         for descriptor in self.memory:
             os.ftruncate(descriptor, self.knobs.memory)
             os.posix_fallocate(descriptor, 0, self.knobs.memory)
 
     def give(self):
+        if self.device is not None:
+            self.device.give()
         for descriptor in self.memory:
             os.ftruncate(descriptor, 0)
 
@@ -524,7 +534,7 @@ class Engine:
             die()
         self.released -= tags
         self.tell(b"t")
-        self.take()
+        self.take(tags)
         self.reply(connection, 200, b"null")
 
     def update(self, connection, body):
