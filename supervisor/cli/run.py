@@ -179,6 +179,6 @@ def gpus(host: "HostTable") -> "list[GpuFact]":
 
     meter = open_meter(host.gpus, host.virtual)
     try:
-        return [GpuFact(gpu.id, gpu.name, gpu.total_bytes) for gpu in meter.gpus]
+        return [GpuFact(gpu.id, gpu.name, gpu.total_bytes, gpu.driver_cuda) for gpu in meter.gpus]
     finally:
         meter.close()

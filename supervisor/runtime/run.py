@@ -339,5 +339,6 @@ async def _show_progress(show: ShowProgress, status: StatusSource, logs: Logs) -
 
 def _prewarm(facts: RunFacts) -> PrewarmedPool:
     directory, environment, tag = facts.paths.directory.path, facts.environment, f"{facts.paths.directory.run_id}:prewarm:1"
-    env = environment.complete(environment.inherited("trainer").kept, tag)
+    # torch asks the driver, and not CUDA, whether there is a GPU: a context that was made before the fork would be useless after it
+    env = environment.complete(environment.inherited("trainer").kept, tag, ours={"PYTORCH_NVML_BASED_CUDA_CHECK": "1"})
     return PrewarmedPool(env=env, tag=tag, directory=directory, log=directory / "logs" / "prewarm.log")

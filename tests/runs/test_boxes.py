@@ -4,8 +4,10 @@ Every run ends with the trainers having checked every token, with exit code 0, a
 check (docs/gpu.md): each of these cases was seen to fail before its mend.
 """
 
+import json
 import os
 import signal
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +100,32 @@ def test_a_trainer_that_does_not_give_back_is_not_taken_for_one_that_keeps_a_con
     assert run.end(60) == 4, run.tail()
     reasons = [str(record["event"]) for record in run.log() if "still hold memory" in str(record["event"])]
     assert reasons, run.tail()
+
+
+@beside
+def test_an_engine_whose_pool_became_smaller_than_asked_for_does_not_serve(make: Make) -> None:
+    """B8: SGLang only logs it."""
+    made = make()
+    (made.scripts / "p2.0.json").write_text('[{"life": 1, "set": {"pool_lacks": 300}}]')
+    run = made.start()
+    finished(run, restarts=1)
+    said = [str(record["why"]) for record in run.log() if record["event"] == "engine group failed"]
+    assert "its KV pool has room for 212 tokens, and kv_tokens = 512 were asked for" in said[0]
+
+
+@beside
+def test_the_first_sampled_token_is_made_before_an_engine_serves(make: Make) -> None:
+    """B3: else its kernels compile in the first batch, and the engine seems to hang."""
+    made = make()
+    run = made.start()
+    run.when("p1", lambda view: view.step >= 1 and any(engine.pids for engine in view.engines), "an engine")
+    (first, *_) = sorted(made.scripts.glob("live/p1.*"))
+    said = json.loads(first.read_text())
+    request = urllib.request.Request(f"http://127.0.0.1:{said['port']}/script", b"{}", method="POST")
+    with urllib.request.urlopen(request, timeout=5) as reply:
+        canaries = json.loads(reply.read())["canaries"]
+    assert [canary["temperature"] for canary in canaries] == [0, 1.0]
+    finished(run)
 
 
 @beside

@@ -29,6 +29,7 @@ class Gpu:
 
     `total_bytes` is what processes may use: without the `reserved_bytes` of the driver. `index` is its place on the PCI bus among the GPUs that
     the driver shows; a MIG instance has none. `baseline_bytes` were used before anything of ours lived (a display), and are not counted.
+    `driver_cuda` is the newest CUDA that its driver runs (13000 is 13.0).
     """
 
     id: GpuId
@@ -39,6 +40,7 @@ class Gpu:
     index: int | None = None
     reserved_bytes: int = 0
     baseline_bytes: int = 0
+    driver_cuda: int | None = None
 
 
 class GpuMeter(Protocol):
