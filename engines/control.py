@@ -65,7 +65,7 @@ SERVER_INFO: Final = Verb("GET", "/server_info", 10.0, True)
 LOADS: Final = Verb("GET", "/v1/loads?include=core", 5.0, True)
 HEALTH: Final = Verb("GET", "/health", 30.0, True)
 HEALTH_GENERATE: Final = Verb("GET", "/health_generate", 30.0, True)
-GENERATE: Final = Verb("POST", "/generate", 60.0, False)
+GENERATE: Final = Verb("POST", "/generate", 3600.0, False)  # the first one compiles kernels: the operation's deadline is what counts
 ABORT: Final = Verb("POST", "/abort_request", 10.0, True)
 PAUSE: Final = Verb("POST", "/pause_generation", 120.0, True)
 CONTINUE: Final = Verb("POST", "/continue_generation", 30.0, True)
@@ -99,14 +99,17 @@ class _State(msgspec.Struct, frozen=True):
 class _ServerInfo(msgspec.Struct, frozen=True):
     version: str
     internal_states: list[_State] = []
+    max_total_num_tokens: int | None = None
 
 
 class ServerInfo(msgspec.Struct, frozen=True):
-    """The dialect's version, and requests running and waiting where the engine says (the embedded one does; SGLang: `load_info`)."""
+    """The dialect's version, requests running and waiting where the engine says (the embedded one does; SGLang: `load_info`), and the tokens of
+    the KV pool as it became (SGLang)."""
 
     version: str
     running: int | None
     waiting: int | None
+    kv_tokens: int | None = None
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -202,7 +205,7 @@ class EngineControl:
             info = await self._calls.ask(SERVER_INFO, _ServerInfo)
         states = info.internal_states
         running, waiting = [state.num_running_reqs for state in states], [state.num_waiting_reqs for state in states]
-        return ServerInfo(info.version, _sum(running), _sum(waiting))
+        return ServerInfo(info.version, _sum(running), _sum(waiting), info.max_total_num_tokens)
 
     async def load_info(self, deadline: float) -> Load:
         """Requests running and waiting. Raises EngineError."""
@@ -222,10 +225,15 @@ class EngineControl:
         with within(deadline, HEALTH_GENERATE.path):
             await self._calls.send(HEALTH_GENERATE)
 
-    async def canary(self, deadline: float) -> None:
-        """One token by the route that samples take. Raises EngineError; EngineRefused also when the engine aborted it, or is not awake."""
+    async def canary(self, deadline: float, *, sampled: bool = False) -> None:
+        """One token by the route that samples take, the likeliest or a `sampled` one (whose kernels are others, compiled at first use).
+
+        Raises EngineError; EngineRefused also when the engine aborted it, or is not awake.
+        """
         self._must_be_awake("the canary")
-        body = {"input_ids": [0], "rid": uuid.uuid4().hex, "sampling_params": {"max_new_tokens": 1, "temperature": 0, "ignore_eos": True}}
+        chance = {"temperature": 1.0, "top_p": 0.9} if sampled else {"temperature": 0}
+        params = {"max_new_tokens": 1, "ignore_eos": True, **chance}
+        body = {"input_ids": [0], "rid": uuid.uuid4().hex, "sampling_params": params, "return_logprob": sampled}
         with within(deadline, "the canary"):
             meta = (await self._calls.ask(GENERATE, _Generated, body)).meta_info
         if meta.finish_reason.type == "abort" or meta.completion_tokens != 1:

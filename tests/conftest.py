@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.gpu_box import library
+
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 """Under nohup it is ignored, and every child would inherit that: those who hang up a terminal here would wait for ever."""
 
@@ -18,3 +20,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(TESTS).parts[0] in REAL:
             item.add_marker(pytest.mark.real)
+
+
+@pytest.fixture(scope="session")
+def nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripted driver, compiled (`harness/gpu_box.py`). It needs a C compiler, as an environment for SGLang does."""
+    return library(tmp_path_factory.mktemp("nvml"))

@@ -12,10 +12,25 @@ from engines.sglang.versions import Profile
 OURS: Final = (
     "--model-path", "--model", "--host", "--port", "--nccl-port", "--dist-init-addr", "--nccl-init-addr", "--nnodes", "--node-rank",
     "--tp-size", "--tp", "--tensor-parallel-size", "--ep-size", "--ep", "--expert-parallel-size", "--dp-size", "--dp",
-    "--data-parallel-size", "--pp-size", "--pp", "--pipeline-parallel-size", "--base-gpu-id", "--gpu-id-step", "--api-key",
+    "--data-parallel-size", "--attn-dp-size", "--enable-dp-attention",
+    "--pp-size", "--pp", "--pipeline-parallel-size", "--base-gpu-id", "--gpu-id-step", "--api-key",
     "--admin-api-key", "--config", "--weight-version", "--tokenizer-worker-num", "--skip-tokenizer-init", "--use-ray", "--grpc-mode",
 )  # fmt: skip
 """Flags that an operator's `args` may not set: the supervisor's own promises hang on them. (`--dp-size`: one engine is one replica.)"""
+QUANTISED: Final = ("--quantization", "--quantization-param-path", "--torchao-config")
+"""Flags that make an engine quantise its weights. At each load that allocates outside of what can be released (0.5.23, `process_weights_after_loading`):
+a sleeper would keep more each time."""
+CACHES: Final = {
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "SGLANG_CACHE_DIR": "sglang",
+    "SGLANG_DG_CACHE_DIR": "deep_gemm",
+    "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+    "TVM_FFI_CACHE_DIR": "tvm-ffi",
+    "TORCH_EXTENSIONS_DIR": "extensions",
+}
+"""Where compiled kernels go, below `Spec.cache`: they outlive a restart (which would compile for 20 to 60 s again), and TMPDIR may be on a
+file system that forbids to execute what is loaded from it (/dev/shm in containers)."""
 STRIPPED: Final = (
     "PYTORCH_CUDA_ALLOC_CONF",  # expandable segments: nothing would be released
     "PYTORCH_ALLOC_CONF",
@@ -30,6 +45,8 @@ STRIPPED: Final = (
 )
 """Variables that SGLang must not inherit. An operator who sets one in `env` is taken at their word."""
 
+USUAL_MEMORY: Final = 0.9
+MOST_MEMORY: Final = 0.97
 SOCKET_ROOM: Final = 85
 """Bytes of a TMPDIR's path: SGLang makes Unix sockets in it, whose path may have 107."""
 
@@ -39,7 +56,9 @@ class Spec:
     """One member to launch. `shape` is what `lifecycle.members.arguments` says; `folder` its own TMPDIR, in which `settings.yaml` holds the keys.
 
     `kv_tokens` is the size of the KV pool: pinned, since what SGLang would choose depends on who else is on the GPU at that moment.
-    `cpus` are the cores this process may use (only for `device = "cpu"`).
+    `cpus` are the cores this process may use (only for `device = "cpu"`). `memory_fraction` is the share of a GPU that weights and pool may take:
+    SGLang silently makes a smaller pool where its own guess says so. `libraries` are folders with CUDA's runtime in SGLang's own environment:
+    its memory saver is preloaded before Python could find them. `cache` is a folder for compiled kernels, of one version and one kind of GPU.
     """
 
     python: str
@@ -54,6 +73,9 @@ class Spec:
     folder: str
     profile: Profile
     cpus: Sequence[int] = (0,)
+    memory_fraction: float | None = None
+    libraries: Sequence[str] = ()
+    cache: str | None = None
     args: Sequence[str] = ()
 
     @property
@@ -83,6 +105,8 @@ def arguments(spec: Spec) -> list[str]:
         argv += ["--attention-backend", "torch_native"]
     else:
         argv += ["--enable-memory-saver"]
+        if spec.memory_fraction is not None:
+            argv += ["--mem-fraction-static", f"{spec.memory_fraction:.3f}"]
         if spec.profile.prefill_graph_choice:
             argv += ["--cuda-graph-backend-prefill", "disabled"]
     return [*argv, *spec.args]
@@ -110,6 +134,11 @@ def environment(spec: Spec, inherited: Mapping[str, str], own: Mapping[str, str]
             ours["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(spec.cpus[rank % len(spec.cpus)]) for rank in range(spec.gpus))
     else:
         ours["SGLANG_MEMORY_SAVER_CUDA_GRAPH"] = "1"  # else the graphs' memory stays when the engine sleeps
+        ours["TMS_RETAIN_CPU_BACKUP"] = "1"  # else each pause allocates pinned memory for the graphs' copy anew, 0.3 to 0.8 GB a rank
+        if spec.libraries:
+            ours["LD_LIBRARY_PATH"] = ":".join([*spec.libraries, *filter(None, [kept.get("LD_LIBRARY_PATH")])])
+        if spec.cache is not None:
+            ours |= {name: kept.get(name, f"{spec.cache}/{folder}") for name, folder in CACHES.items()}
         if spec.gpus > 1:
             ours["NCCL_GRAPH_REGISTER"] = "0"  # a graph that NCCL has registered hangs after its memory was remapped
     return {**kept, **ours, **own}
@@ -118,6 +147,20 @@ def environment(spec: Spec, inherited: Mapping[str, str], own: Mapping[str, str]
 def refused(args: Sequence[str]) -> list[str]:
     """Return those of an operator's arguments that only we may set. SGLang's parser takes the beginning of a flag for the flag."""
     return [arg for arg in args if (flag := arg.partition("=")[0]) in OURS or (len(flag) > 2 and any(one.startswith(flag) for one in OURS))]
+
+
+def quantising(args: Sequence[str]) -> list[str]:
+    """Return those of an operator's arguments that would quantise the weights."""
+    return [arg for arg in args if len(flag := arg.partition("=")[0]) > 5 and any(one.startswith(flag) for one in QUANTISED)]
+
+
+def memory_fraction(weights: int, pool: int, total: int, others: int) -> float:
+    """Return the share of a GPU's memory that weights and KV pool (bytes on each GPU) are to be allowed, `others` being what sleepers may keep.
+
+    SGLang takes it of what is free before it loads (0.5.23, kv_cache_configurator.py: free - before * (1 - fraction)). The pool's size is pinned,
+    so a larger share takes nothing from anybody.
+    """
+    return min(MOST_MEMORY, max(USUAL_MEMORY, (weights + pool) / max(1, total - others) + 0.02))
 
 
 def seed(pipeline: int, rank: int, incarnation: int) -> int:

@@ -40,6 +40,9 @@ def run(
     ] = False,
     resume_from: Annotated[str | None, Parameter("--resume-from", show=False)] = None,
     json: Annotated[bool, Parameter("--json", negative="", help="For programs: JSON on standard output.")] = False,
+    anyway: Annotated[
+        bool, Parameter("--anyway", negative="", help="Start although `check` says that it does not fit on this machine.")
+    ] = False,
     detach: Annotated[
         bool,
         Parameter(
@@ -58,7 +61,9 @@ def run(
     """Run a configuration file to its end. Ctrl-C stops gracefully, a second one at once, a third one kills."""
     with streams.lasting():  # a run does not end because nobody reads what it says
         return _run(
-            _Asked(file, resume, resume_from, json, detach, log_level or ("warning" if quiet else "debug" if verbose or json else None))
+            _Asked(
+                file, resume, resume_from, json, detach, log_level or ("warning" if quiet else "debug" if verbose or json else None), anyway
+            )
         )
 
 
@@ -72,6 +77,7 @@ class _Asked:
     json: bool
     detach: bool
     level: Level | None
+    anyway: bool
 
 
 def _run(asked: _Asked) -> int:
@@ -82,6 +88,8 @@ def _run(asked: _Asked) -> int:
     from supervisor.views.progress import Progress
 
     loaded, choice = _loaded(asked)
+    if choice is None and not asked.anyway:
+        _refuse_what_does_not_fit(loaded)
     runs = runs_directory(loaded.config)
     attempt = open_chosen(choice, runs, loaded.name)
     try:
@@ -113,6 +121,17 @@ def _run(asked: _Asked) -> int:
 
         show(summary, str(attempt.path), costs=costs_of(attempt.path))
     return summary.exit
+
+
+def _refuse_what_does_not_fit(loaded: "Loaded") -> None:
+    """Refuse a run that would die of what `check` knows already. Raises UsageError."""
+    from supervisor.views.check import look, short_of
+
+    if not (found := look(loaded)).fits:
+        short = "; ".join(short_of(found))
+        raise UsageError(
+            f"It does not fit: {short}. `supervise check {loaded.path}` shows all of it; `run --anyway` starts it all the same."
+        )
 
 
 def _begun(attempt: "RunDirectory", asked: _Asked) -> None:
@@ -204,6 +223,6 @@ def gpus(host: "HostTable") -> "list[GpuFact]":
 
     meter = open_meter(host.gpus, host.virtual)
     try:
-        return [GpuFact(gpu.id, gpu.name, gpu.total_bytes) for gpu in meter.gpus]
+        return [GpuFact(gpu.id, gpu.name, gpu.total_bytes, gpu.driver_cuda) for gpu in meter.gpus]
     finally:
         meter.close()

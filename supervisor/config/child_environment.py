@@ -22,7 +22,7 @@ _COMPUTE: Final = (
 _PYTHON: Final = ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYENV_ROOT", "PYENV_VERSION")
 """Which environment the caller's `python` belongs to."""
 DEFAULTS: Final[Mapping[Child, tuple[str, ...]]] = {
-    "engine": (*_ALL, *_COMPUTE, "SGLANG_*", "SGL_*"),
+    "engine": (*_ALL, *_COMPUTE, "SGLANG_*", "SGL_*", "FLASHINFER_*", "TVM_FFI_*", "DG_*"),
     "trainer": (*_ALL, *_COMPUTE, "WANDB_*", "MLFLOW_*", "TENSORBOARD_*", *_PYTHON),
     "gateway": _ALL,
 }

@@ -8,7 +8,7 @@ never guessed.
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from supervisor.config.child_environment import choose
 from supervisor.config.kinds.registry import kind_of
@@ -24,6 +24,11 @@ SNAPSHOTS = 3
 TRAINING_BYTES = 4
 """Float32 weights, gradients and two moments of Adam: this many times the weights' float32 bytes, shared by the ranks."""
 
+CONTEXT: Final = 460 * MIB
+"""Whoever lives beside the holder of a GPU has a CUDA context there at least: 0.45 to 0.61 GiB with CUDA 13."""
+SMALL_SHM: Final = 1 << 30
+"""Ranks on several GPUs hand each other data through shared memory as well (NCCL, gloo), beside the weights."""
+
 Verdict = Literal["fits", "does not fit", "unmeasured"]
 
 
@@ -35,6 +40,7 @@ class Machine:
     memory_free: int | None
     shm_free: int | None
     environ: Mapping[str, str]
+    shm_total: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class GpuPlan:
-    """One GPU. `needs` is its largest claim plus what the sleepers leave behind; None when no claim is known."""
+    """One GPU. `needs` is its largest claim plus a context of everybody else who lives there; None when no claim is known."""
 
     gpu: GpuFact
     claims: tuple[Claim, ...]
@@ -137,8 +143,8 @@ def verdict(needs: int | None, has: int | None) -> Verdict:
 def _gpu(gpu: GpuFact, config: Config, sizes: Mapping[str, ModelSize | None]) -> GpuPlan:
     claims = tuple(claim for pipeline in config.pipeline for claim in _claims(pipeline, gpu.id, sizes.get(pipeline.name)))
     known = [claim.needs for claim in claims if claim.needs is not None]
-    sleepers = sum(1 for claim in claims if claim.priority is Priority.ROLLOUT)
-    needs = max(known) + max(0, sleepers - 1) * config.host.residual_mib * MIB if known and len(known) == len(claims) else None
+    beside = max(0, len({claim.holder for claim in claims}) - 1) if gpu.total_bytes is not None else 0
+    needs = max(known) + beside * CONTEXT if known and len(known) == len(claims) else None
     return GpuPlan(gpu, claims, needs, verdict(needs, gpu.total_bytes) if claims else "fits")
 
 
@@ -203,6 +209,11 @@ def _notes(config: Config, machine: Machine) -> Iterator[str]:
             yield f"{pipeline.name}: memory of the trainer's command is unmeasured on virtual GPUs, unless it uses trainshed.virtual_gpu."
         if len({*pipeline.trainer.gpus} & {*pipeline.engine.gpus}) == len({*pipeline.engine.gpus}):
             yield f"{pipeline.name}: trains on every GPU that its engines have, so it never rolls out while it trains."
+    if machine.shm_total is not None and any(gpu.total_bytes is not None for gpu in machine.gpus):
+        several = any(pipeline.engine.tp > 1 or len(pipeline.trainer.gpus) > 1 for pipeline in config.pipeline)
+        if machine.shm_total < SMALL_SHM and (several or config.host.shm.startswith("/dev/shm")):
+            size = f"{machine.shm_total / MIB:.0f} MiB"
+            yield f"{config.host.shm} has {size} in all: weights and NCCL need more. In docker, `--shm-size=32g` or `--ipc=host`; or another [host] shm."
     unused = [gpu.id for gpu in machine.gpus if not any(gpu.id in _wanted(pipeline) for pipeline in config.pipeline)]
     if unused:
         yield f"GPUs that nobody may hold: {', '.join(map(str, unused))}."

@@ -63,7 +63,7 @@ def load(path: str | Path, inventory: Inventory | None = None) -> Loaded:
     draft = rules.Draft(draft.host, draft.pipelines, len(gpus) if gpus else rules.gpu_count(host))
     later += rules.findings(draft, registry.findings)
     name = base.parent.name if record else _stem(file)
-    later += premises.findings(draft, base, name, ask=inventory is not None)
+    later += premises.findings(draft, base, name, ask=inventory is not None, gpus=gpus)
     found += [finding for finding in later if not _consequence(finding, unread)]
     if found:
         raise ConfigError(_mistakes(found, str(path), lines(text), draft))

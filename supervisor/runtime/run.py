@@ -45,7 +45,7 @@ from supervisor.observe.status_builder import Constants
 from supervisor.runtime.driver import Driver, Loop, Observer
 from supervisor.runtime.engines import Engines
 from supervisor.runtime.gateways import Gateways, Listeners
-from supervisor.runtime.gpu_memory import GpuMemory, unmeasured_gpus, unmeasured_pipelines
+from supervisor.runtime.gpu_memory import GpuMemory, memory_rules, unmeasured_gpus, unmeasured_pipelines
 from supervisor.runtime.group_lifecycle import GroupLifecycle, Groups
 from supervisor.runtime.model_recipe import Models
 from supervisor.runtime.operator_requests import OperatorRequests, StatusSource, Stopper
@@ -272,7 +272,7 @@ class Run:
         ranks = Ranks(facts, lifecycle, loop, output)
         limits = {id: limit for id, table in facts.pipelines if (limit := table.trainer.watchdog_s) is not None}
         engines = Engines(facts, lifecycle, transports, logs.log)
-        memory = GpuMemory(machine.meter, groups, loop, config.host.residual_mib)
+        memory = GpuMemory(machine.meter, groups, loop, memory_rules(config, machine.meter.gpus, exact=not machine.meter.measures_others))
         performer = Performer(
             feed=driver.feed,
             lifecycle=lifecycle,
@@ -390,7 +390,8 @@ async def _show_progress(show: ShowProgress, status: StatusSource, logs: Logs) -
 
 def _prewarm(facts: RunFacts, logs: Logs) -> PrewarmedPool:
     directory, environment, tag = facts.paths.directory.path, facts.environment, f"{facts.paths.directory.run_id}:prewarm:1"
-    env = environment.complete(environment.inherited("trainer").kept, tag)
+    # torch asks the driver, and not CUDA, whether there is a GPU: a context that was made before the fork would be useless after it
+    env = environment.complete(environment.inherited("trainer").kept, tag, ours={"PYTORCH_NVML_BASED_CUDA_CHECK": "1"})
 
     def replaced(pid: int, why: str) -> None:
         logs.log.warning("the prewarmed pool does not answer and is replaced; its children go on", pid=pid, why=why)

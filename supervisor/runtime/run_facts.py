@@ -101,7 +101,7 @@ class ChildEnvironment:
         made = {**base, RUN: str(self.directory), TAG: tag, **ours}
         if gpus is not None:
             made |= {GPUS: ",".join(gpus.devices)} if gpus.devices else {}
-            made |= gpus.env if python_path is not None else {"CUDA_VISIBLE_DEVICES": gpus.env["CUDA_VISIBLE_DEVICES"]}
+            made |= {name: value for name, value in gpus.env.items() if python_path is not None or name.startswith("CUDA_")}
         if python_path is not None:
             made |= {"PYTHONPATH": python_path, "PYTHONUNBUFFERED": "1"}
         return made

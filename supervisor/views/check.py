@@ -1,7 +1,6 @@
 """`bin/supervise check FILE` shows the picture of `supervisor.config.fit` as tables, and reads from the machine what the picture needs."""
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.text import Text
 from supervisor.attempt.directory import runs_directory
 from supervisor.config.fit import Claim, GpuPlan, Machine, Part, Picture, Verdict, picture
 from supervisor.config.load import Loaded
+from supervisor.config.machine.host_room import memory_free, shared_memory
 from supervisor.config.machine.model_files import model_size
 from supervisor.config.schema.findings import GpuFact
 from supervisor.config.schema.tables import Config
@@ -28,7 +28,8 @@ def look(loaded: Loaded) -> Picture:
     config = loaded.config
     sizes = {pipe.name: model_size(Path(pipe.engine.model)) if isinstance(pipe.engine.model, str) else None for pipe in config.pipeline}
     gpus = loaded.gpus or virtual_gpus(config)
-    machine = Machine(gpus, _memory_free(), _room(config.host.shm), dict(os.environ))
+    shm = shared_memory(config.host.shm)
+    machine = Machine(gpus, memory_free(), shm.free, dict(os.environ), shm.total)
     return picture(config, machine, sizes)
 
 
@@ -38,21 +39,6 @@ def virtual_gpus(config: Config) -> tuple[GpuFact, ...]:
     if host.virtual is not None:
         return tuple(GpuFact(GpuId(gpu), "virtual", None) for gpu in range(host.virtual))
     return tuple(GpuFact(GpuId(i), str(gpu), None) for i, gpu in enumerate(host.gpus)) if isinstance(host.gpus, list) else ()
-
-
-def _memory_free() -> int | None:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), None)
-    except (OSError, ValueError):
-        return None
-
-
-def _room(directory: str) -> int | None:
-    try:
-        return shutil.disk_usage(directory).free
-    except OSError:
-        return None
 
 
 def render(loaded: Loaded, found: Picture) -> RenderableType:
@@ -153,6 +139,13 @@ def show(loaded: Loaded, found: Picture, console: Console | None = None) -> None
     if not console.is_terminal:
         console = Console(file=console.file, width=160, no_color=True)
     console.print(render(loaded, found))
+
+
+def short_of(found: Picture) -> list[str]:
+    """Return what is too small, one sentence each."""
+    short = [(f"GPU {plan.gpu.id}", plan.needs, plan.gpu.total_bytes) for plan in found.gpus if plan.verdict == "does not fit"]
+    short += [(room.what, room.needs, room.has) for room in found.rooms if room.verdict == "does not fit"]
+    return [f"{what} needs {gib(needs)} at least and has {gib(has)}" for what, needs, has in short]
 
 
 def show_mistakes(mistakes: Sequence[Mistake], console: Console | None = None) -> None:

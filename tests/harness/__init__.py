@@ -16,6 +16,9 @@ Four stand-ins speak SGLang's dialect, each because the others cannot do what it
 Their behaviour was seen on SGLang 0.5.23: `tests/sglang/test_conformance.py` puts the same questions to the embedded engine, the scripted one and the
 real one, and `test_traps.py` and `test_deaths.py` look for each trap of the faulty one on the real one (`bin/test --sglang`).
 
+The driver and the cards: `gpu_box.py` writes a scripted box (profiles from published figures), `scripted_nvml.c` is its `libnvidia-ml.so.1`,
+`gpu_allocations.py` is how engines and trainers hold memory there, `gpu_run.py` runs two pipelines on it.
+
 Other neighbours:
 
 - of the scheduler: `checked_scheduler.py` (a world that answers every action at once and well), `scheduler_bench.py` (a test speaks for trainers and

@@ -50,6 +50,7 @@ class Knobs:
     open_to_all = False  # answers without a key, as somebody else's server does
     bind_other = False  # listens on another port than it was told to
     memory = MEMORY
+    pool_lacks = 0  # tokens by which its KV pool is smaller than it was told
 
 
 class Request:
@@ -141,6 +142,8 @@ class Engine:
         self.waiting = 0  # followers that have not answered this step
         self.acknowledged = False
         self.memory = []
+        self.device = None
+        self.canaries = []  # what it was asked for before it served anybody
         self.poll = select.poll()
 
     # -- the start
@@ -202,18 +205,27 @@ class Engine:
             file.write(text[:15])
 
     def hold(self):
+        if "SCRIPTED_BOX" in os.environ:  # cards of `gpu_box.py` instead of virtual GPUs
+            from gpu_allocations import EngineMemory
+
+            self.device = EngineMemory(os.environ["SCRIPTED_BOX"], os.environ)
+            return
         for device in filter(None, os.environ.get("TRAINSHED_GPUS", "").split(",")):
             number = device.partition(":")[2]
             descriptor = os.memfd_create(f"trainshed-gpu-{number}", os.MFD_CLOEXEC)
             self.memory.append(descriptor)
         self.take()
 
-    def take(self):
+    def take(self, tags=()):
+        if self.device is not None:
+            self.device.take(tags)
         for descriptor in self.memory:
             os.ftruncate(descriptor, self.knobs.memory)
             os.posix_fallocate(descriptor, 0, self.knobs.memory)
 
     def give(self):
+        if self.device is not None:
+            self.device.give()
         for descriptor in self.memory:
             os.ftruncate(descriptor, 0)
 
@@ -417,7 +429,7 @@ class Engine:
     def route(self, connection, method, path, body, authorization):
         if path == "/script":
             self.spell(body, body.pop("for", 0.0), body.pop("nap", 0.0))
-            self.reply(connection, 200, {"asked": self.asked, "tokens": self.tokens})
+            self.reply(connection, 200, {"asked": self.asked, "tokens": self.tokens, "canaries": self.canaries})
             return
         if path in ("/health", "/health_generate"):
             self.health(connection, getattr(self.knobs, path[1:]), path)
@@ -465,7 +477,9 @@ class Engine:
         running = sum(1 for other in self.connections.values() if other.request)
         if not self.stuck:
             states = [{"num_running_reqs": running, "num_waiting_reqs": 0}]
-            self.reply(connection, 200, {"version": "0.5.23", "internal_states": states, "weight_version": self.version})
+            room = int(self.options.get("max-total-tokens", 0)) - self.knobs.pool_lacks
+            said = {"version": "0.5.23", "internal_states": states, "weight_version": self.version, "max_total_num_tokens": room}
+            self.reply(connection, 200, said)
 
     def loads(self, connection, body):
         running = sum(1 for other in self.connections.values() if other.request)
@@ -476,6 +490,8 @@ class Engine:
             self.fault(connection, self.knobs.generate)
             return
         connection.request = Request(body.get("rid", ""), body)
+        if len(self.canaries) < 2:
+            self.canaries.append(body.get("sampling_params"))
         if connection.request.stream:
             connection.out += b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
             self.push(connection)
@@ -524,7 +540,7 @@ class Engine:
             die()
         self.released -= tags
         self.tell(b"t")
-        self.take()
+        self.take(tags)
         self.reply(connection, 200, b"null")
 
     def update(self, connection, body):

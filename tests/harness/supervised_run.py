@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from supervisor.host.ports import holder
@@ -24,14 +24,15 @@ POLL_S = 0.01
 class Run:
     """`bin/supervise run FILE` in `cwd` (past the set-up, which has its own test)."""
 
-    def __init__(self, cwd: Path, file: Path = TINY, *arguments: str) -> None:
+    def __init__(self, cwd: Path, file: Path = TINY, *arguments: str, env: Mapping[str, str] | None = None) -> None:
+        """`env` are variables beside ours."""
         self.cwd = cwd
         before = set(cwd.glob("runs/*/attempt_*"))
         self.output = cwd / "output.txt"
         with open(self.output, "ab") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-E", str(GUARDIAN), "run", str(file), *arguments],
-                cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+                cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **(env or {})},
             )  # fmt: skip
         resumed = "--resume" in arguments
         self.wait_until(lambda: resumed or bool(set(cwd.glob("runs/*/attempt_*")) - before), "a run directory")

@@ -104,6 +104,50 @@ def test_the_environment_makes_health_cheap_and_death_quick() -> None:
     assert "NCCL_GRAPH_REGISTER" not in command.environment(spec(gpus=1), {}, {})
 
 
+def test_the_memory_saver_finds_cudas_runtime_before_python_runs() -> None:
+    """A4: it is preloaded and has no path of its own; the wheels' folder comes before what the shell had."""
+    wheels = "/opt/sglang/lib/python3.12/site-packages/nvidia/cu13/lib"
+    assert command.environment(spec(libraries=[wheels]), {"LD_LIBRARY_PATH": "/usr/local/cuda-12/lib64"}, {})["LD_LIBRARY_PATH"] == (
+        f"{wheels}:/usr/local/cuda-12/lib64"
+    )
+    assert command.environment(spec(libraries=[wheels]), {}, {})["LD_LIBRARY_PATH"] == wheels
+    assert "LD_LIBRARY_PATH" not in command.environment(spec(), {}, {})
+    assert "LD_LIBRARY_PATH" not in command.environment(spec(device="cpu", libraries=[wheels]), {}, {})
+
+
+def test_graphs_are_not_backed_up_into_new_memory_at_each_pause() -> None:
+    """B9: and what a trainer's memory saver has left in the shell is not inherited."""
+    env = command.environment(spec(), {"TMS_RETAIN_CPU_BACKUP": "0", "TMS_INIT_ENABLE": "1"}, {})
+    assert {name: value for name, value in env.items() if name.startswith("TMS_")} == {"TMS_RETAIN_CPU_BACKUP": "1"}
+    assert command.environment(spec(), {}, {"TMS_RETAIN_CPU_BACKUP": "0"})["TMS_RETAIN_CPU_BACKUP"] == "0", "an operator's word"
+
+
+def test_compiled_kernels_outlive_a_restart_and_do_not_lie_in_shared_memory() -> None:
+    """B1: /dev/shm of a container is 64 MiB, and nothing there may be executed."""
+    env = command.environment(spec(cache="/home/u/.cache/trainshed/kernels/0.5.23-H100"), {"TRITON_CACHE_DIR": "/fast/triton"}, {})
+    caches = {name: env[name] for name in command.CACHES}
+    assert caches.pop("TRITON_CACHE_DIR") == "/fast/triton"
+    assert all(path.startswith("/home/u/.cache/trainshed/kernels/0.5.23-H100/") for path in caches.values())
+    assert len(set(caches.values())) == len(caches)
+    assert not command.CACHES.keys() & command.environment(spec(device="cpu", cache="/x"), {}, {}).keys()
+
+
+def test_the_share_of_memory_lets_the_pool_be_what_was_asked_for() -> None:
+    """B8: SGLang's own guess (0.87 on a large card) would silently make a smaller pool."""
+    gib = 1 << 30
+    assert command.memory_fraction(15 * gib, 30 * gib, 80 * gib, 4 * gib) == command.USUAL_MEMORY
+    needed = command.memory_fraction(15 * gib, 53 * gib, 80 * gib, 4 * gib)
+    assert (15 + 53) / (80 - 4) < needed <= command.MOST_MEMORY
+    assert option(command.arguments(spec(memory_fraction=needed)), "--mem-fraction-static") == f"{needed:.3f}"
+    assert "--mem-fraction-static" not in command.arguments(spec(device="cpu", memory_fraction=0.9))
+
+
+@pytest.mark.parametrize("args", [["--quantization", "fp8"], ["--quantization=awq"], ["--quant", "fp8"], ["--torchao-config", "int8wo"]])
+def test_what_quantises_the_weights_is_told(args: list[str]) -> None:
+    assert command.quantising(args) == args[:1]
+    assert command.quantising(["--kv-cache-dtype", "fp8_e5m2"]) == []
+
+
 def test_ranks_on_a_cpu_are_bound_to_cores_that_we_have() -> None:
     env = command.environment(spec(device="cpu", gpus=3, cpus=[4, 6]), {}, {})
     assert env["SGLANG_CPU_OMP_THREADS_BIND"] == "4|6|4"
@@ -111,7 +155,9 @@ def test_ranks_on_a_cpu_are_bound_to_cores_that_we_have() -> None:
     assert "SGLANG_CPU_OMP_THREADS_BIND" not in command.environment(spec(device="cpu", gpus=1), {}, {})
 
 
-@pytest.mark.parametrize("args", [["--port", "1"], ["--port=1"], ["--dp-size", "2"], ["--tp=2"], ["--x", "--api-key", "k"]])
+@pytest.mark.parametrize(
+    "args", [["--port", "1"], ["--port=1"], ["--dp-size", "2"], ["--attn-dp-size", "2"], ["--tp=2"], ["--x", "--api-key", "k"]]
+)
 def test_what_is_ours_to_say_is_refused(args: list[str]) -> None:
     assert command.refused(args) == [arg for arg in args if arg.partition("=")[0] in command.OURS] != []
 

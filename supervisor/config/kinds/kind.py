@@ -9,10 +9,12 @@ from supervisor.config.schema.tables import EngineTable
 
 
 class ModelFiles(NamedTuple):
-    """A model that lies on this machine. `context` is the tokens that it was made for, None where its config.json does not say it."""
+    """A model that lies on this machine. `context` is the tokens that it was made for, None where its config.json does not say it; `quantised`
+    is how its weights are, where they are."""
 
     folder: str
     context: int | None
+    quantised: str | None = None
 
 
 class Installed(NamedTuple):
@@ -20,6 +22,15 @@ class Installed(NamedTuple):
 
     version: str | None
     problem: str = ""
+
+
+class Cuda(NamedTuple):
+    """CUDA on a machine with GPUs, for one interpreter: the major version that its wheels need and the newest version that the driver can run
+    (13000), each None where it is not known, and why SGLang's memory saver cannot be preloaded, if it cannot."""
+
+    needed: int | None
+    driver: int | None
+    preload_problem: str | None = None
 
 
 class Program(NamedTuple):
@@ -40,6 +51,9 @@ class Machine(Protocol):
 
     def installed(self, python: str, package: str, called: str) -> Installed:
         """Asks an interpreter, once and in a process of its own, for the version of `package` (`sglang`; people know it as `SGLang`)."""
+
+    def cuda(self, python: str) -> Cuda | None:
+        """Returns what an interpreter needs of CUDA, and what the driver has; None on virtual GPUs, and where nobody is asked."""
 
 
 class EngineKindConfig(Protocol):

@@ -6,9 +6,9 @@ from typing import Final
 from msgspec.structs import replace
 
 from engines.lifecycle.members import MOST_MEMBERS
-from engines.sglang.command import SOCKET_ROOM, refused
+from engines.sglang.command import SOCKET_ROOM, quantising, refused
 from engines.sglang.versions import UnknownVersion, profile
-from supervisor.config.kinds.kind import Machine, Program
+from supervisor.config.kinds.kind import Cuda, Machine, Program
 from supervisor.config.schema.findings import Finding, GpuFact, ModelSize
 from supervisor.config.schema.rules import DraftPipeline
 from supervisor.config.schema.tables import EngineTable
@@ -27,6 +27,9 @@ def findings(engine: EngineTable, path: str) -> Iterator[Finding]:
         them = "it" if len(flags) == 1 else "them"
         remedy = f"Remove {them}: the supervisor sets {them} (size of the group: `tp`, `ep`; more engines: more `gpus`)."
         yield Finding(f"{path}.args", " ".join(flags), "may not be set by hand", remedy, (kind,))
+    if flags := quantising(engine.args):
+        problem = "quantises the weights, whose memory could then not be given back when the engine sleeps"
+        yield Finding(f"{path}.args", " ".join(flags), problem, "Remove it: rollouts in 16 bits sleep, wake and load in place.", (kind,))
     if engine.kv_tokens is not None and engine.context is not None and engine.kv_tokens < engine.context:
         problem = f"has no room for one sequence of context = {engine.context} tokens"
         yield Finding(f"{path}.kv_tokens", engine.kv_tokens, problem, f"Write {engine.context} or more.", (f"{path}.context",))
@@ -44,6 +47,9 @@ def premises(pipeline: DraftPipeline, engine: EngineTable, machine: Machine) -> 
     if engine.context is None:
         yield from _context(engine, f"{path}.context", machine)
     yield from _sockets(pipeline, machine)
+    if isinstance(engine.model, str) and (model := machine.model(engine)) is not None and model.quantised is not None:
+        problem = f"is quantised ({model.quantised}): weights that a trainer publishes are not, and a load would leave memory behind"
+        yield Finding(f"{path}.model", engine.model, problem, "Name the model in 16 bits that it was made from.")
     if engine.python is not None:
         yield from _interpreter(engine.python, f"{path}.python", machine)
 
@@ -79,6 +85,22 @@ def _interpreter(python: str, key: str, machine: Machine) -> Iterator[Finding]:
         profile(version)
     except UnknownVersion as error:
         yield Finding(key, python, error.problem, f"{error.remedy[0].upper()}{error.remedy[1:]}.")
+        return
+    if (cuda := machine.cuda(python)) is not None:
+        yield from _cuda(cuda, python, key)
+
+
+def _cuda(cuda: Cuda, python: str, key: str) -> Iterator[Finding]:
+    """What an engine would die of minutes later, or at once with exit code 127."""
+    if cuda.needed is not None and cuda.driver is not None and cuda.needed * 1000 > cuda.driver:
+        problem = (
+            f"is built for CUDA {cuda.needed}, and the driver of this machine runs {cuda.driver // 1000}.{cuda.driver % 1000 // 10} at most"
+        )
+        needs = "; CUDA 13 needs 580 or newer" if cuda.needed == 13 else ""
+        yield Finding(key, python, problem, f"Update the driver{needs}, or install SGLang and torch with wheels for the driver's CUDA.")
+    elif cuda.preload_problem is not None:
+        problem = f"cannot preload SGLang's memory saver ({cuda.preload_problem}): without it no engine can sleep"
+        yield Finding(key, python, problem, "`pip install torch_memory_saver` there, and nvidia-cuda-runtime of the version that it names.")
 
 
 def filled(engine: EngineTable, size: ModelSize | None, context: int | None, gpus: Sequence[GpuFact]) -> EngineTable:

@@ -9,7 +9,8 @@ count from the file's own folder, so that a file means the same from everywhere.
 - `programs`: the program and the script that a `command` means, and whether the script still imports a name that we gave up.
 - `entry_points`: the function that `module:function` names, found by reading sources; nothing of them is executed.
 - `builtin_trainer`: the options of the built-in trainer and of its model.
-- `interpreter`: the version of a package that another interpreter has. The only process that is started here, with a deadline.
+- `interpreter`: the version of a package that another interpreter has, and what of CUDA. The only processes that are started here, with a deadline.
+- `host_room`: memory that is left, below a container's limit too, and how shared memory is mounted.
 - `port_windows`: whether `[host] ports` has room for every group of the file.
 
 Two rules hold for all of it. Only what is sure is complained of: an interpreter that does not answer in time is believed, and a module

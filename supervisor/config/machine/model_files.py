@@ -49,6 +49,16 @@ def model_context(folder: Path) -> int | None:
     return None
 
 
+def model_quantised(folder: Path) -> str | None:
+    """Returns how the weights of a model are quantised (`fp8`, `awq`), as its configuration says it; None where it says nothing of it."""
+    try:
+        with (folder / "config.json").open("rb") as file:
+            found = msgspec.json.decode(file.read(_CONFIG_LIMIT), type=dict[str, Any]).get("quantization_config")
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return str(found.get("quant_method", "an unknown method")) if isinstance(found, dict) and found else None
+
+
 def _kv_token(path: Path) -> int | None:
     try:
         with path.open("rb") as file:

@@ -13,10 +13,10 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from supervisor.config.child_environment import choose
-from supervisor.config.kinds.kind import Installed, ModelFiles
+from supervisor.config.kinds.kind import Cuda, Installed, ModelFiles
 from supervisor.config.kinds.registry import kind_of
 from supervisor.config.machine import builtin_trainer, entry_points, hf_cache, interpreter, port_windows, programs
-from supervisor.config.machine.model_files import model_context, model_size
+from supervisor.config.machine.model_files import model_context, model_quantised, model_size
 from supervisor.config.machine.programs import at
 from supervisor.config.schema.findings import Finding, GpuFact
 from supervisor.config.schema.rules import ENTRY, Draft
@@ -27,9 +27,10 @@ from trainers.protocol.child_env import CHECKOUT, CLIENT
 from trainers.user_code import BUILT_IN, python_path
 
 
-def findings(draft: Draft, base: Path, name: str, ask: bool) -> Iterator[Finding]:
-    """Yields what is not there. `base` is the folder of the configuration file, `name` that of its runs; with `ask` interpreters are asked what they have."""
-    machine = _Machine(base, name, draft.host, ask)
+def findings(draft: Draft, base: Path, name: str, ask: bool, gpus: Sequence[GpuFact] = ()) -> Iterator[Finding]:
+    """Yields what is not there. `base` is the folder of the configuration file, `name` that of its runs; with `ask` interpreters are asked what they
+    have. `gpus` are those of the host, where they were looked up."""
+    machine = _Machine(base, name, draft.host, ask, next((gpu.driver_cuda for gpu in gpus), None))
     if draft.host is not None:
         yield from _host(draft.host, base, name)
         yield from port_windows.findings(draft.host, draft)
@@ -74,15 +75,18 @@ def _interpreter(python: str, base: Path) -> str:
 class _Machine:
     """This machine as a kind of engine may look at it (`supervisor.config.kinds.kind.Machine`), for one reading of one file."""
 
-    def __init__(self, base: Path, name: str, host: HostTable | None, ask: bool) -> None:
-        self._base, self._name, self._host, self._ask = base, name, host, ask
+    def __init__(self, base: Path, name: str, host: HostTable | None, ask: bool, driver_cuda: int | None) -> None:
+        self._base, self._name, self._host, self._ask, self._driver_cuda = base, name, host, ask, driver_cuda
+        self._cuda: dict[str, Cuda | None] = {}
         self._answers: dict[tuple[str, str], Installed] = {}
 
     def model(self, engine: EngineTable) -> ModelFiles | None:
         if not isinstance(engine.model, str):
             return None
         folder = _model_folder(engine.model, self._base)
-        return ModelFiles(str(folder), model_context(folder)) if os.path.isfile(folder / "config.json") else None
+        if not os.path.isfile(folder / "config.json"):
+            return None
+        return ModelFiles(str(folder), model_context(folder), model_quantised(folder))
 
     def longest_shm(self) -> str | None:
         return None if self._host is None else f"{at(self._base, self._host.shm)}/{SWEPT_PREFIX}{self._name[:40]}-{'x' * 12}"
@@ -95,6 +99,20 @@ class _Machine:
         if (program, package) not in self._answers:
             self._answers[program, package] = self._installed(program, package, called)
         return self._answers[program, package]
+
+    def cuda(self, python: str) -> Cuda | None:
+        program = _interpreter(python, self._base)
+        if not self._ask or self._driver_cuda is None:
+            return None
+        if program not in self._cuda:
+            environ = choose("engine", os.environ).kept
+            parts = interpreter.cuda_parts(program, environ, interpreter.CHECK_S)
+            if parts is None:
+                self._cuda[program] = None
+            else:
+                problem = interpreter.preload_problem(program, parts, environ, interpreter.CHECK_S)
+                self._cuda[program] = Cuda(parts.major, self._driver_cuda, problem)
+        return self._cuda[program]
 
     def _installed(self, program: str, package: str, called: str) -> Installed:
         environ = choose("engine", os.environ).kept

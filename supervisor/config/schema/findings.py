@@ -7,11 +7,13 @@ from trainers.protocol.ids import GpuId
 
 
 class GpuFact(NamedTuple):
-    """One GPU of the host's list. `total_bytes` is None where there is no such limit or it is not known (virtual GPUs)."""
+    """One GPU of the host's list. `total_bytes` is None where there is no such limit or it is not known (virtual GPUs).
+    `driver_cuda` is the newest CUDA that the driver runs (13000 is 13.0), None for virtual GPUs and where it is not known."""
 
     id: GpuId
     name: str
     total_bytes: int | None
+    driver_cuda: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

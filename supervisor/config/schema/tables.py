@@ -31,11 +31,11 @@ class HostTable(_Table, frozen=True, forbid_unknown_fields=True):
     shm: str = "/dev/shm"
     """Where weights are handed over; a fast disk where `/dev/shm` is small."""
     residual_mib: Positive = 512
-    """What a sleeping engine may leave on a GPU beyond what it was first seen to leave."""
+    """What may be used on a GPU nobody has a lease of, beyond what each engine and trainer was first seen to keep there."""
     ports: tuple[int, int] = (20000, 29999)
     """The window of all ports: in a row, 32 for each engine and 16 for each trainer, and one for each gateway."""
     metrics_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
-    """`/metrics` for Prometheus at this port of 127.0.0.1: states, leases, queues, restarts, detection and recovery times."""
+    """`/metrics` for Prometheus at this port of 127.0.0.1: states, leases, queues, reported figures, restarts, times of recovery. `examples/grafana.json` draws it."""
     prewarm: bool = True
     """Fork our own children from a process that has imported everything already."""
 
@@ -149,6 +149,9 @@ class EngineTable(_Table, frozen=True, forbid_unknown_fields=True):
     """Patterns of variables to pass on (`"WANDB_*"`)."""
     start: Literal["lazy", "eager"] = "lazy"
     """When first needed, or `"eager"`."""
+    first_residual_mib: Positive | None = None
+    """What an engine that has gone to sleep may keep on each of its GPUs when that is seen for the first time; without it 4096, and a quarter
+    of the GPU at most."""
 
 
 class TrainerTable(_Table, frozen=True, forbid_unknown_fields=True):
@@ -172,6 +175,8 @@ class TrainerTable(_Table, frozen=True, forbid_unknown_fields=True):
     """Where the ranks run; without it the file's folder."""
     roles: dict[str, list[int]] = {}
     """GPUs of further leases: `critic`, `old_log_probs`, `reference`, `value`."""
+    first_residual_mib: Positive | None = None
+    """What it may keep on a GPU when it has left its first lease (context, NCCL); without it 8192, and a quarter of the GPU at most."""
     options: dict[str, str | int | float | bool] = {}
     """Handed to the trainer (`pipeline.options`); those of the built-in one are in `trainers/grpo/settings.py`."""
     env: dict[str, str] = {}

@@ -10,17 +10,23 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Usage:
-    """Usage is one measurement. `total` is what the device says is used (bytes, of anybody); `by_group` and `by_pid` what could be told apart."""
+    """Usage is one measurement. `total` is what the device says is used (bytes, of anybody); `by_group` and `by_pid` what could be told apart.
+
+    On GPUs in `unattributed` the driver does not say whose memory it is (containers, MIG): there `by_group` and `by_pid` are empty. `baseline`
+    is what was used before anything of ours lived; it is not in `total`.
+    """
 
     total: Mapping[GpuId, int]
     by_group: Mapping[GpuId, Mapping[GroupId, int]]
     by_pid: Mapping[GpuId, Mapping[int, int]]
+    unattributed: frozenset[GpuId] = frozenset()
+    baseline: Mapping[GpuId, int] | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
     """A verdict says who holds a GPU. `used` and `allowed` are bytes; `holders` hold more than their residual, the largest first;
-    `offenders` hold more than residual and allowance together; `unaccounted` bytes belong to no group of ours."""
+    `offenders` hold more than residual and allowance together; `unaccounted` bytes belong to no group of ours, or to nobody knows whom."""
 
     gpu: GpuId
     used: int
@@ -28,6 +34,7 @@ class Verdict:
     holders: tuple[tuple[GroupId, int], ...]
     unaccounted: int
     offenders: tuple[GroupId, ...] = ()
+    attributed: bool = True
 
     @property
     def empty(self) -> bool:
@@ -37,15 +44,17 @@ class Verdict:
         if self.empty:
             return f"GPU {self.gpu} is empty ({self.used / MIB:.1f} MiB used, {self.allowed / MIB:.1f} MiB allowed)"
         who = ", ".join(f"{group} {held / MIB:.1f} MiB" for group, held in self.holders)
-        other = f"{self.unaccounted / MIB:.1f} MiB not of our groups" if self.unaccounted > 0 else ""
+        whose = "not of our groups" if self.attributed else "(the driver does not say whose)"
+        other = f"{self.unaccounted / MIB:.1f} MiB {whose}" if self.unaccounted > 0 else ""
         return f"GPU {self.gpu} holds {self.used / MIB:.1f} MiB, {self.allowed / MIB:.1f} MiB are allowed: {', '.join(filter(None, (who, other)))}"
 
 
 def judge(gpu: GpuId, usage: Usage, residuals: Mapping[GroupId, int], allowance: int) -> Verdict:
-    """Compare what is used with what the sleepers on this GPU may keep (`residuals`, bytes, learned at their first pause) and `allowance`."""
+    """Compare what is used with what those who live on this GPU may keep (`residuals`, bytes) and `allowance`."""
     groups = usage.by_group.get(gpu, {})
     used = usage.total[gpu]
     over = ((group, held) for group, held in groups.items() if held > residuals.get(group, 0))
     holders = tuple(sorted(over, key=lambda holder: (-holder[1], str(holder[0]))))
     offenders = tuple(group for group, held in holders if held > residuals.get(group, 0) + allowance)
-    return Verdict(gpu, used, sum(residuals.values()) + allowance, holders, max(0, used - sum(groups.values())), offenders)
+    attributed = gpu not in usage.unattributed
+    return Verdict(gpu, used, sum(residuals.values()) + allowance, holders, max(0, used - sum(groups.values())), offenders, attributed)

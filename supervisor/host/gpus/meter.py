@@ -25,13 +25,22 @@ class MeasureFailed(Exception):
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU of this box. `device` names it to people and in logs: `virtual:2`, or the UUID of a real one."""
+    """A GPU of this box. `device` names it to people and in logs: `virtual:2`, or the UUID of a real one.
+
+    `total_bytes` is what processes may use: without the `reserved_bytes` of the driver. `index` is its place on the PCI bus among the GPUs that
+    the driver shows; a MIG instance has none. `baseline_bytes` were used before anything of ours lived (a display), and are not counted.
+    `driver_cuda` is the newest CUDA that its driver runs (13000 is 13.0).
+    """
 
     id: GpuId
     name: str
     uuid: str | None
     total_bytes: int | None
     device: str
+    index: int | None = None
+    reserved_bytes: int = 0
+    baseline_bytes: int = 0
+    driver_cuda: int | None = None
 
 
 class GpuMeter(Protocol):
@@ -56,8 +65,15 @@ class Visible:
 
 
 def visible(gpus: Sequence[Gpu]) -> Visible:
-    """Say how a child is made to see these GPUs only. They are all virtual, or all real."""
+    """Say how a child is made to see these GPUs only. They are all virtual, or all real.
+
+    Several whole GPUs are told by their indices on the PCI bus: SGLang's custom all-reduce reads the list as numbers, and is silently off
+    for UUIDs (0.5.23, custom_all_reduce_utils.py). One GPU, and MIG instances, are told by UUID.
+    """
     uuids = [gpu.uuid for gpu in gpus if gpu.uuid is not None]
     if not uuids:
         return Visible(tuple(gpu.device for gpu in gpus), {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"})
-    return Visible(tuple(f"cuda:{index}" for index in range(len(uuids))), {"CUDA_VISIBLE_DEVICES": ",".join(uuids)})
+    indices = [str(gpu.index) for gpu in gpus if gpu.index is not None]
+    several = len(indices) == len(gpus) > 1
+    names = {"CUDA_VISIBLE_DEVICES": ",".join(indices if several else uuids), **({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if several else {})}
+    return Visible(tuple(f"cuda:{index}" for index in range(len(uuids))), names)

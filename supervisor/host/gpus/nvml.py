@@ -1,26 +1,36 @@
 """This module measures real GPUs through NVML, by UUID.
 
 NVML runs in one thread of its own with a deadline: a driver that hangs never stops our loop, and is "unknown" until it answers again.
-Inside a container NVML may not know pids; the device's own sum is what counts.
+
+Memory is asked by NVML's second version: `used` of the first contains what the driver reserves (330 to 900 MiB), so that an idle GPU would
+never be empty. What else is used before anything of ours lives (a display, say) is the *baseline* of the GPU, and is not counted.
+Inside a container, or on a MIG instance, NVML may not know pids, or their bytes; the device's own sum is what counts then.
 """
 
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, TypeVar, cast
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import anyio
 import pynvml
 from anyio.from_thread import run_sync as in_loop
 from anyio.lowlevel import EventLoopToken, current_token
 
-from supervisor.host.gpus.emptiness import Usage
+from supervisor.host.gpus.emptiness import MIB, Usage
 from supervisor.host.gpus.meter import Gpu, GpusUnusable, MeasureFailed
 from trainers.protocol.ids import GpuId, GroupId
 
 MEASURE_SECONDS: Final = 5.0
 OPEN_SECONDS: Final = 30.0
+MOST_BASELINE: Final = 1 << 30
+"""Bytes that a GPU without any compute process may be in use before anything of ours lives; more is somebody's who is not shown."""
+SLACK: Final = 128 * MIB
+"""Bytes by which the driver's sum and the sum of its processes may differ, beside a tenth, where it is believed whose memory it is."""
+MEMORY_V2: Final = 0x02000028
+_LACKS_V2: Final = (3, 13, 25)  # not supported, function not found, argument version mismatch: drivers before R510
 _NO_GPU: Final = "Without a GPU say `virtual = 4` in [host]"
 T = TypeVar("T")
 Wanted = Literal["auto"] | Sequence[int | str]
@@ -33,12 +43,37 @@ class Library(Protocol):
 
     def nvmlInit(self) -> None: ...
     def nvmlDeviceGetCount(self) -> int: ...
+    def nvmlSystemGetCudaDriverVersion(self) -> int: ...
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Any: ...
     def nvmlDeviceGetUUID(self, handle: Any) -> str: ...
     def nvmlDeviceGetName(self, handle: Any) -> str: ...
-    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...
+    def nvmlDeviceGetIndex(self, handle: Any) -> int: ...
+    def nvmlDeviceGetMemoryInfo(self, handle: Any, version: int | None = None) -> Any: ...
     def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> Sequence[Any]: ...
+    def nvmlDeviceGetMigMode(self, handle: Any) -> Sequence[int]: ...
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: Any) -> int: ...
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: Any, index: int) -> Any: ...
+
+
+class Memory(NamedTuple):
+    """Bytes of a GPU. `used` is without what the driver has `reserved`, where the driver tells them apart."""
+
+    total: int
+    reserved: int
+    used: int
+
+
+def memory_of(library: Library, handle: Any) -> Memory:
+    """Ask for the memory of a GPU. Raises NVMLError."""
+    try:
+        info = library.nvmlDeviceGetMemoryInfo(handle, version=MEMORY_V2)
+    except library.NVMLError as error:
+        if getattr(error, "value", None) not in _LACKS_V2:
+            raise
+        info = library.nvmlDeviceGetMemoryInfo(handle)
+        return Memory(int(info.total), 0, int(info.used))
+    return Memory(int(info.total), int(info.reserved), int(info.used))
 
 
 class NvmlThread:
@@ -112,14 +147,18 @@ class NvmlGpus:
     def __init__(self, library: Library, gpus: tuple[Gpu, ...], handles: Mapping[GpuId, Any], thread: NvmlThread) -> None:
         self.gpus = gpus
         self._library, self._handles, self._thread = library, handles, thread
+        self._baseline = {gpu.id: gpu.baseline_bytes for gpu in gpus}
 
     @classmethod
-    def open(cls, wanted: Wanted, library: Library | None = None) -> "NvmlGpus":
-        """Look up the `wanted` GPUs. Raises GpusUnusable: no driver, or a GPU that is not there."""
+    def open(cls, wanted: Wanted, library: Library | None = None, environ: Mapping[str, str] = os.environ) -> "NvmlGpus":
+        """Look up the `wanted` GPUs; "auto" means those that `environ` lets CUDA see. Nothing of ours may live there yet.
+
+        Raises GpusUnusable: no driver, a GPU that is not there, or one that is divided (MIG).
+        """
         chosen: Library = library if library is not None else cast("Library", pynvml)
         thread = NvmlThread()
         try:
-            gpus, handles = thread.call(lambda: _list(chosen, wanted), OPEN_SECONDS)
+            gpus, handles = thread.call(lambda: _list(chosen, wanted, environ), OPEN_SECONDS)
         except MeasureFailed as error:
             raise GpusUnusable(f"{error}; is the NVIDIA driver well (`nvidia-smi`)?", key="host.gpus") from error
         return cls(chosen, gpus, handles, thread)
@@ -132,51 +171,99 @@ class NvmlGpus:
         total: dict[GpuId, int] = {}
         by_pid: dict[GpuId, dict[int, int]] = {}
         by_group: dict[GpuId, dict[GroupId, int]] = {}
+        unattributed: set[GpuId] = set()
         for gpu in gpus:
             try:
                 handle = self._handles[gpu]
-                total[gpu] = int(library.nvmlDeviceGetMemoryInfo(handle).used)
+                used = memory_of(library, handle).used
                 processes = library.nvmlDeviceGetComputeRunningProcesses(handle)
             except library.NVMLError as error:
                 raise MeasureFailed(f"NVML cannot measure GPU {gpu}: {error}") from error
-            # the driver says None where it may not tell
-            by_pid[gpu] = {process.pid: process.usedGpuMemory for process in processes if process.usedGpuMemory is not None}
+            self._baseline[gpu] = min(self._baseline[gpu], used)  # what an earlier run had left then may have gone meanwhile
+            total[gpu] = used - self._baseline[gpu]
+            # the driver says None, or 0, where it may not tell
+            by_pid[gpu] = {process.pid: process.usedGpuMemory for process in processes if process.usedGpuMemory}
             groups = by_group[gpu] = {}
+            if not _accounts_for(by_pid[gpu], total[gpu]):
+                unattributed.add(gpu)
+                by_pid[gpu] = {}
             for pid, held in by_pid[gpu].items():
                 if pid in group_of:
                     groups[group_of[pid]] = groups.get(group_of[pid], 0) + held
-        return Usage(total, by_group, by_pid)
+        return Usage(total, by_group, by_pid, frozenset(unattributed), {gpu: self._baseline[gpu] for gpu in gpus})
 
     def close(self) -> None:
         """Do nothing: the thread is a daemon, NVML needs no shutdown, and the call for one could hang."""
 
 
-def _list(library: Library, wanted: Wanted) -> tuple[tuple[Gpu, ...], dict[GpuId, Any]]:
+def _accounts_for(by_pid: Mapping[int, int], used: int) -> bool:
+    """Return whether these processes are of this machine's numbering, and hold together what is used: only then is it known whose memory it is."""
+    named = sum(by_pid.values())
+    return abs(used - named) <= max(SLACK, used // 10) and all(os.path.exists(f"/proc/{pid}") for pid in by_pid)
+
+
+def _list(library: Library, wanted: Wanted, environ: Mapping[str, str]) -> tuple[tuple[Gpu, ...], dict[GpuId, Any]]:
     try:
         library.nvmlInit()
         count = library.nvmlDeviceGetCount()
     except library.NVMLError as error:
         raise GpusUnusable(f"no NVIDIA driver here ({error})", key="host.gpus", value=_shown(wanted), remedy=_NO_GPU) from error
-    if wanted == "auto" and not count:
-        raise GpusUnusable("the driver shows no GPU", key="host.gpus", value=_shown(wanted), remedy=_NO_GPU)
-    names: Sequence[int | str] = range(count) if isinstance(wanted, str) else wanted
+    names: Sequence[int | str] = _seen_by_cuda(count, environ) if isinstance(wanted, str) else wanted
+    if not names:
+        seen = environ.get("CUDA_VISIBLE_DEVICES")
+        problem = "the driver shows no GPU" if not count else f"CUDA_VISIBLE_DEVICES={seen} hides every GPU of this box"
+        raise GpusUnusable(problem, key="host.gpus", value=_shown(wanted), remedy=_NO_GPU)
     gpus: list[Gpu] = []
     handles: dict[GpuId, Any] = {}
     for position, name in enumerate(names):
-        key, value = f"host.gpus[{position}]", repr(name)
+        key, value = ("host.gpus", '"auto"') if isinstance(wanted, str) else (f"host.gpus[{position}]", repr(name))
         try:
             handle = library.nvmlDeviceGetHandleByUUID(name) if isinstance(name, str) else library.nvmlDeviceGetHandleByIndex(name)
-            uuid = library.nvmlDeviceGetUUID(handle)
-            memory = int(library.nvmlDeviceGetMemoryInfo(handle).total)
+            gpu = _gpu(library, handle, GpuId(position))
+            if instances := _instances(library, handle):
+                problem = f"GPU {name} is divided into MIG instances, which are measured and lent one by one"
+                raise GpusUnusable(problem, key=key, value=value, remedy=f"List the instances: gpus = {instances}")
         except library.NVMLError as error:
-            problem = f"not there ({error}); this box has {count} GPU(s), listed by `nvidia-smi -L`"
+            problem = f"GPU {name} is not there ({error}); this box has {count} GPU(s), listed by `nvidia-smi -L`"
             raise GpusUnusable(problem, key=key, value=value) from error
-        if any(gpu.uuid == uuid for gpu in gpus):
-            raise GpusUnusable(f"listed twice ({uuid})", key=key, value=value)
-        gpu = Gpu(GpuId(position), library.nvmlDeviceGetName(handle), uuid, memory, uuid)
+        if any(other.uuid == gpu.uuid for other in gpus):
+            raise GpusUnusable(f"listed twice ({gpu.uuid})", key=key, value=value)
         gpus.append(gpu)
         handles[gpu.id] = handle
     return tuple(gpus), handles
+
+
+def _seen_by_cuda(count: int, environ: Mapping[str, str]) -> list[int | str]:
+    """Return the GPUs that the caller's CUDA_VISIBLE_DEVICES leaves, as CUDA reads it: up to the first name that is none."""
+    if (listed := environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return list(range(count))
+    names: list[int | str] = []
+    for name in (part.strip() for part in listed.split(",")):
+        if not (name.isdigit() or name.startswith(("GPU-", "MIG-"))):
+            break
+        names.append(int(name) if name.isdigit() else name)
+    return names
+
+
+def _gpu(library: Library, handle: Any, id: GpuId) -> Gpu:
+    uuid, memory = library.nvmlDeviceGetUUID(handle), memory_of(library, handle)
+    index = None if uuid.startswith("MIG-") else library.nvmlDeviceGetIndex(handle)
+    strangers = memory.used > MOST_BASELINE or library.nvmlDeviceGetComputeRunningProcesses(handle)
+    baseline = 0 if strangers else memory.used
+    name, room, cuda = library.nvmlDeviceGetName(handle), memory.total - memory.reserved, library.nvmlSystemGetCudaDriverVersion()
+    return Gpu(id, name, uuid, room, uuid, index, memory.reserved, baseline, cuda)
+
+
+def _instances(library: Library, handle: Any) -> list[str]:
+    """Return the MIG instances of a GPU that is divided; none for an instance, a GPU that is whole, or one that cannot be divided."""
+    with contextlib.suppress(library.NVMLError):
+        if library.nvmlDeviceGetMigMode(handle)[0]:
+            found = []
+            for index in range(library.nvmlDeviceGetMaxMigDeviceCount(handle)):
+                with contextlib.suppress(library.NVMLError):
+                    found.append(library.nvmlDeviceGetUUID(library.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)))
+            return found or ["MIG-…"]
+    return []
 
 
 def _shown(wanted: Wanted) -> str:

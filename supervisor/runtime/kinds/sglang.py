@@ -5,7 +5,8 @@ have one shape, so with the same weights they agree.
 """
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,11 +14,12 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
-from engines.control import EngineControl, EnginePoisoned
+from engines.control import EngineControl, EngineError, EnginePoisoned
 from engines.lifecycle import members
 from engines.sglang import command as sglang
 from engines.sglang.versions import Profile, UnknownVersion, profile
-from supervisor.config.machine.interpreter import NotInstalled, installed_version
+from supervisor.config.machine.interpreter import CudaParts, NotInstalled, cuda_parts, installed_version
+from supervisor.config.machine.model_files import model_size
 from supervisor.host.atomic_file import write_atomically
 from supervisor.host.gpus.meter import visible
 from supervisor.host.processes.child import Command, SpawnFailed
@@ -34,6 +36,10 @@ ASK_S: Final = 60.0
 SHM: Final = Path("/dev/shm")
 FOLLOW_S: Final = 1.0
 """Between two looks at what a starting engine has open in /dev/shm."""
+POOL_SLACK: Final = 0.02
+"""A KV pool is made of pages: it may be smaller than what was asked for by less than this share."""
+RESIDUAL_BYTES: Final = 4 << 30
+"""What sleepers may have of each GPU when an engine starts, where its share of the memory is worked out."""
 VERIFY_EVERY: Final = 8
 """Of an incarnation's loads one in so many is verified, beside its first: a checksum reads all weights once."""
 
@@ -44,7 +50,7 @@ class Sglang:
     def __init__(self, facts: RunFacts, log: Log) -> None:
         self._facts = facts
         self._log = log
-        self._found: dict[str, Profile | SpawnFailed] = {}
+        self._found: dict[str, _Found | SpawnFailed] = {}
         self._checksums = Checksums()
 
     async def look(self) -> None:
@@ -65,8 +71,13 @@ class Sglang:
             self._found[python] = SpawnFailed(f"{python}: {error}")
             log.error("no engine can start with this interpreter", why=str(error))
             return
-        self._found[python] = known
-        log.info("SGLang found", version=version)
+        parts = None
+        if any(gpu.uuid is not None for gpu in self._facts.pipelines.gpus):
+            parts = await to_thread.run_sync(cuda_parts, python, environ, ASK_S, abandon_on_cancel=True)
+            if parts is None:
+                log.warning("the interpreter does not say where CUDA's libraries are: LD_LIBRARY_PATH is as it was inherited")
+        self._found[python] = _Found(known, version, parts or CudaParts())
+        log.info("SGLang found", version=version, cuda=parts.major if parts is not None else None)
         if warning:
             log.warning(warning)
 
@@ -85,7 +96,16 @@ class Sglang:
         with open(descriptor, "wb") as file:
             file.write(sglang.settings(start.endpoint.key))
         commands = _commands(start, folder, known)
-        return SglangLife(commands, Traces(folder, self._log), known, self._checksums, start, self._log)
+        return SglangLife(commands, Traces(folder, self._log), known.profile, self._checksums, start, self._log)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What an interpreter has said of itself."""
+
+    profile: Profile
+    version: str
+    cuda: CudaParts
 
 
 class SglangLife(EngineLife):
@@ -100,6 +120,22 @@ class SglangLife(EngineLife):
         self._checksums = checksums if known.checksum else None
         self._engine, self._incarnation = start.engine, start.incarnation
         self._log = log
+        self._on_gpus = start.gpus[0].uuid is not None
+        self._wanted = start.table.kv_tokens or start.table.slots * (start.table.context or 0)
+
+    async def ready(self, control: EngineControl, within: float) -> None:
+        """Beside what every engine must do: its KV pool is as large as was asked for (SGLang only logs that it is not, and the same engine would have
+        another one at each start), and a token was sampled (whose kernels would else be compiled in the first batch, as if it hung)."""
+        await super().ready(control, within)
+        if not self._on_gpus:
+            return
+        has = (await control.probe(within)).kv_tokens
+        if has is not None and has < self._wanted * (1 - POOL_SLACK):
+            raise EngineError(
+                f"its KV pool has room for {has} tokens, and kv_tokens = {self._wanted} were asked for: the GPU has no more beside the weights and "
+                "what others keep there; lower kv_tokens, slots or context, or raise --mem-fraction-static in args"
+            )
+        await control.canary(within, sampled=True)
 
     async def follow(self, pids: Callable[[], Awaitable[Iterable[int]]]) -> None:
         while True:
@@ -124,12 +160,12 @@ class SglangLife(EngineLife):
 # -- its commands
 
 
-def _commands(start: EngineStart, folder: Path, known: Profile) -> list[Command]:
+def _commands(start: EngineStart, folder: Path, known: _Found) -> list[Command]:
     shape = members.shape(start.table.members, start.table.tp)
     return [_command(start, folder, known, member, len(shape)) for member in shape]
 
 
-def _command(start: EngineStart, folder: Path, known: Profile, member: members.Member, count: int) -> Command:
+def _command(start: EngineStart, folder: Path, known: _Found, member: members.Member, count: int) -> Command:
     table, environment, directory = start.table, start.facts.environment, start.facts.paths.directory
     bundle = start.gpus
     shape = members.arguments(member, count, members.Ports(start.endpoint.window.first), tp=table.tp, ep=table.ep)
@@ -145,7 +181,7 @@ def _command(start: EngineStart, folder: Path, known: Profile, member: members.M
     )
 
 
-def _described(start: EngineStart, folder: Path, known: Profile, shape: list[str]) -> sglang.Spec:
+def _described(start: EngineStart, folder: Path, known: _Found, shape: list[str]) -> sglang.Spec:
     table = start.table
     assert table.python is not None, "a rule refuses it"
     assert table.context is not None, "load fills it in"
@@ -160,10 +196,30 @@ def _described(start: EngineStart, folder: Path, known: Profile, shape: list[str
         kv_tokens=table.kv_tokens or table.slots * table.context,
         seed=sglang.seed(start.pipeline.seed, start.engine.rank, start.incarnation),
         folder=str(folder),
-        profile=known,
+        profile=known.profile,
+        memory_fraction=_memory_fraction(start),
+        libraries=known.cuda.libraries,
+        cache=_cache(known.version, start.gpus[0].name, start.facts.environment.environ) if start.gpus[0].uuid is not None else None,
         cpus=sorted(os.sched_getaffinity(0)),
         args=table.args,
     )
+
+
+def _memory_fraction(start: EngineStart) -> float | None:
+    """Return what weights and pool are to be allowed of each GPU; None on a CPU, and where the sizes are not known."""
+    table, totals = start.table, [gpu.total_bytes for gpu in start.gpus]
+    known = [total for total in totals if total is not None]
+    size = model_size(start.model)
+    if len(known) < len(totals) or size is None or size.kv_token is None:
+        return sglang.USUAL_MEMORY if known else None
+    pool = (table.kv_tokens or table.slots * (table.context or 0)) * size.kv_token // 2
+    return sglang.memory_fraction(size.weights // table.tp, pool // table.tp, min(known), RESIDUAL_BYTES)
+
+
+def _cache(version: str, gpu: str, environ: Mapping[str, str]) -> str | None:
+    """Return a folder for the kernels that this version compiles for this kind of GPU; None without a home."""
+    home = environ.get("XDG_CACHE_HOME") or (f"{environ['HOME']}/.cache" if environ.get("HOME") else None)
+    return None if home is None else f"{home}/trainshed/kernels/{re.sub(r'[^A-Za-z0-9.]+', '-', f'{version}-{gpu}')}"
 
 
 def _version(python: str, environ: dict[str, str]) -> str:

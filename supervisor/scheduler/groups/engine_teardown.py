@@ -7,6 +7,7 @@ withheld until they have been measured for it. Of a stuck group all are withheld
 from engines.lifecycle.state import EngineState, Transition
 from supervisor.scheduler.actions import Lost, Measure, StopGroup
 from supervisor.scheduler.context import Context
+from supervisor.scheduler.events import GpuHeld
 from supervisor.scheduler.faults import Cause
 from supervisor.scheduler.records import Engine, Pipeline, TrainerState
 from trainers.protocol.ids import GpuId
@@ -78,6 +79,14 @@ def finish(ctx: Context, engine: Engine) -> None:
     else:
         engine.not_before = ctx.now + wait
         engine.restarts += 1
+
+
+def fence_what_stays(ctx: Context, engine: Engine, held: GpuHeld) -> None:
+    """Every process of it is gone, and some of its GPUs measure empty: only the others are kept from everybody (a card that is lost, say)."""
+    for gpu in held.gpus:
+        ctx.leases.fence(gpu, f"memory stays after {engine.id} is gone: {held.note}")
+    ctx.note("error", engine.id, f"GPUs {list(held.gpus)} are fenced: {held.note}")
+    finish(ctx, engine)
 
 
 def unconfirmed(ctx: Context, engine: Engine, cause: Cause, note: str) -> None:

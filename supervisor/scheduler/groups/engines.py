@@ -170,6 +170,8 @@ def _measured_held(ctx: Context, engine: Engine, held: GpuHeld) -> None:
         _measured_free(ctx, engine)
     elif engine.state is EngineState.PAUSING:
         fail(ctx, engine, Cause.MEMORY, f"paused, but device memory is still held: {held.note}")
+    elif engine.teardown.exited and set(held.gpus) < set(engine.gpus):
+        engine_teardown.fence_what_stays(ctx, engine, held)
     else:
         engine_teardown.unconfirmed(ctx, engine, Cause.MEMORY, held.note)
 

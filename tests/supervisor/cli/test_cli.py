@@ -170,6 +170,32 @@ def test_a_start_that_is_refused_leaves_no_attempt(
     assert capsys.readouterr().out == ""
 
 
+def test_a_run_that_does_not_fit_is_refused_with_a_way_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[Config] = []
+
+    def run(config: Config, attempt: RunDirectory, options: Options) -> Summary:
+        ran.append(config)
+        return Summary(run=attempt.run_id, exit=0, wall_s=1.0, pipelines={})
+
+    _stand_in(monkeypatch, run)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with open(tmp_path / "model" / "model.safetensors", "wb") as weights:
+        weights.truncate(1 << 42)
+    (tmp_path / "a.toml").write_text(GOOD.replace('{ make = "trainers.grpo.tiny:make" }', '"model"'))
+    assert main(["a.toml"]) == 2
+    said = capsys.readouterr().err
+    assert "It does not fit: shared memory (/dev/shm) needs" in said
+    assert "`run --anyway` starts it all the same" in said
+    assert not (tmp_path / "runs").exists()
+    assert not ran
+    assert main(["run", "a.toml", "--anyway"]) == 0
+    assert len(ran) == 1
+
+
 def test_an_attempt_that_still_runs_is_told_of_and_not_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from supervisor.config.fit import Machine, Picture, picture
+from supervisor.config.fit import CONTEXT, Machine, Picture, picture
 from supervisor.config.load import Loaded
+from supervisor.config.machine.host_room import memory_free, shared_memory
 from supervisor.config.machine.model_files import model_size
 from supervisor.config.schema.findings import GpuFact, ModelSize
 from supervisor.config.schema.tables import Config, EngineTable, HostTable, ModelRecipe, PipelineTable, TrainerTable
@@ -81,21 +82,65 @@ def test_a_box_that_is_too_small_is_named_by_what_is_short() -> None:
     config = Config([pipeline("p1", [0], [0, 1], kind="sglang", tp=2, model="/m")], HostTable(gpus="auto"))
     sizes = {"p1": ModelSize(16 * GIB, None)}
     found = picture(config, machine(gpus(2, 24 * GIB, "H200"), room=40 * GIB), sizes)
-    assert [plan.needs for plan in found.gpus] == [64 * GIB, 8 * GIB], "training: weights, gradients and two moments; an engine: its half"
+    assert [plan.needs for plan in found.gpus] == [64 * GIB + CONTEXT, 8 * GIB], (
+        "training: weights, gradients and two moments, beside a sleeping engine; an engine: its half"
+    )
     assert [plan.verdict for plan in found.gpus] == ["does not fit", "fits"]
     assert [room.verdict for room in found.rooms] == ["does not fit", "does not fit"]
     assert not found.fits
     assert "it does not fit" in printed(config, found)[-1]
 
 
-def test_sleepers_leave_something_behind() -> None:
-    both = [pipeline(name, [2], [0], kind="sglang", model="/m") for name in ("p1", "p2")]
-    found = picture(
-        Config(both, HostTable(gpus="auto", residual_mib=1024)),
-        machine(gpus(3, 24 * GIB)),
-        {name: ModelSize(GIB, None) for name in ("p1", "p2")},
-    )
-    assert found.gpus[0].needs == 2 * GIB
+def test_whoever_lives_beside_the_holder_has_a_context_there() -> None:
+    both = [pipeline(name, [0] if name == "p1" else [2], [0], kind="sglang", model="/m") for name in ("p1", "p2")]
+    sizes: dict[str, ModelSize | None] = {name: ModelSize(GIB, None) for name in ("p1", "p2")}
+    found = picture(Config(both, HostTable(gpus="auto")), machine(gpus(3, 24 * GIB)), sizes)
+    assert found.gpus[0].needs == 4 * GIB + 2 * CONTEXT, "two sleeping engines beside the trainer"
+
+
+def test_a_containers_shared_memory_is_named_with_what_to_do() -> None:
+    config = Config([pipeline("p1", [0], [0, 1], kind="sglang", tp=2, model="/m")], HostTable(gpus="auto"))
+    box = Machine(gpus(2, 80 * GIB, "H100"), 64 * GIB, 60 << 20, {}, 64 << 20)
+    found = picture(config, box, {"p1": ModelSize(GIB, None)})
+    assert [room.verdict for room in found.rooms] == ["does not fit", "fits"]
+    assert any("--shm-size=32g" in note and "64 MiB in all" in note for note in found.notes)
+    assert view.short_of(found) == ["shared memory (/dev/shm) needs 3.0 GiB at least and has 60 MiB"]
+    assert not any("--shm-size" in note for note in picture(config, machine(gpus(2)), {}).notes)
+
+
+def cgroup(root: Path, name: str, **files: object) -> None:
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, text in files.items():
+        (folder / file.replace("_", ".", 1)).write_text(f"{text}\n")
+
+
+def test_a_containers_limit_counts_and_not_the_machines_memory(tmp_path: Path) -> None:
+    """Files in /dev/shm count against it: who goes over it is killed, not refused."""
+    proc = tmp_path / "proc"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {100 << 20} kB\n")
+    assert memory_free(proc, tmp_path / "none") == 100 * GIB
+    (proc / "self" / "cgroup").write_text("0::/a/b\n")
+    cgroup(tmp_path / "two", "a", memory_max=20 * GIB, memory_current=15 * GIB, memory_stat=f"anon 1\ninactive_file {5 * GIB}")
+    cgroup(tmp_path / "two", "a/b", memory_max="max", memory_current=GIB)
+    assert memory_free(proc, tmp_path / "two") == 10 * GIB
+    (proc / "self" / "cgroup").write_text("4:memory:/c\n1:cpu:/d\n")
+    folder = tmp_path / "one" / "memory" / "c"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text(str(8 * GIB))
+    (folder / "memory.usage_in_bytes").write_text(str(6 * GIB))
+    assert memory_free(proc, tmp_path / "one") == 2 * GIB
+
+
+def test_how_a_folder_is_mounted(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"1 0 0:1 / / rw,relatime - ext4 x rw\n2 1 0:2 / {tmp_path} rw,nosuid,noexec - tmpfs shm rw\n")
+    (tmp_path / "in").mkdir()
+    found = shared_memory(str(tmp_path / "in"), mounts)
+    assert found.flags == {"rw", "nosuid", "noexec"}
+    assert found.total is not None
+    assert shared_memory(str(tmp_path / "nowhere"), mounts).free is None
 
 
 def test_notes_say_what_is_not_promised() -> None:

@@ -1,11 +1,18 @@
 """What a configuration may say about SGLang engines, and what it may not."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from supervisor.config.load import load
+from supervisor.config.machine.interpreter import cuda_parts, preload_problem
+from supervisor.config.schema.findings import GpuFact
 from supervisor.errors import ConfigError
+from trainers.protocol.ids import GpuId
 
 FILE = """
 [host]
@@ -51,3 +58,80 @@ def test_a_pool_holds_one_sequence_at_least(tmp_path: Path) -> None:
 
 def test_an_embedded_engine_has_no_such_pool(tmp_path: Path) -> None:
     assert "kv_tokens" in problems(tmp_path, "kv_tokens = 100", kind="embedded")
+
+
+def test_quantised_rollouts_are_refused(tmp_path: Path) -> None:
+    """B7: each load would allocate outside of what can be released."""
+    assert "quantises the weights" in problems(tmp_path, 'args = ["--quantization", "fp8"]')
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 4096, "quantization_config": {"quant_method": "awq"}}')
+    file = tmp_path / "a.toml"
+    file.write_text(FILE.format(kind="sglang", more="").replace('{ make = "trainers.grpo.tiny:make" }', f'"{tmp_path}"'))
+    with pytest.raises(ConfigError, match=r"is quantised \(awq\)"):
+        load(file)
+
+
+INTERPRETER = """#!{python} -I
+import sys, sysconfig
+code = sys.argv[-1]
+if "importlib" in code:
+    print("0.5.23")
+else:
+    sysconfig.get_path = lambda name: "{site}"
+    exec(code)
+"""
+
+
+def environment(folder: Path, *, runtime: str = "13", preload: bool = True) -> Path:
+    """The interpreter of an environment with SGLang as its wheels lay it out: the memory saver's library needs CUDA's runtime and has no path to it."""
+    site = folder / "site"
+    lib = site / ("nvidia/cuda_runtime/lib" if runtime == "12" else f"nvidia/cu{runtime}/lib")
+    lib.mkdir(parents=True)
+    source = folder / "empty.c"
+    source.write_text("int nothing;\n")
+    cudart = lib / f"libcudart.so.{runtime}"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", cudart, source, f"-Wl,-soname,{cudart.name}"], check=True)
+    if preload:
+        saver = site / f"torch_memory_saver_hook_mode_preload_cu{runtime}.abi3.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-Wl,--no-as-needed", "-o", saver, source, cudart], check=True)
+    python = folder / "python"
+    python.write_text(INTERPRETER.format(python=sys.executable, site=site))
+    python.chmod(0o755)
+    return python
+
+
+def said_on_gpus(tmp_path: Path, python: Path, cuda: int) -> str:
+    """What `check` says on a box whose driver runs this CUDA at most."""
+    file = tmp_path / "a.toml"
+    text = FILE.format(kind="sglang", more="context = 4096").replace("virtual = 2", "gpus = [0, 1]")
+    file.write_text(text.replace("/bin/sh", str(python)))
+    try:
+        load(file, lambda host: [GpuFact(GpuId(gpu), "H100", 80 << 30, cuda) for gpu in range(2)])
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def test_an_environment_that_fits_the_driver_passes(tmp_path: Path) -> None:
+    """A4: its memory saver is found to load with the folder of CUDA's runtime on the loader's path, which it would not be without."""
+    python = environment(tmp_path, runtime="19")  # one that no machine has in its own folders
+    parts = cuda_parts(str(python), dict(os.environ), 10)
+    assert parts is not None
+    assert (parts.major, parts.libraries) == (19, [str(tmp_path / "site/nvidia/cu19/lib")])
+    without = preload_problem(str(python), replace(parts, libraries=[]), dict(os.environ), 10)
+    assert without is not None
+    assert "libcudart.so.19: cannot open shared object file" in without
+    assert said_on_gpus(tmp_path, python, 19000) == ""
+
+
+def test_a_driver_that_is_too_old_is_told_before_an_engine_dies_of_it(tmp_path: Path) -> None:
+    """A5"""
+    said = said_on_gpus(tmp_path, environment(tmp_path), 12040)
+    assert "is built for CUDA 13, and the driver of this machine runs 12.4 at most" in said
+    assert "580 or newer" in said
+    (tmp_path / "old").mkdir()
+    assert said_on_gpus(tmp_path, environment(tmp_path / "old", runtime="12"), 12040) == ""
+
+
+def test_a_memory_saver_that_is_not_there_is_told(tmp_path: Path) -> None:
+    said = said_on_gpus(tmp_path, environment(tmp_path, preload=False), 13000)
+    assert "cannot preload SGLang's memory saver (torch_memory_saver is not in this environment)" in said

@@ -8,6 +8,7 @@ import pytest
 
 from supervisor.host.gpus.emptiness import Usage
 from supervisor.host.gpus.meter import Gpu, MeasureFailed
+from supervisor.host.gpus.residuals import Rules
 from supervisor.runtime import gpu_memory as subject
 from supervisor.runtime.gpu_memory import GpuMemory
 from supervisor.runtime.group_lifecycle import Groups
@@ -47,7 +48,7 @@ class Driver:
 
 def memory(driver: Driver) -> GpuMemory:
     nothing: Any = None
-    return GpuMemory(driver, Groups(nothing, nothing), nothing, 512)
+    return GpuMemory(driver, Groups(nothing, nothing), nothing, Rules(512 << 20 if driver.measures_others else 0, {}, {}))
 
 
 def test_every_gpu_is_measured_when_somebody_looks_and_not_again_at_once() -> None:
