@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         control = socket.socket(fileno=int(os.environ[FD]))
         listener = socket.socket(fileno=arguments.listen_fd)
         access = None if arguments.no_auth else Access(os.environ[API_KEY], listener.getsockname()[0])
-    except Exception as error:  # tokenizers raises a bare Exception for a bad file
+    except Exception as error:  # the libraries raise anything for a bad file
         log.error("cannot start", error=f"{type(error).__name__}: {error}", model=str(arguments.model))
         return 2
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -133,4 +133,6 @@ def _log(pipeline: str) -> Any:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # that there is no torch is no news
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type] # `transformers` would import it: 3 s and 200 MiB, of no use here
     sys.exit(main())

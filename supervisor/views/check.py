@@ -3,12 +3,14 @@
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from engines.gateway.model_files import chat_template
 from supervisor.attempt.directory import runs_directory
 from supervisor.config.fit import Claim, GpuPlan, Machine, Part, Picture, Verdict, picture
 from supervisor.config.load import Loaded
@@ -29,7 +31,15 @@ def look(loaded: Loaded) -> Picture:
     sizes = {pipe.name: model_size(Path(pipe.engine.model)) if isinstance(pipe.engine.model, str) else None for pipe in config.pipeline}
     gpus = loaded.gpus or virtual_gpus(config)
     machine = Machine(gpus, _memory_free(), _room(config.host.shm), dict(os.environ))
-    return picture(config, machine, sizes)
+    found = picture(config, machine, sizes)
+    return replace(found, notes=(*found.notes, *_templates(config)))
+
+
+def _templates(config: Config) -> Iterator[str]:
+    """Yield what is wrong with chat templates: that costs chat requests, and no pipeline."""
+    for pipe in config.pipeline:
+        for problem in chat_template.problems(Path(pipe.engine.model)) if isinstance(pipe.engine.model, str) else ():
+            yield f"{pipe.name}: its chat template does not compile, so requests for chats will be refused ({problem})."
 
 
 def virtual_gpus(config: Config) -> tuple[GpuFact, ...]:
