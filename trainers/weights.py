@@ -6,21 +6,26 @@ only the headers of safetensors files are read, within limits. Their values are 
 finite the client checks, which has them in hand. Nothing is synced to disk: a snapshot is worth nothing after the run.
 """
 
-import json
 import math
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeGuard
+from typing import Annotated, Final
 
-MAX_HEADER: Final = 64 << 20
-"""Bytes of a safetensors header (a description of about 100 bytes a tensor)."""
+import msgspec
+
+from trainers.remove_tree import remove_tree
+
+MAX_HEADERS: Final = 32 << 20
+"""Bytes of all safetensors headers of one snapshot, and of its index (about 120 bytes a tensor)."""
+MAX_TENSORS: Final = 1 << 18
+"""Tensors of one snapshot. The largest models of today have 90,000."""
 MAX_FILES: Final = 10_000
 """Entries of one snapshot."""
+MAX_CONFIG: Final = 1 << 20
 TIED: Final = frozenset({"lm_head.weight"})
 """The output layer is tied to the embedding in many models: their files leave it out, and a trainer's state has it, or the other way round."""
 COMPUTED: Final = re.compile(
@@ -80,6 +85,62 @@ UNKNOWN: Final = Layout()
 """The layout of a model whose files do not tell: nothing is compared with it."""
 
 
+_READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_MAX_DESCRIPTION: Final = 4096
+_Place = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    """A tensor in a safetensors header."""
+
+    dtype: str
+    shape: Annotated[tuple[_Place, ...], msgspec.Meta(max_length=64)]
+    data_offsets: tuple[_Place, _Place]
+
+
+class _Index(msgspec.Struct, frozen=True):
+    """The part of an index that says where each tensor lies."""
+
+    weight_map: dict[str, str]
+
+
+class _TextConfig(msgspec.Struct, frozen=True):
+    tie_word_embeddings: bool | None = None
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """What a model's config.json says of its output layer."""
+
+    tie_word_embeddings: bool | None = None
+    text_config: _TextConfig | None = None
+
+
+_TENSORS: Final = msgspec.json.Decoder(_Tensor)
+
+
+@dataclass(slots=True)
+class _Room:
+    """What the headers of one snapshot may still bring.
+
+    A decoder makes an object of every bracket before it finds that none is wanted, and holds the interpreter's lock meanwhile: so they are
+    counted first.
+    """
+
+    size: int = MAX_HEADERS
+    brackets: int = 3 * MAX_TENSORS
+    colons: int = 8 * MAX_TENSORS
+
+    def take(self, path: Path, text: bytes) -> None:
+        """Counts one more header or index. Raises SnapshotError when there is no room for it."""
+        self.size -= len(text)
+        self.brackets -= text.count(b"[") + text.count(b"{")
+        self.colons -= text.count(b":")
+        if min(self.size, self.brackets, self.colons) < 0:
+            raise SnapshotError(
+                f"{path}: the headers of a snapshot describe at most {MAX_TENSORS} tensors, in {MAX_HEADERS} bytes all together"
+            )
+
+
 def path_of(weights_dir: Path, version: int) -> Path:
     """Returns the folder of version `version`, 1 or more (version 0 is the model path itself). Raises ValueError."""
     if version < 1:
@@ -100,17 +161,17 @@ def adopt(weights_dir: Path, name: str, version: int, model: Layout = UNKNOWN) -
         # A target that is there already would be our own mistake; rename onto a full folder fails.
         os.rename(source, target)
     except OSError as error:
-        _remove(source)
+        remove_tree(source)
         raise SnapshotError(f"snapshot {name} in {weights_dir}: {error.strerror or error}") from error
     except Exception:
-        _remove(source)
+        remove_tree(source)
         raise
     return target
 
 
 def drop(weights_dir: Path, version: int) -> None:
     """Removes a version; does nothing when it is not there."""
-    _remove(path_of(weights_dir, version))
+    remove_tree(path_of(weights_dir, version))
 
 
 def abandon(weights_dir: Path) -> None:
@@ -118,26 +179,17 @@ def abandon(weights_dir: Path) -> None:
     if weights_dir.is_dir():
         for entry in weights_dir.iterdir():
             if not _VERSION.fullmatch(entry.name):
-                _remove(entry)
-
-
-def _remove(path: Path) -> None:
-    """Removes a folder or whatever stands in its place; a link is removed itself, never followed."""
-    try:
-        if stat.S_ISDIR(path.lstat().st_mode):
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    except FileNotFoundError:
-        return
+                remove_tree(entry)
 
 
 def layout_of(folder: Path) -> Layout:
     """Returns the tensors of a model, for `adopt`; UNKNOWN where its files do not tell. They may be links, as in a cache of models."""
     try:
-        files = _indexed(Path(os.path.realpath(folder / INDEX))) if (folder / INDEX).exists() else None
+        room = _Room()
+        files = _indexed(Path(os.path.realpath(folder / INDEX)), room) if (folder / INDEX).exists() else None
         names = {FILE} if (folder / FILE).exists() else {path.name for path in folder.glob("*.safetensors")}
-        read = [_inspect_tensors(Path(os.path.realpath(folder / file))) for file in sorted(names if files is None else set(files.values()))]
+        shards = sorted(names if files is None else set(files.values()))
+        read = [_inspect_tensors(Path(os.path.realpath(folder / file)), room) for file in shards]
     except (SnapshotError, OSError):
         return UNKNOWN
     return Layout({name: tensor for tensors in read for name, tensor in tensors.items()}, _tied(folder / "config.json"))
@@ -146,10 +198,11 @@ def layout_of(folder: Path) -> Layout:
 def _tied(config: Path) -> bool:
     """Returns what a model's configuration says of its output layer, or of that of the text part of the model."""
     try:
-        table = json.loads(config.read_bytes())
-        return bool(table.get("tie_word_embeddings", (table.get("text_config") or {}).get("tie_word_embeddings")))
-    except (OSError, ValueError, AttributeError, RecursionError):
+        said = msgspec.json.decode(_beginning(config, MAX_CONFIG, follow=True), type=_Config)
+    except (OSError, ValueError, RecursionError):
         return False
+    text = said.text_config.tie_word_embeddings if said.text_config is not None else None
+    return bool(text if said.tie_word_embeddings is None else said.tie_word_embeddings)
 
 
 def _refuse_unfit(found: Mapping[str, TensorType], model: Layout) -> None:
@@ -210,6 +263,7 @@ def _inspect(folder: Path) -> Mapping[str, TensorType]:
     if not stat.S_ISDIR(folder.lstat().st_mode):
         raise SnapshotError(f"{folder} is not a folder")
     read: dict[str, Mapping[str, TensorType]] = {}
+    room = _Room()
     indexed = False
     with os.scandir(folder) as entries:
         for count, entry in enumerate(entries):
@@ -218,13 +272,13 @@ def _inspect(folder: Path) -> Mapping[str, TensorType]:
             if not entry.is_file(follow_symlinks=False):
                 raise SnapshotError(f"{entry.path} is not a plain file")
             if entry.name.endswith(".safetensors"):
-                read[entry.name] = _inspect_tensors(Path(entry.path))
+                read[entry.name] = _inspect_tensors(Path(entry.path), room)
             indexed = indexed or entry.name == INDEX
     if not indexed:
         if set(read) != {FILE}:
             raise SnapshotError(f"{folder} holds neither {FILE} alone nor {INDEX} beside its *.safetensors")
         return read[FILE]
-    files = _indexed(folder / INDEX)
+    files = _indexed(folder / INDEX, room)
     for name, file in files.items():
         if name not in read.get(file, ()):
             raise SnapshotError(f"{folder}: {INDEX} says that {_quoted(name)} is in {_quoted(file)}, and it is not")
@@ -236,38 +290,38 @@ def _inspect(folder: Path) -> Mapping[str, TensorType]:
     return found
 
 
-def _indexed(index: Path) -> Mapping[str, str]:
+def _indexed(index: Path, room: _Room) -> Mapping[str, str]:
     """Returns the file of each tensor, as an index says. Raises SnapshotError, OSError."""
+    text = _beginning(index, MAX_HEADERS + 1)
+    room.take(index, text)
     try:
-        files = json.loads(_beginning(index, MAX_HEADER))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        files = msgspec.json.decode(text, type=_Index).weight_map
+    except (ValueError, RecursionError) as error:
         raise SnapshotError(f"{index} is no index ({type(error).__name__}: {error})") from error
-    if not isinstance(files, dict) or not all(isinstance(file, str) and os.path.basename(file) == file for file in files.values()):
+    if not all(os.path.basename(file) == file for file in files.values()):
         raise SnapshotError(f"{index} names no files of its folder")
     return files
 
 
-def _beginning(path: Path, limit: int) -> bytes:
+def _beginning(path: Path, limit: int, *, follow: bool = False) -> bytes:
     """Returns at most `limit` bytes of a plain file. Raises OSError."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with open(os.open(path, _READ if follow else _READ | os.O_NOFOLLOW), "rb") as file:
         return file.read(limit)
 
 
-def _inspect_tensors(path: Path) -> Mapping[str, TensorType]:
+def _inspect_tensors(path: Path, room: _Room) -> Mapping[str, TensorType]:
     """Returns the tensors of one safetensors file, from its header. Raises SnapshotError, OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    with open(os.open(path, _READ | os.O_NOFOLLOW), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        if size < 10 or length > min(MAX_HEADER, size - 8):
+        if size < 10 or length > min(MAX_HEADERS, size - 8):
             raise SnapshotError(f"{path}: a header of {length} bytes in a file of {size}")
         header = file.read(length)
+    room.take(path, header)
     try:
-        tensors = json.loads(header)
+        tensors = msgspec.json.decode(header, type=dict[str, msgspec.Raw])
     except (ValueError, RecursionError) as error:
-        raise SnapshotError(f"{path}: the header is no JSON ({error})") from error
-    if not isinstance(tensors, dict):
-        raise SnapshotError(f"{path}: the header is no table of tensors")
+        raise SnapshotError(f"{path}: the header is no table of tensors ({error})") from error
     found: dict[str, TensorType] = {}
     last = 0
     for name, tensor in tensors.items():
@@ -279,18 +333,15 @@ def _inspect_tensors(path: Path) -> Mapping[str, TensorType]:
     return found
 
 
-def _described(path: Path, name: str, tensor: object) -> tuple[TensorType, int]:
+def _described(path: Path, name: str, tensor: msgspec.Raw) -> tuple[TensorType, int]:
     """Returns a tensor's type, and where its bytes end, counted from the end of the header. Raises SnapshotError for a wrong description."""
-    if isinstance(tensor, dict):
-        dtype, shape, offsets = tensor.get("dtype"), tensor.get("shape"), tensor.get("data_offsets")
-        if isinstance(dtype, str) and _counts(shape) and _counts(offsets) and len(offsets) == 2:
-            start, end = offsets
-            count = end - start
-            if count >= 0 and (dtype not in _BYTES or count == math.prod(shape) * _BYTES[dtype]):
-                return TensorType(dtype, tuple(shape)), end
+    try:
+        said = _TENSORS.decode(tensor) if len(bytes(tensor)) <= _MAX_DESCRIPTION else None
+    except (ValueError, RecursionError):
+        said = None
+    if said is not None:
+        start, end = said.data_offsets
+        count = end - start
+        if count >= 0 and (said.dtype not in _BYTES or count == math.prod(said.shape) * _BYTES[said.dtype]):
+            return TensorType(said.dtype, said.shape), end
     raise SnapshotError(f"{path}: tensor {name[:64]!r} is described wrongly")
-
-
-def _counts(value: object) -> TypeGuard[list[int]]:
-    """Tells whether this is a list of at most 64 integers of at least 0, none of them beyond what a file can hold."""
-    return isinstance(value, list) and len(value) <= 64 and all(type(one) is int and 0 <= one < 1 << 63 for one in value)

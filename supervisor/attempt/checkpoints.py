@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import msgspec
 
 from supervisor.host.atomic_file import write_atomically
 from supervisor.host.regular_file import read_regular
+from trainers.remove_tree import remove_tree
 
 _FILE: Final = "resume.json"
 _HOPS: Final = 40
@@ -128,7 +128,7 @@ class Checkpoints:
             return
         with contextlib.suppress(FileNotFoundError):
             if place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place)
+                remove_tree(place)
             else:
                 place.unlink()
 

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import os
 import select
-import shutil
 import signal
 import stat
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from pathlib import Path
 from supervisor.attempt.journal import NAME, Began, Ended, Gone, Line, Process, Shared, Spawned, read, writer
 from supervisor.host.processes.guardian import SWEPT_PREFIX, remove_traces
 from supervisor.host.processes.proc import Identity, Stat, boot_id, read_stat, table, tag_of
+from trainers.remove_tree import remove_what_can_be
 
 
 @dataclass
@@ -175,7 +175,7 @@ def _remove_left(lines: list[Line], swept: Swept, held: _Held) -> None:
         if isinstance(line.what, Shared) and line.what.path not in held.shared and may_remove(path := Path(line.what.path)):
             with contextlib.suppress(OSError):
                 remove_traces(str(path))
-            shutil.rmtree(path, ignore_errors=True)
+            remove_what_can_be(path)
             swept.removed.append(str(path))
 
 

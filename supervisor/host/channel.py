@@ -1,6 +1,7 @@
 """A channel is the supervisor's end of a child's socket pair: frames in, frames out, and nothing that the peer does can block or grow us.
 
 A peer fails alone and once: by end of file, by a frame that is none, by a frame that begins and does not end, by not reading.
+One that says more than anybody needs to is read more slowly: its own writes wait, and nobody else does.
 """
 
 import socket
@@ -19,6 +20,11 @@ PARTIAL_SECONDS: Final = 5.0
 STALLED_SECONDS: Final = 10.0
 OUTBOX_BYTES: Final = 8 << 20
 CHUNK: Final = 1 << 16
+AT_ONCE: Final = 8
+"""So many messages of one peer are handed on in one go; then others have their turn."""
+BURST: Final = 1000
+RATE: Final = 250.0
+"""A peer may send so many messages at a time, and so many a second for longer. A trainer's step is ten, a gateway reports 20 times a second."""
 
 Message = TypeVar("Message")
 
@@ -39,6 +45,20 @@ class ChannelFailure:
 
     def __str__(self) -> str:
         return f"the peer {self.kind.value}" + (f": {self.detail}" if self.detail else "")
+
+
+@dataclass(slots=True)
+class _Pace:
+    """What a peer may still send now."""
+
+    room: float = BURST
+    seen: float = 0.0
+
+    def lateness(self, now: float) -> float:
+        """Count a message. Return the seconds until the next may come; 0.0 unless it is one too many."""
+        self.room = min(BURST, self.room + (now - self.seen) * RATE) - 1.0
+        self.seen = now
+        return AT_ONCE / RATE if self.room < 0 else 0.0
 
 
 class Channel(Generic[Message]):
@@ -64,6 +84,7 @@ class Channel(Generic[Message]):
         self._frames: FrameReader[Message] = FrameReader(union)
         self._on_message, self._on_failure = on_message, on_failure
         self._partial_s, self._stalled_s, self._outbox_limit = partial_s, stalled_s, outbox_bytes
+        self._pace = _Pace()
         self._outbox: deque[bytes] = deque()
         self._outbox_bytes = 0
         self._reply_at_once = False  # the peer has sent something since we last wrote at once
@@ -140,15 +161,15 @@ class Channel(Generic[Message]):
             if not data:
                 self._fail(FailureKind.TRUNCATED if self._frames.partial else FailureKind.CLOSED)
                 return
-            complete = self._take(data)
+            complete = await self._take(data)
             if not self._frames.partial:
                 began = None
             elif complete or began is None:
                 began = anyio.current_time()
 
-    def _take(self, data: bytes) -> bool:
-        """Hand on every message that is complete with this data; return whether one was."""
-        complete = False
+    async def _take(self, data: bytes) -> bool:
+        """Hand on every message that is complete with this data, not faster than it may come; return whether one was."""
+        taken = 0
         messages = self._frames.feed(data)
         while self.open:
             try:
@@ -158,9 +179,12 @@ class Channel(Generic[Message]):
                 break
             if message is None:
                 break
-            complete = self._reply_at_once = True
+            self._reply_at_once = True
             self._on_message(message)
-        return complete
+            taken += 1
+            if (late := self._pace.lateness(anyio.current_time())) > 0 or taken % AT_ONCE == 0:
+                await anyio.sleep(late)
+        return taken > 0
 
     async def _write(self) -> None:
         while self.open:

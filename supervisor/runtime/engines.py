@@ -77,7 +77,7 @@ class Engines:
         self._endpoints[engine] = endpoint
         self._lifecycle.when_gone(engine, lambda: self._forget(engine))
         life = self._kinds[table.kind].prepare(EngineStart(self._facts, engine, incarnation, endpoint))
-        self._lifecycle.when_gone(engine, life.clean_up)
+        self._lifecycle.remove_when_gone(engine, life.clean_up)
         control = EngineControl(endpoint.url, endpoint.key, self._session, retract_flushes=life.retract_flushes)
 
         async def ready(group: Group) -> None:

@@ -90,7 +90,7 @@ class GroupLifecycle:
         self._health = health
         self._hide = hide
         self._starting: dict[GroupId, tuple[anyio.CancelScope, anyio.Event]] = {}
-        self._held: dict[GroupId, contextlib.ExitStack] = {}
+        self._held: dict[GroupId, contextlib.AsyncExitStack] = {}
 
     # -- what a group holds besides processes
 
@@ -102,11 +102,22 @@ class GroupLifecycle:
 
     def when_gone(self, group: GroupId, give_back: Callable[[], None]) -> None:
         """Registers what is done once nothing of the group lives, also when its life never began; what came last is done first."""
-        self._held.setdefault(group, contextlib.ExitStack()).callback(give_back)
+        self._held.setdefault(group, contextlib.AsyncExitStack()).callback(give_back)
 
-    def _give_back(self, group: GroupId) -> None:
+    def remove_when_gone(self, group: GroupId, remove: Callable[[], None]) -> None:
+        """Registers the removal of files that the group leaves: as many as it likes, so this is done beside the loop."""
+
+        async def removed() -> None:
+            try:
+                await to_thread.run_sync(remove)
+            except (OSError, ValueError) as error:
+                self._loop.log.warning("cannot remove what a group has left", group=str(group), error=str(error))
+
+        self._held.setdefault(group, contextlib.AsyncExitStack()).push_async_callback(removed)
+
+    async def _give_back(self, group: GroupId) -> None:
         if (held := self._held.pop(group, None)) is not None:
-            held.close()
+            await held.aclose()
 
     # -- its life
 
@@ -182,7 +193,7 @@ class GroupLifecycle:
             await done.wait()
         live = self._groups.get(group)
         if live is None:
-            self._give_back(group)  # what was kept for a life that never came to be
+            await self._give_back(group)  # what was kept for a life that never came to be
         if live is None or live.incarnation != action.incarnation:
             return GroupGone(id=action.id, confirmed=True)
         live.stopping = True
@@ -194,7 +205,7 @@ class GroupLifecycle:
         if isinstance(group, EngineId) and (held := await self._port_held(live, limit)):
             return GroupGone(id=action.id, confirmed=False, note=held)
         if self._groups.remove(live):  # else a second, harder stop of the same life has been faster
-            self._give_back(group)
+            await self._give_back(group)
         return GroupGone(id=action.id, confirmed=True)
 
     async def _port_held(self, live: LiveGroup, limit: float) -> str:

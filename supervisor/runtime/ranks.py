@@ -44,7 +44,7 @@ class Ranks:
         pipeline, incarnation = action.pipeline, action.incarnation
         trainer = TrainerId(pipeline)
         resume = await self._output.resume_point(pipeline)
-        self._lifecycle.when_gone(trainer, self._output.transport(pipeline).abandon)
+        self._lifecycle.remove_when_gone(trainer, self._output.transport(pipeline).abandon)
         window = self._lifecycle.reserve(trainer)
         commands: list[Command] = []
         theirs: list[socket.socket] = []

@@ -7,7 +7,6 @@ the objects and connects them without doing anything, `serve` starts the tasks a
 import contextlib
 import os
 import resource
-import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -55,6 +54,7 @@ from supervisor.runtime.snapshots import SharedMemory, TrainerOutput, folder_of,
 from supervisor.runtime.startup import DetachedStart, Exposition, Options, ShowProgress, as_setup_error
 from supervisor.scheduler import Scheduler
 from trainers.protocol.ids import PipelineId
+from trainers.remove_tree import remove_what_can_be
 
 PROGRESS_S = 0.5
 
@@ -164,7 +164,7 @@ class Run:
         shm = self._directory.shared_memory(self._config.host.shm)
         self._guard.sweep(shm)
         journal.shared(shm)
-        stack.callback(shutil.rmtree, shm, ignore_errors=True)
+        stack.callback(remove_what_can_be, shm)
         try:
             make_folders(shm, (PipelineId(pipeline.name) for pipeline in self._config.pipeline))
             stack.callback(os.close, hold(shm))

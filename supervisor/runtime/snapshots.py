@@ -6,7 +6,6 @@ here, in `trainers.weights`, and in the client that writes them, and nowhere els
 """
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from supervisor.scheduler.actions import AdoptSnapshot, DropSnapshot, RecordChec
 from supervisor.scheduler.events import ActionFailed, CheckpointKept, SnapshotAdopted, Told
 from trainers import weights
 from trainers.protocol.ids import PipelineId, Version
+from trainers.remove_tree import remove_what_can_be
 
 
 class WeightTransport(Protocol):
@@ -82,7 +82,7 @@ def folder_of(shm: Path, pipeline: PipelineId) -> Path:
 
 def make_folders(shm: Path, pipelines: Iterable[PipelineId]) -> None:
     """Makes the folders anew: snapshots are worth nothing after the run that made them. Raises OSError."""
-    shutil.rmtree(shm, ignore_errors=True)
+    remove_what_can_be(shm)
     shm.mkdir(mode=0o700)  # what is there still is somebody else's
     for pipeline in pipelines:
         folder_of(shm, pipeline).mkdir(mode=0o700)

@@ -5,7 +5,6 @@ have one shape, so with the same weights they agree.
 """
 
 import os
-import shutil
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from supervisor.observe.event_log import log_for
 from supervisor.runtime.kinds.engine_kind import EngineLife, EngineStart, Log
 from supervisor.runtime.run_facts import RunFacts
 from trainers.protocol.ids import EngineId, Incarnation, PipelineId, Version
+from trainers.remove_tree import remove_what_can_be
 
 NAME: Final = "sglang"
 ASK_S: Final = 60.0
@@ -204,7 +204,7 @@ class Traces:
                 self.log.warning("cannot note what an engine has open in /dev/shm", error=str(error))
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_what_can_be(self.folder)
         for path in self.seen:
             path.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
