@@ -73,6 +73,23 @@ def status(run: str | None = None, /, *, json: Json = False) -> int:
     return int(ExitCode.DONE)
 
 
+def why(pipeline: Annotated[str, Parameter(help="p1")], /, *, run: operate.RunOption = None, json: Json = False) -> int:
+    """Say why a pipeline has the engines that it has now, and why it was not given more."""
+    from supervisor.observe import control_socket
+    from supervisor.views.status import show_why
+    from trainers.protocol.ids import PipelineId
+
+    reply = control_socket.ask(_find(run) / "control.sock", control_socket.ExplainRequest(PipelineId(pipeline)))
+    if not isinstance(reply, control_socket.ExplainReply):
+        return operate.report(reply)
+    with streams.lasting():
+        if json:
+            _print_json(reply.explanation)
+        else:
+            show_why(reply.explanation)
+    return int(ExitCode.DONE)
+
+
 def _ended(attempt: Path, json: bool) -> int:
     """Say how a run stands that nobody answers for."""
     from supervisor.attempt.post_mortem import post_mortem
@@ -161,7 +178,7 @@ def _print_json(value: Any) -> None:
 
 
 COMMANDS: Final[tuple[Callable[..., int], ...]] = (
-    run.run, check, status, logs, env,
+    run.run, check, status, why, logs, env,
     operate.stop, operate.restart, operate.drain, operate.pause, operate.resume, operate.reset,
     simulate.plan, simulate.simulate, replay.replay,
 )  # fmt: skip

@@ -18,6 +18,7 @@ import anyio.abc
 import msgspec
 
 from supervisor.errors import SetUpError, SupervisorError, UsageError
+from supervisor.observe.explanation import PipelineExplanation
 from supervisor.observe.status import Status
 from trainers.protocol import ids
 from trainers.protocol.framing import FrameError, FrameReader, encode
@@ -72,8 +73,18 @@ class ActRequest(_Message, frozen=True, tag="act"):
     target: Target
 
 
+class ExplainRequest(_Message, frozen=True, tag="explain"):
+    """Ask why a pipeline has the engines that it has, and no more. Answered by `ExplainReply` or `Declined`."""
+
+    pipeline: PipelineId
+
+
 class StatusReply(_Message, frozen=True, tag="status_reply"):
     snapshot: Status
+
+
+class ExplainReply(_Message, frozen=True, tag="explain_reply"):
+    explanation: PipelineExplanation
 
 
 class Done(_Message, frozen=True, tag="done"):
@@ -88,8 +99,8 @@ class Declined(_Message, frozen=True, tag="declined"):
     text: str
 
 
-Request = StatusRequest | StopRequest | ActRequest
-Reply = StatusReply | Done | Declined
+Request = StatusRequest | StopRequest | ActRequest | ExplainRequest
+Reply = StatusReply | ExplainReply | Done | Declined
 Handler = Callable[[Request], Awaitable[Reply]]
 
 

@@ -14,10 +14,9 @@ from aiohttp import web
 from engines.gateway.core.events import Deliver, Grew
 from engines.gateway.core.samples import MAX_TOKEN, Answer, Failure, Request
 from engines.gateway.routes.errors import RequestError
+from engines.gateway.routes.responses import KEEP_ALIVE_S
 from engines.gateway.shell import Inbox, Shell
 
-KEEP_ALIVE_S: Final = 10.0
-"""A stream is sent something at least this often, so that its reader can tell waiting from a lost connection."""
 SMALL_BODY: Final = 1 << 15
 """A body of so many bytes is decoded and encoded within a few milliseconds."""
 _THREADS: Final = ThreadPoolExecutor(2, "bodies")
