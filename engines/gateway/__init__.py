@@ -1,7 +1,7 @@
 """A gateway is the HTTP front of one pipeline: its URL never changes while engines come, sleep, load weights and die.
 
 It is a process of its own (`python -m engines.gateway`, started by `supervisor.runtime.gateways`), so that tokens never pass through the
-supervisor's loop. It may import `trainers.protocol` and nothing else of ours; it never imports torch or transformers. It does not decide
+supervisor's loop. It may import `trainers.protocol` and nothing else of ours; it never imports torch, and `transformers` in one module. It does not decide
 which engines are awake: the supervisor orders routes, drains and rollouts over an inherited socket pair, and the gateway reports what waits.
 
     __main__          arguments, sockets, the event loop; wires the parts below
@@ -9,9 +9,10 @@ which engines are awake: the supervisor orders routes, drains and rollouts over 
     shell             gives events and the time to the core, carries out its effects; holds the only tasks that talk to engines
     core/             decides: which sample goes to which engine, and what becomes of it (pure; no clock, no sockets)
     routes/           HTTP in: bodies into requests, answers and streams out, text and tokens
+    model_files/      what the model's folder says: tokenizer, chat template, limits, defaults
     upstream/         HTTP out: one attempt on one engine in SGLang's dialect
 
-`__main__` uses all of them; `routes` uses `shell`; `shell` uses `upstream` and `core`; everybody may use the data types of `core`.
+`__main__` uses all of them; `routes` uses `shell` and `model_files`; `shell` uses `upstream` and `core`; everybody may use the data types of `core`.
 
 The life of a sample, with a drain in the middle:
 

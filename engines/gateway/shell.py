@@ -26,28 +26,40 @@ class Inbox:
     """The tokens and outcomes of some askers arrive here, in order. `open`: those whose outcome has not come."""
 
     open: set[int] = field(default_factory=set)
-    _arrived: "asyncio.Queue[Grew | Deliver]" = field(default_factory=asyncio.Queue)
+    _arrived: "deque[Grew | Deliver]" = field(default_factory=deque)
+    _waiting: "asyncio.Future[None] | None" = None
 
     def put(self, effect: Grew | Deliver) -> None:
         """Add an arrival."""
         if isinstance(effect, Deliver):
             self.open.discard(effect.asker)
-        self._arrived.put_nowait(effect)
+        self._arrived.append(effect)
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def arrived(self) -> Iterator[Grew | Deliver]:
         """Yield everything that is there already."""
-        while not self._arrived.empty():
-            yield self._arrived.get_nowait()
+        while self._arrived:
+            yield self._arrived.popleft()
 
-    async def get(self, patience: float) -> Grew | Deliver | None:
-        """Wait for the next arrival; returns None after `patience` seconds without one."""
-        if not self._arrived.empty():
-            return self._arrived.get_nowait()
-        try:
-            async with asyncio.timeout(patience):
-                return await self._arrived.get()
-        except TimeoutError:
-            return None
+    async def get(self, patience: float | None = None) -> Grew | Deliver | None:
+        """Wait for the next arrival; returns None after `patience` seconds without one (None: there is no limit)."""
+        if not self._arrived:
+            loop = asyncio.get_running_loop()
+            self._waiting = waiting = loop.create_future()
+            timer = None if patience is None else loop.call_later(patience, _give_up, waiting)
+            try:
+                await waiting
+            finally:
+                self._waiting = None
+                if timer is not None:
+                    timer.cancel()
+        return self._arrived.popleft() if self._arrived else None
+
+
+def _give_up(waiting: "asyncio.Future[None]") -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 @dataclass(slots=True)

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from engines.gateway.model_files import chat_template
 from supervisor.attempt.directory import runs_directory
 from supervisor.config.fit import Claim, GpuPlan, Machine, Part, Picture, Verdict, picture
 from supervisor.config.load import Loaded
@@ -30,7 +32,15 @@ def look(loaded: Loaded) -> Picture:
     gpus = loaded.gpus or virtual_gpus(config)
     shm = shared_memory(config.host.shm)
     machine = Machine(gpus, memory_free(), shm.free, dict(os.environ), shm.total)
-    return picture(config, machine, sizes)
+    found = picture(config, machine, sizes)
+    return replace(found, notes=(*found.notes, *_templates(config)))
+
+
+def _templates(config: Config) -> Iterator[str]:
+    """Yield what is wrong with chat templates: that costs chat requests, and no pipeline."""
+    for pipe in config.pipeline:
+        for problem in chat_template.problems(Path(pipe.engine.model)) if isinstance(pipe.engine.model, str) else ():
+            yield f"{pipe.name}: its chat template does not compile, so requests for chats will be refused ({problem})."
 
 
 def virtual_gpus(config: Config) -> tuple[GpuFact, ...]:

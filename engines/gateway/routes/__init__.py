@@ -1,7 +1,7 @@
 """The routes are the gateway's HTTP side towards clients: bodies in, answers and streams out.
 
 They know HTTP, JSON, text and tokens; they do not know engines, and decide nothing about dispatch: a route makes `Request`s, asks them
-through `asking.Asking`, and writes what arrives. They may import `core`'s data types and the `shell`, never `upstream`.
+through `asking.Asking`, and writes what arrives. They may import `core`'s data types, the `shell` and `model_files`, never `upstream`.
 
     server           the application: routes, typed errors, limits; listening
     acceptor         new connections, all that have come in one go
@@ -12,7 +12,7 @@ through `asking.Asking`, and writes what arrives. They may import `core`'s data 
     openai_routes    POST /v1/completions, POST /v1/chat/completions, GET /v1/models
     openai_bodies    their bodies into requests
     openai_answers   their answers: choices, log-probs, usage, pieces
-    text             the model's tokenizer and chat template
+    text             text to tokens and back by the model's files, with a client's errors
     responses        JSON bodies, events, keep-alives
     errors           RequestError: status, stable code, sentence
 

@@ -89,11 +89,12 @@ class Asking:
     async def all(self) -> list[Answer]:
         """Wait for every answer; returns them in order. Raises RequestError for the first failure."""
         answers: dict[int, Answer] = {}
-        async for item in self.arrivals():
-            if item is not None and isinstance(outcome := item[1], Deliver):
-                if isinstance(outcome.outcome, Failure):
-                    raise RequestError.of(outcome.outcome)
-                answers[item[0]] = outcome.outcome
+        while self._open:
+            effect = await self._inbox.get()
+            if isinstance(effect, Deliver):
+                if isinstance(effect.outcome, Failure):
+                    raise RequestError.of(effect.outcome)
+                answers[self._item(effect)[0]] = effect.outcome
         return [answers[index] for index in range(len(self._asked))]
 
     async def begin(self, fatal: Container[str] | None = None) -> list[tuple[int, Grew | Deliver]]:

@@ -46,8 +46,7 @@ class OpenAIRoutes:
     async def _answer(
         self, request: web.Request, requests: list[Request], shape: Shape, *, stream: bool, usage: bool
     ) -> web.StreamResponse:
-        if not self._text.known:
-            raise RequestError(400, "no_tokenizer", "this model has no tokenizer.json: ask /generate with token ids (input_ids)")
+        self._text.require()
         rollout, token = identity(request)
         requests = hinted(request, requests)
         async with Asking(self._shell, requests, rollout, sample_names(token, len(requests)), streams=stream) as asking:

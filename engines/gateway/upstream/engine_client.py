@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from typing import Final
 from uuid import uuid4
 
@@ -18,6 +19,9 @@ REST_S: Final = 0.5
 BUSY: Final = (429, 503)
 """With these statuses an engine says that it takes no more now."""
 _MOST_ERROR: Final = 1 << 16
+_LIFE: Final = uuid4().hex[:20]
+"""An engine may outlive its gateway: the next one's ids are others."""
+_NUMBERS: Final = count()
 
 
 class EngineClient:
@@ -70,20 +74,27 @@ class Running(Exchange):
         if self._ended or self._stream.end is not None:
             return
         try:
-            for tokens in self._stream.feed(data):
-                self._on_tokens(tokens)
+            self._stream.feed(data)
         except StreamError as error:
+            self._tell()
             self._end(Broken(str(error), accepted=True))
             self.cut()
 
     def rested(self) -> None:
+        self._tell()
         if not self._ended and self._stream.end is not None:
             self._end(self._stream.end)
             asyncio.get_running_loop().call_later(REST_S, self.cut)  # a connection that is complete by then is no longer ours
 
     def over(self, error: Exception | None) -> None:
+        self._tell()
         if not self._ended:
             self._end(self._outcome(error))
+
+    def _tell(self) -> None:
+        """Give on what all events say together that came at once: the busier we are, the more these are."""
+        if not self._ended and (tokens := self._stream.take()) is not None:
+            self._on_tokens(tokens)
 
     def _outcome(self, error: Exception | None) -> End:
         if self._stream.end is not None:
@@ -124,4 +135,4 @@ class _Abort(Exchange):
 
 def new_rid() -> str:
     """Return a new request id. All are of one length, since SGLang aborts whatever *begins* with the rid."""
-    return uuid4().hex
+    return f"{_LIFE}{next(_NUMBERS):012x}"

@@ -68,36 +68,46 @@ class _AllOfIt(msgspec.Struct):
 _EVENT: Final = msgspec.json.Decoder(_Event)
 _ALL_OF_IT: Final = msgspec.json.Decoder(_AllOfIt)
 _NAN: Final = float("nan")
+_NO_META: Final = frozenset({*PER_TOKEN, "finish_reason"})
 
 
 class Stream:
-    """The stream of one attempt. `feed` yields `Tokens` as they come; `end` is set once the engine has ended the request."""
+    """The stream of one attempt: `feed` it, `take` what is new; `end` is set once the engine has ended the request."""
 
     def __init__(self, attempt: int, *, rows: bool = False) -> None:
         """`rows`: whether the request asks for more of each token, or of the prompt, than ids and log-probs."""
         self._attempt, self._wants_rows = attempt, rows
         self._buffer = bytearray()
         self._known = 0
+        self._ids, self._logprobs = array(TOKENS), array(LOGPROBS)
+        self._rows: dict[str, list[Any]] = {}
+        self._prompt: dict[str, Any] = {}
         self._marks: tuple[Mark, ...] = ()
         self.end: End | None = None
 
-    def feed(self, data: bytes) -> list[Tokens]:
-        """Read further bytes and return what is new. Raises StreamError for what is not SGLang's dialect."""
+    def feed(self, data: bytes) -> None:
+        """Read further bytes. Raises StreamError for what is not SGLang's dialect; what came before it can still be taken."""
         if self._buffer or not data.endswith(b"\n"):
             self._buffer += data
             if len(self._buffer) > MAX_EVENT:
                 raise StreamError(f"an event of more than {MAX_EVENT} bytes")
             if b"\n" not in data:
-                return []
+                return
             data, _, rest = bytes(self._buffer).rpartition(b"\n")
             self._buffer = bytearray(rest)
-        made: list[Tokens] = []
         for line in data.split(b"\n"):
             if line.startswith(b"data:") and self.end is None and (body := line[5:].strip()) != b"[DONE]":
-                self._event(body, made)
-        return made
+                self._event(body)
 
-    def _event(self, body: bytes, made: list[Tokens]) -> None:
+    def take(self) -> Tokens | None:
+        """Return what is new since the last time, of however many events; None if nothing is."""
+        if not self._ids:
+            return None
+        tokens = Tokens(self._attempt, self._ids, self._logprobs, self._marks, self._rows, self._prompt)
+        self._ids, self._logprobs, self._rows, self._prompt = array(TOKENS), array(LOGPROBS), {}, {}
+        return tokens
+
+    def _event(self, body: bytes) -> None:
         try:
             event = _EVENT.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -105,18 +115,16 @@ class Stream:
         if event.error is not None:
             self.end = self._refusal(event.error)
             return
-        tokens = self._news(event, _ALL_OF_IT.decode(body).meta_info if self._wants_rows else None)
-        if tokens is not None:
-            made.append(tokens)
+        self._news(event, _ALL_OF_IT.decode(body).meta_info if self._wants_rows else None)
         if (reason := event.meta_info.finish_reason) is not None:
             reason = {"type": reason} if isinstance(reason, str) else reason
             if not isinstance(reason.get("type"), str):
                 raise StreamError(f"a finish_reason without a type: {reason}")
             meta = _ALL_OF_IT.decode(body).meta_info
-            self.end = Finished(reason, {name: value for name, value in meta.items() if name not in (*PER_TOKEN, "finish_reason")})
+            self.end = Finished(reason, {name: value for name, value in meta.items() if name not in _NO_META})
 
-    def _news(self, event: _Event, everything: dict[str, Any] | None) -> Tokens | None:
-        """Return what is new in a cumulative or incremental event. Ids and log-probs are paired; more of one than of the other wait."""
+    def _news(self, event: _Event, everything: dict[str, Any] | None) -> None:
+        """Keep what is new in a cumulative or incremental event. Ids and log-probs are paired; more of one than of the other wait."""
         meta, known = event.meta_info, self._known
         pairs = meta.output_token_logprobs
         count = len(event.output_ids) if pairs is None else min(len(event.output_ids), len(pairs))
@@ -125,21 +133,24 @@ class Stream:
         elif known + count == meta.completion_tokens:
             first = 0  # incremental
         elif meta.completion_tokens <= known:
-            return None  # repeats what it has sent before: the last event of an abort
+            return  # repeats what it has sent before: the last event of an abort
         else:
             raise StreamError(f"{meta.completion_tokens} tokens announced, {count} sent, {known} known")
         if first >= count:
-            return None
-        ids = array(TOKENS, event.output_ids[first:count])
+            return
+        self._ids.extend(event.output_ids[first:count])
         if pairs is None:
-            logprobs = array(LOGPROBS, [_NAN]) * len(ids)
+            self._logprobs.extend([_NAN] * (count - first))
         else:
-            logprobs = array(LOGPROBS, [_NAN if pair[0] is None else pair[0] for pair in pairs[first:count]])
-        rows = {} if everything is None else _rows(everything, first, count)
-        prompt = _of_prompt(meta, everything) if known == 0 else {}
-        self._known = known + len(ids)
+            self._logprobs.extend([_NAN if pair[0] is None else pair[0] for pair in pairs[first:count]])
+        if everything is not None:
+            for name, rows in _rows(everything, first, count).items():
+                before = self._rows.setdefault(name, [None] * (len(self._ids) - (count - first)))
+                before.extend(rows)
+        if known == 0:
+            self._prompt = _of_prompt(meta, everything)
+        self._known = known + count - first
         self._mark(meta)
-        return Tokens(self._attempt, ids, logprobs, self._marks, rows, prompt)
 
     def _mark(self, meta: _Meta) -> None:
         if spans := meta.weight_versions:

@@ -35,7 +35,10 @@ class HostTable(_Table, frozen=True, forbid_unknown_fields=True):
     ports: tuple[int, int] = (20000, 29999)
     """The window of all ports: in a row, 32 for each engine and 16 for each trainer, and one for each gateway."""
     metrics_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
-    """`/metrics` for Prometheus at this port of 127.0.0.1: states, leases, queues, reported figures, restarts, times of recovery. `examples/grafana.json` draws it."""
+    """`/metrics` for Prometheus at this port of 127.0.0.1: states, leases, queues, reported figures, restarts, times of recovery.
+
+    `examples/grafana.json` draws it.
+    """
     prewarm: bool = True
     """Fork our own children from a process that has imported everything already."""
 

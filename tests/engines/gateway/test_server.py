@@ -362,3 +362,16 @@ def test_a_full_disk_costs_log_lines_and_nothing_else(model: Path, tmp_path: Pat
                 await gateway.process.wait()
 
     asyncio.run(play())
+
+
+def test_a_gateway_that_has_read_a_tokenizer_has_no_torch(model: Path, tmp_path: Path) -> None:
+    async def play() -> None:
+        async with box(model, tmp_path) as (gateway, session), ScriptedEngine() as engine:
+            await gateway.route(engine)
+            async with session.post("/v1/completions", json={"prompt": "01", "max_tokens": 1}) as response:
+                assert response.status == 200
+            mapped = await asyncio.to_thread(Path(f"/proc/{gateway.process.pid}/maps").read_text)
+            assert "/tokenizers/" in mapped
+            assert "torch" not in mapped
+
+    asyncio.run(play())

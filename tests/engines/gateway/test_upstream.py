@@ -93,6 +93,8 @@ def test_an_answer_is_read_however_it_is_cut(size: int) -> None:
             assert await asking.ended() == Finished({"type": "length"}, {"completion_tokens": 3})
             assert asking.ids == [5, 6, 7]
             assert [value for one in asking.tokens for value in one.logprobs] == [-0.25] * 3
+            if size > len(COMPLETE):
+                assert len(asking.tokens) == 1, "what comes at once is told at once"
 
     asyncio.run(play())
 
@@ -124,6 +126,16 @@ def test_what_an_engine_does_becomes_the_end_of_the_attempt(sent: bytes, end: En
                 assert got.cause
             else:
                 assert got == end
+
+    asyncio.run(play())
+
+
+def test_tokens_that_came_before_nonsense_are_kept() -> None:
+    async def play() -> None:
+        async with engine(answering(HEAD + chunk(event(5, count=1)) + chunk(b"data: nonsense\n\n") + LAST)) as (client, url):
+            asking = Asking(client, url)
+            assert isinstance(await asking.ended(), Broken)
+            assert asking.ids == [5]
 
     asyncio.run(play())
 

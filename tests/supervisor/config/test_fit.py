@@ -207,3 +207,16 @@ def test_mistakes_are_printed_one_a_line_however_hostile() -> None:
     out = io.StringIO()
     view.show_mistakes([Mistake("a.toml", "host.x", '"\x1b[31m[bold]\n"', "is bad", "Do better.", 3)], Console(file=out, width=40))
     assert out.getvalue().splitlines() == ['a.toml:3: host.x = "[bold]\\n": is bad. Do better.', "1 mistake; nothing was started."]
+
+
+def test_a_chat_template_that_does_not_compile_is_a_note(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "chat_template.jinja").write_text("{% generation %}{{ x }}{% endgeneration %}")
+    config = Config([pipeline("p1", [0], [0], model=str(model))], HostTable(virtual=1))
+    loaded = Loaded(config, Path("quickstart.toml"), "quickstart", b"")
+    assert not any("template" in note for note in view.look(loaded).notes)
+    (model / "chat_template.jinja").write_text("{% for x in y %}\n{{ x }")
+    (note,) = [note for note in view.look(loaded).notes if "template" in note]
+    assert note.startswith("p1: its chat template does not compile, so requests for chats will be refused")
+    assert "chat_template.jinja, line 2" in note
