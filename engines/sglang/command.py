@@ -14,6 +14,7 @@ OURS: Final = (
     "--tp-size", "--tp", "--tensor-parallel-size", "--ep-size", "--ep", "--expert-parallel-size", "--dp-size", "--dp",
     "--data-parallel-size", "--pp-size", "--pp", "--pipeline-parallel-size", "--base-gpu-id", "--gpu-id-step", "--api-key",
     "--admin-api-key", "--config", "--weight-version", "--tokenizer-worker-num", "--skip-tokenizer-init", "--use-ray", "--grpc-mode",
+    "--enable-deterministic-inference",
 )  # fmt: skip
 """Flags that an operator's `args` may not set: the supervisor's own promises hang on them. (`--dp-size`: one engine is one replica.)"""
 STRIPPED: Final = (
@@ -39,6 +40,7 @@ class Spec:
     """One member to launch. `shape` is what `lifecycle.members.arguments` says; `folder` its own TMPDIR, in which `settings.yaml` holds the keys.
 
     `kv_tokens` is the size of the KV pool: pinned, since what SGLang would choose depends on who else is on the GPU at that moment.
+    `deterministic`: samples follow their seeds; without it SGLang passes over `sampling_seed` (every version that we drive has the flag).
     `cpus` are the cores this process may use (only for `device = "cpu"`).
     """
 
@@ -53,6 +55,7 @@ class Spec:
     seed: int
     folder: str
     profile: Profile
+    deterministic: bool = False
     cpus: Sequence[int] = (0,)
     args: Sequence[str] = ()
 
@@ -79,6 +82,8 @@ def arguments(spec: Spec) -> list[str]:
     argv += ["--skip-server-warmup", "--sleep-on-idle", "--log-level-http", "warning"]
     if spec.profile.incremental:
         argv += ["--incremental-streaming-output"]
+    if spec.deterministic:
+        argv += ["--enable-deterministic-inference"]
     if spec.device == "cpu":
         argv += ["--attention-backend", "torch_native"]
     else:

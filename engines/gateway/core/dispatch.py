@@ -6,7 +6,7 @@ each asker gets exactly one outcome; tokens that have reached us are never gener
 and for what `publish_policy` wants begun anew).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from engines.gateway.core.ordering.waiting import MAX_WAITING, Waiting
 from engines.gateway.core.publish_policy import PublishPolicy
 from engines.gateway.core.records import Attempt, Phase, Rollout, Sample
 from engines.gateway.core.rollouts import Rollouts
-from engines.gateway.core.samples import Failure, Outcome, SampleKey, State, cut
+from engines.gateway.core.samples import Failure, Outcome, Request, SampleKey, State, cut
 from trainers.protocol import gateway_messages
 
 _CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
@@ -30,6 +30,7 @@ class Dispatch:
     strings at a seam (None: no tokenizer).
 
     `policy`: what becomes of samples in flight when weights are published. `prefix_slack`: see `Affinity`. `abort_patience`: see `attempts.PATIENCE`.
+    `refused`: sampling parameters that the engines do not survive.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class Dispatch:
         policy: PublishPolicy | None = None,
         prefix_slack: float | None = None,
         abort_patience: float = PATIENCE,
+        refused: Collection[str] = (),
     ) -> None:
         self.engines = Engines()
         self.rollouts = Rollouts()
         self._seed, self._eos, self._decode = seed, eos, decode
+        self._refused = refused
         self._policy = policy or PublishPolicy()
         self._attempts = Attempts(abort_patience)
         self._askers: dict[int, Sample] = {}
@@ -170,7 +173,7 @@ class Dispatch:
         key = SampleKey(rollout.number, ask.token) if ask.token is not None else SampleKey(rollout.number, "", self._next())
         sample = rollout.samples.get(key)
         if sample is None:
-            if (refusal := self._refusal(rollout)) is not None:
+            if (refusal := self._refusal(rollout, ask.request)) is not None:
                 self._effects.append(events.Deliver(ask.asker, refusal))
                 return
             prompt = hash(ask.request.prompt.tobytes())
@@ -195,8 +198,10 @@ class Dispatch:
             sample.askers[ask.asker] = ask.streams
             self._askers[ask.asker] = sample
 
-    def _refusal(self, rollout: Rollout) -> Failure | None:
-        """Return why no new sample of the rollout is taken; None if one is."""
+    def _refusal(self, rollout: Rollout, request: Request) -> Failure | None:
+        """Return why this new sample of the rollout is not taken; None if it is."""
+        if deadly := [name for name in self._refused if request.params.get(name)]:
+            return Failure(400, "bad_request", f"{deadly[0]} is refused: this pipeline's engines, as they are configured, would die of it")
         if rollout.phase is Phase.CLOSED:
             return Failure(404, "rollout_closed", f"rollout {rollout.number} is closed")
         if self._hopeless:

@@ -161,6 +161,7 @@ def _described(start: EngineStart, folder: Path, known: Profile, shape: list[str
         seed=sglang.seed(start.pipeline.seed, start.engine.rank, start.incarnation),
         folder=str(folder),
         profile=known,
+        deterministic=table.deterministic,
         cpus=sorted(os.sched_getaffinity(0)),
         args=table.args,
     )
