@@ -1,7 +1,8 @@
 """What a token costs in the gateway's process: microseconds of processor a token, tokens a second, bytes of memory a token that is held.
 
     bin/bench tokens [ROUNDS]         the median of so many rounds (3)
-    bin/bench tokens memory           20,000 samples of 4,096 tokens in flight at once, and what their tokens take; some minutes
+    bin/bench tokens memory           20,000 samples of 4,096 tokens in flight at once (as many as `ulimit -n` lets), and what their tokens
+                                      take; some minutes
 
 One rollout of N samples over our clients' own route, from an engine of prepared bytes (`tests/harness/fast_engine.py`) that makes a token each
 `pace` seconds for every sample; how many of them come in one event is the gateway's own choice (`stream_interval`), as with SGLang.
@@ -30,6 +31,8 @@ from tests.harness.gateway_box import KEY, box
 PACED = ((0.02, 64, 1024), (0.02, 256, 1024), (0.02, 1024, 2048))
 """Seconds a token, samples, tokens of each."""
 HELD = (0.05, 20_000, 4096)
+SPARE = 200
+"""Descriptors that are no connections of samples."""
 LOOK_S = 2.0
 
 
@@ -112,7 +115,8 @@ def main(words: list[str]) -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if "memory" in words:
-        uvloop.run(play((HELD,), 1))
+        pace, count, tokens = HELD
+        uvloop.run(play(((pace, min(count, most - SPARE), tokens),), 1))
     else:
         uvloop.run(play(PACED, next((int(word) for word in words if word.isdigit()), 3)))
 

@@ -70,6 +70,7 @@ async def _run(
         policy=PublishPolicy(arguments.on_publish, arguments.max_version_lag),
         prefix_slack=arguments.prefix_slack,
         abort_patience=arguments.abort_patience,
+        refused=frozenset(arguments.refuse),
     )
     shell = Shell(dispatch, EngineClient(), log.info)
     app = application(shell, text, pipeline=arguments.pipeline, model=str(arguments.model), access=access, log=log.error)
@@ -116,6 +117,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--prefix-slack", type=float, default=None, help="prefer engines that know a prompt's beginning, if no busier than so"
     )
     parser.add_argument("--abort-patience", type=float, default=PATIENCE, help="seconds for an engine to end what was aborted")
+    parser.add_argument(
+        "--refuse", action="append", default=[], metavar="NAME", help="a sampling parameter that the engines do not survive"
+    )
     parser.add_argument("--no-auth", action="store_true", help="answer everybody: no key, and web pages too")
     return parser.parse_args(argv)
 

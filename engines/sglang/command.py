@@ -15,6 +15,7 @@ OURS: Final = (
     "--data-parallel-size", "--attn-dp-size", "--enable-dp-attention",
     "--pp-size", "--pp", "--pipeline-parallel-size", "--base-gpu-id", "--gpu-id-step", "--api-key",
     "--admin-api-key", "--config", "--weight-version", "--tokenizer-worker-num", "--skip-tokenizer-init", "--use-ray", "--grpc-mode",
+    "--enable-deterministic-inference",
 )  # fmt: skip
 """Flags that an operator's `args` may not set: the supervisor's own promises hang on them. (`--dp-size`: one engine is one replica.)"""
 QUANTISED: Final = ("--quantization", "--quantization-param-path", "--torchao-config")
@@ -56,6 +57,7 @@ class Spec:
     """One member to launch. `shape` is what `lifecycle.members.arguments` says; `folder` its own TMPDIR, in which `settings.yaml` holds the keys.
 
     `kv_tokens` is the size of the KV pool: pinned, since what SGLang would choose depends on who else is on the GPU at that moment.
+    `deterministic`: samples follow their seeds; without it SGLang passes over `sampling_seed` (every version that we drive has the flag).
     `cpus` are the cores this process may use (only for `device = "cpu"`). `memory_fraction` is the share of a GPU that weights and pool may take:
     SGLang silently makes a smaller pool where its own guess says so. `libraries` are folders with CUDA's runtime in SGLang's own environment:
     its memory saver is preloaded before Python could find them. `cache` is a folder for compiled kernels, of one version and one kind of GPU.
@@ -72,6 +74,7 @@ class Spec:
     seed: int
     folder: str
     profile: Profile
+    deterministic: bool = False
     cpus: Sequence[int] = (0,)
     memory_fraction: float | None = None
     libraries: Sequence[str] = ()
@@ -101,6 +104,8 @@ def arguments(spec: Spec) -> list[str]:
     argv += ["--skip-server-warmup", "--sleep-on-idle", "--log-level-http", "warning"]
     if spec.profile.incremental:
         argv += ["--incremental-streaming-output"]
+    if spec.deterministic:
+        argv += ["--enable-deterministic-inference"]
     if spec.device == "cpu":
         argv += ["--attention-backend", "torch_native"]
     else:

@@ -8,6 +8,7 @@ from typing import Final, assert_never
 import anyio
 
 from engines.gateway.core.attempts import PATIENCE
+from supervisor.config.kinds.registry import kind_of
 from supervisor.config.schema.tables import GatewayTable, HealthTable
 from supervisor.host.channel import Channel, ChannelFailure
 from supervisor.host.ports import Ports
@@ -51,8 +52,8 @@ class _Gateway:
     ready: anyio.Event
 
 
-def arguments(gateway: GatewayTable, health: HealthTable) -> list[str]:
-    """Return the command-line arguments that `[pipeline.gateway]` and `[health]` mean."""
+def arguments(gateway: GatewayTable, health: HealthTable, refused: Iterable[str] = ()) -> list[str]:
+    """Return the command-line arguments that `[pipeline.gateway]` and `[health]` mean. `refused`: sampling parameters that kill the engines."""
     made = ["--on-publish", gateway.on_publish, "--abort-patience", f"{min(PATIENCE, health.drain_s / 4):g}"]
     if gateway.max_version_lag is not None:
         made += ["--max-version-lag", str(gateway.max_version_lag)]
@@ -60,6 +61,8 @@ def arguments(gateway: GatewayTable, health: HealthTable) -> list[str]:
         made += ["--prefix-slack", str(gateway.prefix_slack)]
     if not gateway.auth:
         made.append("--no-auth")
+    for name in refused:
+        made += ["--refuse", name]
     return made
 
 
@@ -144,7 +147,7 @@ class Gateways:
         env = environment.complete(environment.inherited("gateway").kept, paths.tag(GatewayId(id), action.incarnation), ours=ours)
         who = ["--pipeline", id, "--listen-fd", str(listener), "--seed", str(table.seed), "--model", str(paths.model(table))]
         return Command(
-            argv=[*who, *arguments(table.gateway, pipelines.config.health)],
+            argv=[*who, *arguments(table.gateway, pipelines.config.health, kind_of(table.engine).refused_parameters(table.engine))],
             module="engines.gateway",
             env=env,
             cwd=paths.directory.path,

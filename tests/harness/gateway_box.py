@@ -119,10 +119,12 @@ class Box:
             await self._changed.wait_for(lambda: number in self._done)
         return asyncio.get_running_loop().time() - begun
 
-    async def route(self, engine: ScriptedEngine | str, rank: int = 0, incarnation: int = 1, slots: int = 4, version: int = 0) -> float:
+    async def route(
+        self, engine: ScriptedEngine | str, rank: int = 0, incarnation: int = 1, slots: int = 4, version: int = 0, key: str = "secret"
+    ) -> float:
         url = engine if isinstance(engine, str) else engine.url
         return await self.order(
-            gateway_messages.Route, engine=rank, incarnation=incarnation, url=url, key="secret", slots=slots, version=version
+            gateway_messages.Route, engine=rank, incarnation=incarnation, url=url, key=key, slots=slots, version=version
         )
 
     async def drain(self, rank: int = 0, incarnation: int = 1) -> float:

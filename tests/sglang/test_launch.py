@@ -50,6 +50,13 @@ def test_a_command_line_on_gpus() -> None:
     assert line[-2:] == ["--schedule-policy", "lpm"]
 
 
+def test_samples_follow_their_seeds_where_the_file_says_so() -> None:
+    flag = "--enable-deterministic-inference"
+    assert flag not in command.arguments(spec())
+    assert flag in command.arguments(spec(deterministic=True))
+    assert command.refused([flag]) == [flag], "the gateway must know, so that it refuses what SGLang dies of then"
+
+
 def test_every_port_on_it_lies_in_the_window() -> None:
     line = command.arguments(spec())
     port = int((option(line, "--dist-init-addr") or "").rpartition(":")[2])

@@ -41,14 +41,15 @@ async def test_an_abort_keeps_the_tokens_so_far(engine: Served, control: EngineC
     assert len(asked.ids) == len(asked.logprobs) >= 3
 
 
-@pytest.mark.parametrize("after", [1, 7, 30])
-async def test_interrupted_and_continued_is_the_uninterrupted(engine: Served, after: int) -> None:
+@pytest.mark.parametrize(("after", "interval"), [(1, 1), (7, 1), (30, 1), (7, 16)])
+async def test_interrupted_and_continued_is_the_uninterrupted(engine: Served, after: int, interval: int) -> None:
     whole = await greedy(engine, PROMPT, 80)
-    first = Asked(engine, PROMPT, 80)
+    first = Asked(engine, PROMPT, 80, stream_interval=interval)
     async with asking(first):
         await first.has(after)
         engine.post("/abort_request", {"rid": first.rid})
     got = first.ids
+    assert len(got) == first.end.meta["completion_tokens"], "tokens that no event had told yet are lost with the abort"
     if len(got) < 80:
         got = got + await greedy(engine, PROMPT + got, 80 - len(got))
     assert got == whole

@@ -15,17 +15,21 @@ PATIENCE: Final = 5.0
 """Seconds for an engine to end a request that we have aborted; then the connection is cut and the tokens so far are kept. A drain must
 be done before the supervisor takes the gateway for the one that hangs: at most a quarter of `drain_s`."""
 
-RUNNING_PER_TOKEN: Final = 8
+RUNNING_PER_TOKEN: Final = 2
 MOST_AT_ONCE: Final = 32
+RUNNING_PER_READ_TOKEN: Final = 8
 MOST_READ_AT_ONCE: Final = 8
 """An engine is asked for an event for so many tokens (SGLang's `stream_interval`): one more for every `RUNNING_PER_TOKEN` attempts that run
-here or are about to, up to `MOST_AT_ONCE`, or `MOST_READ_AT_ONCE` where a client reads them as they come. So events do not come more often, the more runs.
+here or are about to, up to `MOST_AT_ONCE`. Where a client reads them as they come it is one more for every `RUNNING_PER_READ_TOKEN`, up to
+`MOST_READ_AT_ONCE`. So events do not come more often, the more runs.
 An engine that dies takes at most so many tokens of a sample with it, and they are made again; a drained one says all that it has."""
 
 
 def tokens_at_once(running: int, read: bool) -> int:
     """Return how many tokens an attempt's events should have that is one of `running`. `read`: a client reads them as they come."""
-    return max(1, min(running // RUNNING_PER_TOKEN, MOST_READ_AT_ONCE if read else MOST_AT_ONCE))
+    if read:
+        return max(1, min(running // RUNNING_PER_READ_TOKEN, MOST_READ_AT_ONCE))
+    return max(1, min(running // RUNNING_PER_TOKEN, MOST_AT_ONCE))
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ each asker gets exactly one outcome; tokens that have reached us are never gener
 and for what `publish_policy` wants begun anew).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ class Dispatch:
     strings at a seam (None: no tokenizer).
 
     `policy`: what becomes of samples in flight when weights are published. `prefix_slack`: see `Affinity`. `abort_patience`: see `attempts.PATIENCE`.
+    `refused`: sampling parameters that the engines do not survive.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class Dispatch:
         policy: PublishPolicy | None = None,
         prefix_slack: float | None = None,
         abort_patience: float = PATIENCE,
+        refused: Collection[str] = (),
     ) -> None:
         self.engines = Engines()
         self.rollouts = Rollouts()
         self._seed, self._eos, self._decode = seed, eos, decode
+        self._refused = refused
         self._policy = policy or PublishPolicy()
         self._attempts = Attempts(abort_patience)
         self._askers: dict[int, Sample] = {}
@@ -199,6 +202,8 @@ class Dispatch:
 
     def _refusal(self, rollout: Rollout, request: Request) -> Failure | None:
         """Return why no new sample of the rollout is taken; None if one is."""
+        if deadly := [name for name in self._refused if request.params.get(name)]:
+            return Failure(400, "bad_request", f"{deadly[0]} is refused: this pipeline's engines, as they are configured, would die of it")
         if rollout.phase is Phase.CLOSED:
             return Failure(404, "rollout_closed", f"rollout {rollout.number} is closed")
         if self._hopeless:

@@ -1,5 +1,6 @@
 """Upstream are the engines: this package makes one attempt on one engine over HTTP, and reads what comes.
 
+    http_connection  connections to engines that are kept; bytes out, and what comes told at once
     engine_client    POST /generate (streamed) and POST /abort_request; an attempt's result is `Finished`, `Refused` or `Broken`
     sglang_stream    bytes of the event stream into `Tokens` and the end
 
@@ -16,7 +17,8 @@ SGLang's *data* dialect (0.5.23; the embedded engine speaks it too) is known in 
 
 The *control* dialect (pause, wake, load weights) is known by `engines.control` alone.
 
-One attempt: `run` posts the body under a fresh request id and gives on `Tokens` as events come. `finish_reason` in an event ends it; a
-stream that ends without one, a reset connection or silence is `Broken`, a 400 is `Refused`. Cancelling `run` closes the connection, and
-the engine then aborts the request by itself; `abort` asks it to, and `run` still returns what the engine says last.
+One attempt: `run` posts the body under a fresh request id and calls back with `Tokens` as events come (one for all events that came at
+once), and with its end. `finish_reason` in an event ends it; a stream that ends without one, a reset connection or silence is `Broken`, a
+400 is `Refused`. `cut` closes the connection, nothing more is told, and the engine aborts the request by itself; `abort` asks it to, and
+the end still says what the engine says last. There is no task for an attempt: what a token costs is mostly what stands around it.
 """

@@ -5,7 +5,8 @@ A kind says what is particular about its engines while a file is read and checke
 - `findings`: rules for `[pipeline.engine]` that only this kind has;
 - `premises`: what it needs of the machine, asked through a `kind.Machine`;
 - `filled`: its defaults that hang on the model or the GPUs (a context, the size of a KV pool);
-- `program`, `needs`, `advice`, `MEASURED_ON_VIRTUAL_GPUS`: what `check` shows of its processes and their memory.
+- `program`, `needs`, `advice`, `MEASURED_ON_VIRTUAL_GPUS`: what `check` shows of its processes and their memory;
+- `refused_parameters`: sampling parameters that kill its engines, for the gateway to refuse.
 
 How a kind is started, watched and cleaned up is its other half, in `supervisor.runtime`. Nothing else asks `kind == …`.
 

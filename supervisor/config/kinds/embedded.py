@@ -55,5 +55,9 @@ def needs(engine: EngineTable, size: ModelSize) -> int | None:
     return None if size.kv_token is None else size.weights + size.kv_token * (engine.context or 0) * engine.slots
 
 
+def refused_parameters(engine: EngineTable) -> tuple[str, ...]:
+    return ()
+
+
 def advice(engine: EngineTable, size: ModelSize) -> str | None:
     return None

@@ -77,5 +77,8 @@ class EngineKindConfig(Protocol):
     def needs(self, engine: EngineTable, size: ModelSize) -> int | None:
         """Returns a lower bound of the bytes that an awake engine takes on each of its GPUs, None where it is not known."""
 
+    def refused_parameters(self, engine: EngineTable) -> tuple[str, ...]:
+        """Returns the sampling parameters that its engines do not survive, as this table configures them: the gateway refuses them."""
+
     def advice(self, engine: EngineTable, size: ModelSize) -> str | None:
         """Says what to change in a file whose engine does not fit its GPUs, if the kind knows it."""

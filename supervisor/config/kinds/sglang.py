@@ -25,7 +25,9 @@ def findings(engine: EngineTable, path: str) -> Iterator[Finding]:
         yield Finding(f"{path}.python", "", 'is missing, and kind = "sglang" needs it', remedy, (kind,))
     if flags := refused(engine.args):
         them = "it" if len(flags) == 1 else "them"
-        remedy = f"Remove {them}: the supervisor sets {them} (size of the group: `tp`, `ep`; more engines: more `gpus`)."
+        remedy = (
+            f"Remove {them}: the supervisor sets {them} (size of the group: `tp`, `ep`; more engines: more `gpus`; seeds: `deterministic`)."
+        )
         yield Finding(f"{path}.args", " ".join(flags), "may not be set by hand", remedy, (kind,))
     if flags := quantising(engine.args):
         problem = "quantises the weights, whose memory could then not be given back when the engine sleeps"
@@ -135,6 +137,11 @@ def needs(engine: EngineTable, size: ModelSize) -> int | None:
 def _pool_bytes(engine: EngineTable, size: ModelSize) -> int:
     """Bytes of the KV pool, over all GPUs of an engine; 0 where they are not known."""
     return (engine.kv_tokens or (engine.context or 0) * engine.slots) * (size.kv_token or 0) // 2  # as 16 bits, SGLang's default
+
+
+def refused_parameters(engine: EngineTable) -> tuple[str, ...]:
+    """SGLang (0.5.23) asserts, and so dies, where a seeded sample has a `min_p`."""
+    return ("min_p",) if engine.deterministic else ()
 
 
 def advice(engine: EngineTable, size: ModelSize) -> str | None:

@@ -144,6 +144,9 @@ class EngineTable(_Table, frozen=True, forbid_unknown_fields=True):
     quarters of the GPUs."""
     python: str | None = None
     """sglang: the interpreter of its own environment."""
+    deterministic: bool = False
+    """sglang: a sample's randomness is its seed's, whatever runs beside it. Slower, and `min_p` is refused (docs/engines.md). Embedded engines
+    are so anyhow."""
     args: list[str] = []
     """Further arguments for the engine's program."""
     env: dict[str, str] = {}
@@ -213,7 +216,7 @@ class PipelineTable(_Table, frozen=True, forbid_unknown_fields=True):
     trainer: TrainerTable
     gateway: GatewayTable = GatewayTable()
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
-    """A sample's randomness comes from (seed, rollout, index) and nothing else."""
+    """A sample's seed comes from (seed, rollout, index) and nothing else. SGLang follows it where its engines are `deterministic`."""
     share: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     """Its weight against the others."""
 

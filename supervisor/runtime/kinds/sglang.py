@@ -197,6 +197,7 @@ def _described(start: EngineStart, folder: Path, known: _Found, shape: list[str]
         seed=sglang.seed(start.pipeline.seed, start.engine.rank, start.incarnation),
         folder=str(folder),
         profile=known.profile,
+        deterministic=table.deterministic,
         memory_fraction=_memory_fraction(start),
         libraries=known.cuda.libraries,
         cache=_cache(known.version, start.gpus[0].name, start.facts.environment.environ) if start.gpus[0].uuid is not None else None,

@@ -52,7 +52,7 @@ def test_interrupted_answers_are_those_of_one_engine(model: Path, tmp_path: Path
                 life = 1 + stream
                 await gateway.route(one, 0, incarnation=life, slots=64)
                 work = {name: asyncio.create_task(answer(session, gateway.url, {**body, "stream": stream})) for name, body in asked.items()}
-                await asyncio.sleep(0.5)  # so that some tokens are made, and not all
+                await gateway.until(lambda said: any(load.engine == 0 and load.tokens >= len(asked) for load in said.engines))
                 await gateway.route(two, 1, slots=64)
                 await gateway.drain(0, life)
                 interrupted = 0

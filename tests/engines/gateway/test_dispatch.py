@@ -659,3 +659,14 @@ def test_every_sample_is_delivered_once_whatever_happens(
     waiting, in_flight, _ = driver.progress()[0]
     assert (waiting, in_flight) == (0, 0)
     assert all(load.in_flight == 0 for load in driver.core.progress().engines)
+
+
+def test_a_parameter_that_engines_do_not_survive_is_refused_before_it_reaches_one() -> None:
+    driver = DispatchDriver(Dispatch(refused=("min_p",)))
+    driver.route()
+    driver.open()
+    deadly = driver.ask(0, "0", wants=Request(array(TOKENS, [1]), {"min_p": 0.1}, 4, fingerprint=1))
+    assert (driver.failure(deadly).status, driver.failure(deadly).code) == (400, "bad_request")
+    assert not driver.running
+    driver.ask(0, "1", wants=Request(array(TOKENS, [1]), {"min_p": 0.0}, 4, fingerprint=2))
+    assert driver.running

@@ -21,13 +21,13 @@ def intervals(driver: DispatchDriver) -> list[int | None]:
 
 
 def test_the_more_run_the_more_tokens_an_event_has() -> None:
-    assert [tokens_at_once(count, False) for count in (1, 15, 16, 64, 256, 10_000)] == [1, 1, 2, 8, MOST_AT_ONCE, MOST_AT_ONCE]
-    assert tokens_at_once(10_000, True) == MOST_READ_AT_ONCE
+    assert [tokens_at_once(count, False) for count in (1, 3, 4, 16, 64, 10_000)] == [1, 1, 2, 8, MOST_AT_ONCE, MOST_AT_ONCE]
+    assert [tokens_at_once(count, True) for count in (1, 15, 16, 64, 10_000)] == [1, 1, 2, 8, MOST_READ_AT_ONCE]
 
 
 @pytest.mark.parametrize(
     ("target", "slots", "interval"),
-    [(8, 4096, None), (64, 4096, 8), (1024, 4096, 32), (1024, 32, 4)],
+    [(2, 4096, None), (16, 4096, 8), (1024, 4096, 32), (1024, 32, 16)],
     ids=["few", "some", "many", "few slots"],
 )
 def test_an_engine_is_asked_for_events_of_as_many_tokens_as_will_run(target: int, slots: int, interval: int | None) -> None:
@@ -44,7 +44,8 @@ def test_what_runs_already_counts_too_and_readers_are_told_sooner() -> None:
     driver.open(target=1)
     for index in range(128):
         driver.ask(0, str(index))
-    assert intervals(driver)[-1] == 16
+    assert intervals(driver)[15] == 8
+    assert intervals(driver)[-1] == MOST_AT_ONCE
     driver.ask(0, "128", streams=True)
     assert intervals(driver)[-1] == MOST_READ_AT_ONCE
     own = Request(array(TOKENS, [1]), {"stream_interval": 3}, 4, fingerprint=1)
@@ -64,7 +65,7 @@ def test_what_a_dead_engine_had_not_told_is_made_again(model: Path, tmp_path: Pa
                 await gateway.route(two, 1, slots=64)
                 await gateway.lost(0)
                 lines = await work
-            assert {body["sampling_params"].get("stream_interval") for body in one.bodies} == {8}
+            assert {body["sampling_params"].get("stream_interval") for body in one.bodies} == {32}
             assert all(right(0, index, lines[index], 40) for index in range(64))
             assert any(len(line["spans"]) > 1 for line in lines.values()), "nothing was interrupted"
 

@@ -105,8 +105,10 @@ def make_models(kind: str, directory: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def serving(kind: str, directory: Path, *, args: Sequence[str] = (), env: Mapping[str, str] = MappingProxyType({})) -> Iterator[Served]:
-    """One engine of this kind, answering. `args` and `env`: an operator's, for those that are launched as SGLang."""
+def serving(
+    kind: str, directory: Path, *, args: Sequence[str] = (), env: Mapping[str, str] = MappingProxyType({}), deterministic: bool = False
+) -> Iterator[Served]:
+    """One engine of this kind, answering. `args` and `env`: an operator's, for those that are launched as SGLang; `deterministic` as in the file."""
     first, other = make_models(kind, directory)
     log = directory / "engine.log"
     if kind == "embedded":
@@ -118,7 +120,7 @@ def serving(kind: str, directory: Path, *, args: Sequence[str] = (), env: Mappin
             engine.process.kill()
             engine.process.join(10)
         return
-    with launched(kind, directory, first, log, args, env) as (url, process):
+    with launched(kind, directory, first, log, args, env, deterministic=deterministic) as (url, process):
         wait_for(url, process, log)
         yield Served(kind, url, KEY, process.pid, log, first, other)
 
@@ -132,6 +134,8 @@ def launched(
     args: Sequence[str] = (),
     env: Mapping[str, str] = MappingProxyType({}),
     occupy: Callable[[int], None] = lambda port: None,
+    *,
+    deterministic: bool = False,
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """As the supervisor launches it: the same ports, arguments and environment. `occupy` is told the port of its HTTP beforehand."""
     tp = 2 if kind == "sglang-moe" else 1
@@ -154,6 +158,7 @@ def launched(
         seed=7,
         folder=str(folder),
         profile=NEWEST,
+        deterministic=deterministic,
         cpus=sorted(os.sched_getaffinity(0)),
         args=["--dtype", "float32", *args] if kind != "scripted" else [],
     )

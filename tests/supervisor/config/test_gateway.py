@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.config.kinds.registry import kind_of
 from supervisor.config.load import load
-from supervisor.config.schema.tables import GatewayTable, HealthTable
+from supervisor.config.schema.tables import EngineTable, GatewayTable, HealthTable
 from supervisor.errors import ConfigError
 from supervisor.runtime.gateways import arguments
 
@@ -50,6 +51,13 @@ def test_everything_that_can_be_written(tmp_path: Path) -> None:
         "0.5",
         "--no-auth",
     ]
+
+
+def test_what_kills_the_engines_is_refused_by_the_gateway() -> None:
+    assert arguments(GatewayTable(), HealthTable(), ["min_p"])[-2:] == ["--refuse", "min_p"]
+    for kind, deterministic, refused in (("sglang", True, ("min_p",)), ("sglang", False, ()), ("embedded", True, ())):
+        engine = EngineTable(model="m", gpus=[0], kind=kind, deterministic=deterministic)
+        assert kind_of(engine).refused_parameters(engine) == refused
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,9 @@ class Vllm:
     def needs(self, engine: EngineTable, size: ModelSize) -> int | None:
         return size.weights // engine.tp
 
+    def refused_parameters(self, engine: EngineTable) -> tuple[str, ...]:
+        return ("top_a",)
+
     def advice(self, engine: EngineTable, size: ModelSize) -> str | None:
         return "ask for less."
 
