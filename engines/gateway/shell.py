@@ -1,12 +1,12 @@
 """This module is the shell around the dispatch core: it gives the core events and the time, and carries out its effects. It decides nothing."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
 from engines.gateway.core.dispatch import Dispatch
-from engines.gateway.core.events import Abort, Ask, Broken, Cut, Deliver, Effect, Ended, Event, Grew, Leave, Start, Tick, Tokens
+from engines.gateway.core.events import Abort, Ask, Broken, Cancel, Cut, Deliver, Effect, Ended, Event, Grew, Leave, Start, Tick, Tokens
 from engines.gateway.core.samples import Failure, Request
 from engines.gateway.upstream.engine_client import EngineClient, new_rid
 from trainers.protocol.gateway_messages import Done, Order, Progress
@@ -87,6 +87,10 @@ class Shell:
         for asker in list(askers):
             if self._inboxes.pop(asker, None) is not None:
                 self._handle(Leave(asker))
+
+    def cancel(self, rollout: int, tokens: Sequence[str]) -> None:
+        """End these samples with what there is of them."""
+        self._handle(Cancel(rollout, tokens))
 
     # ---- the supervisor's side
 

@@ -33,6 +33,14 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancel:
+    """The trainer does not want these samples any more, whoever has asked for them: what there is of them is their answer."""
+
+    rollout: int
+    tokens: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """An engine has made new tokens. `marks`: the labels of *all* tokens of the attempt so far, or empty where the engine gives none.
 
@@ -147,5 +155,5 @@ class Deliver:
     outcome: Outcome
 
 
-Event = Order | Ask | Leave | Tokens | Ended | Tick
+Event = Order | Ask | Leave | Cancel | Tokens | Ended | Tick
 Effect = Start | Abort | Cut | Grew | Deliver | Done

@@ -5,6 +5,7 @@ from typing import Final
 
 from engines.gateway.core.records import Phase, Rollout, Work
 from trainers.protocol.gateway_messages import RolloutProgress
+from trainers.protocol.ids import EVALUATIONS
 
 QUIET: Final = 5.0
 """An implicit rollout closes after so many seconds with nothing waiting or running."""
@@ -21,7 +22,7 @@ class Rollouts:
         self._rollouts: dict[int, Rollout] = {}
         self._serial = 0
         self._implicit = 0
-        self._last_closed = -1
+        self._last_closed: dict[bool, int] = {}  # of the trainer's steps, and of evaluations
 
     def __iter__(self) -> Iterator[Rollout]:
         return iter(self._rollouts.values())
@@ -51,7 +52,7 @@ class Rollouts:
 
     def expect(self, number: int, now: float) -> Rollout | None:
         """Return a place to wait for a rollout that may be about to open; None if it has been closed."""
-        if number <= self._last_closed:
+        if number <= self._last_closed.get(number >= EVALUATIONS, -1):
             return None
         return self._new(number, Phase.EXPECTED, now)
 
@@ -69,7 +70,8 @@ class Rollouts:
     def close(self, rollout: Rollout) -> None:
         """End it; its answers stay."""
         rollout.phase = Phase.CLOSED
-        self._last_closed = max(self._last_closed, rollout.number)
+        evaluation = rollout.number >= EVALUATIONS
+        self._last_closed[evaluation] = max(self._last_closed.get(evaluation, -1), rollout.number)
 
     def drop(self, rollout: Rollout) -> None:
         """Remove it and its answers."""
@@ -79,7 +81,7 @@ class Rollouts:
         """Remove every rollout, so that numbers may come again. Returns them."""
         forgotten = list(self)
         self._rollouts.clear()
-        self._last_closed = -1
+        self._last_closed.clear()
         return forgotten
 
     def overdue(self, now: float) -> list[Rollout]:
