@@ -791,7 +791,7 @@ _ALIKE = (
     "every rank asks for all prompts, in the same order, and takes its share of the answers; or each asks for prompts of its own,"
     " in pipeline.rollout(..., per_rank=True)"
 )
-_TOKENS_PER_REQUEST = 2_000_000  # of prompts in one request; the gateway takes 64 MiB
+_TOKENS_PER_REQUEST, _SAMPLES_PER_REQUEST = 2_000_000, 4096  # of prompts in one request; the gateway takes 64 MiB and 4,194,304 values
 _MAX_REASON = 2000  # characters of a failure that the other ranks are told of
 _HEADER = struct.Struct(">I")
 _HELLO_S = 60.0  # for the first answer; the supervisor is there, or something is wrong
@@ -1000,7 +1000,7 @@ def _batches(requests: dict[_Name, dict[str, Any]]) -> Iterator[dict[_Name, dict
     part: dict[_Name, dict[str, Any]] = {}
     tokens = 0
     for index, request in requests.items():
-        if part and tokens + len(request["input_ids"]) > _TOKENS_PER_REQUEST:
+        if part and (tokens + len(request["input_ids"]) > _TOKENS_PER_REQUEST or len(part) == _SAMPLES_PER_REQUEST):
             yield part
             part, tokens = {}, 0
         part[index] = request
