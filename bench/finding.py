@@ -67,8 +67,8 @@ def launched(*command: str, gpus: tuple[int, ...] = (0,), steps: int = 1, stop_a
     return Case("launching", (Pipeline(command, gpus=gpus, steps=steps),), stop_after_s=stop_after_s)
 
 
-def agent_beside_another(target: int) -> Case:
-    agent = Pipeline(("PROJECT", "algos.py"), steps=2, options={"mode": "agent", "tool_s": 3.0, "target": target}, name="agent")
+def agent_beside_another(target: int, mode: str = "agent") -> Case:
+    agent = Pipeline(("PROJECT", "algos.py"), steps=2, options={"mode": mode, "tool_s": 3.0, "target": target}, name="agent")
     return Case("algorithms", (agent, Pipeline(("PROJECT", "greedy.py"), gpus=(1,), steps=2, name="other")))
 
 
@@ -128,6 +128,8 @@ CASES: Final[dict[str, Case]] = {
     "variable_length": algorithm("variable", steps=50),
     "agent_beside_another_16": agent_beside_another(16),
     "agent_beside_another_48": agent_beside_another(48),
+    "agent_by_trajectories": algorithm("trajectories"),
+    "agent_by_trajectories_beside_another": agent_beside_another(16, "trajectories"),
     "openai_agent": Case("algorithms", (Pipeline(("PROJECT", "openai_agent.py"), steps=1),)),
     "ranks": Case("algorithms", (Pipeline(("PROJECT", "ranks.py"), gpus=TWO, steps=1),)),
     "calls": Case("algorithms", (Pipeline(("PROJECT", "turns.py"), steps=1, roles={"critic": [0]}),)),

@@ -3,13 +3,29 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, assert_never
 
 from engines.gateway.core.dispatch import Dispatch
-from engines.gateway.core.events import Abort, Ask, Broken, Cut, Deliver, Effect, End, Ended, Event, Grew, Leave, Start, Tick, Tokens
+from engines.gateway.core.events import (
+    Abort,
+    Ask,
+    Broken,
+    Cancel,
+    Cut,
+    Deliver,
+    Effect,
+    End,
+    Ended,
+    Event,
+    Grew,
+    Leave,
+    Start,
+    Tick,
+    Tokens,
+)
 from engines.gateway.core.samples import Failure, Request
 from engines.gateway.upstream.engine_client import EngineClient, Running, new_rid
 from trainers.protocol.gateway_messages import Done, Order, Progress
@@ -120,6 +136,10 @@ class Shell:
                 self._handle(Leave(asker))
         if askers:
             self._loop.call_soon(self._leave, askers)
+
+    def cancel(self, rollout: int, tokens: Sequence[str]) -> None:
+        """End these samples with what there is of them."""
+        self._handle(Cancel(rollout, tokens))
 
     # ---- the supervisor's side
 

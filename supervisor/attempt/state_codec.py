@@ -6,7 +6,7 @@ they lie today, so that old recordings can be replayed after a class has moved o
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from types import ModuleType
 from typing import Any, Final
@@ -51,6 +51,13 @@ _FIELDS: Final[Mapping[type, Mapping[str, str]]] = {
     scheduler.Scheduler: {"_ctx": "desk"},
 }
 """Of each class the fields that bear another name now: today's name, and the recorded one."""
+_NEWER: Final[Mapping[type, Mapping[str, Callable[[], Any]]]] = {
+    actions.TellTrainer: {"rank": lambda: None},
+    restarts.Budget: {"last_end": lambda: None, "ended_alike": bool},
+    records.Trainer: {"joining": dict, "asked": dict},
+    rollouts.Rollout: {"trajectories": bool, "ended": dict, "per_rank": bool, "joined": set, "left": set},
+}
+"""Of each class the fields that older recordings do not have, and what they are then; such a value is not written either."""
 _SERIES: Final = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
@@ -65,11 +72,6 @@ def _named() -> Iterator[tuple[str, type]]:
 _KIND_OF: Final[Mapping[str, type]] = dict(_named())
 _NAME_OF: Final[Mapping[type, str]] = {kind: name for name, kind in _KIND_OF.items()}
 _FIELDS_OF_TODAY: Final = {kind: {recorded: today for today, recorded in fields.items()} for kind, fields in _FIELDS.items()}
-
-
-_ADDED: Final[Mapping[type, dict[str, Any]]] = {restarts.Budget: {"last_end": None, "ended_alike": False}}
-"""Fields that older recordings lack, with what they are there: a state in which nothing came of them is written as it was then."""
-_NEVER: Final = object()
 
 
 class Damaged(ValueError):
@@ -113,8 +115,9 @@ def _fields(value: Any) -> Iterable[tuple[str, Any]]:
         names = tuple(field.name for field in dataclasses.fields(value))
     else:
         names = tuple(vars(value))
-    recorded, added = _FIELDS.get(type(value), {}), _ADDED.get(type(value), {})
-    return ((recorded.get(name, name), one) for name in names if (one := getattr(value, name)) != added.get(name, _NEVER))
+    recorded, newer = _FIELDS.get(type(value), {}), _NEWER.get(type(value), {})
+    held = ((name, getattr(value, name)) for name in names)
+    return ((recorded.get(name, name), one) for name, one in held if name not in newer or one != newer[name]())
 
 
 def restored(value: Any) -> Any:
@@ -147,7 +150,9 @@ def _restored(value: Any) -> Any:
         return found(**fields)
     made = object.__new__(found)
     today = _FIELDS_OF_TODAY.get(found, {})
-    for name, one in {**_ADDED.get(found, {}), **fields}.items():
+    for name, absent in _NEWER.get(found, {}).items():
+        object.__setattr__(made, name, absent())
+    for name, one in fields.items():
         object.__setattr__(made, today.get(name, name), one)
     return made
 
@@ -251,6 +256,7 @@ def _trainer_fields(trainer: records.Trainer) -> dict[str, Any]:
         "note": trainer.note,
         "failed_at": trainer.failed_at,
         "asked": trainer.by_operator,
+        **{f"rollouts_{name}": one for name in _NEWER[records.Trainer] if (one := getattr(trainer, name))},
     }
 
 
@@ -258,7 +264,8 @@ def _trainer(has: dict[str, Any]) -> records.Trainer:
     """Take the fields out of `has`; what is left over is no field of a trainer. Raises KeyError and TypeError."""
     take = has.pop
     take("fence_note")
+    newer = {name: take(f"rollouts_{name}", absent()) for name, absent in _NEWER[records.Trainer].items()}
     gone = take("gone")
     ending = has["state"] in (records.TrainerState.QUARANTINED, records.TrainerState.STOPPING)
     teardown = engine_life.Teardown(gone) if ending else None
-    return records.Trainer(lease_ended_at=take("left"), by_operator=take("asked"), teardown=teardown, **has)
+    return records.Trainer(lease_ended_at=take("left"), by_operator=take("asked"), teardown=teardown, **newer, **has)

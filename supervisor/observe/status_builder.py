@@ -80,7 +80,7 @@ def _pipeline(pipeline: Pipeline, url: str, leases: LeaseBook, now: float) -> Pi
         why=pipeline.failed,
         step=trainer.steps_done,
         steps=pipeline.spec.steps,
-        samples_done=sum(rollout.before + rollout.done for rollout in rollouts),
+        samples_done=sum(rollout.finished for rollout in rollouts),
         target=sum(rollout.target for rollout in rollouts),
         reward=figures.rewards[-1] if figures.rewards else None,
         first_reward=figures.rewards[0] if figures.rewards else None,

@@ -157,11 +157,12 @@ class Ranks:
         return max((rank.heard for rank in self._ranks.get(pipeline, ())), default=0.0)
 
     def tell(self, action: TellTrainer) -> Told:
-        """Queue the message for every rank; one that does not read fails by itself."""
+        """Queue the message for every rank, or for one; a rank that does not read fails by itself."""
         live = self._lifecycle.live(TrainerId(action.pipeline))
         if live is not None and live.incarnation == action.incarnation:
-            for rank in self._ranks.get(action.pipeline, ()):
-                rank.channel.send(action.message)
+            for rank, record in enumerate(self._ranks.get(action.pipeline, ())):
+                if action.rank in (None, rank):
+                    record.channel.send(action.message)
         return Told(id=action.id)
 
 

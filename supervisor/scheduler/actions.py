@@ -158,11 +158,12 @@ class TellHopeless(_GatewayAction, frozen=True):
     reason: str
 
 
-class TellTrainer(_TrainerAction, frozen=True):
-    """One message to every rank. -> `Told`"""
+class TellTrainer(_TrainerAction, frozen=True, omit_defaults=True):
+    """One message to every rank, or to `rank` alone. -> `Told`"""
 
     incarnation: Incarnation
     message: SupervisorMessage
+    rank: int | None = None
 
 
 class AdoptSnapshot(_TrainerAction, frozen=True):

@@ -67,10 +67,10 @@ class Context:
 
     # -- trainers
 
-    def tell(self, pipeline: Pipeline, message: SupervisorMessage) -> None:
-        """Send one message to every rank of the trainer's present life."""
-        incarnation = pipeline.trainer.incarnation
-        self.do(lambda id: TellTrainer(id=id, pipeline=pipeline.id, incarnation=incarnation, message=message), self.box.limits.order)
+    def tell(self, pipeline: Pipeline, message: SupervisorMessage, rank: int | None = None) -> None:
+        """Send one message to every rank of the trainer's present life, or to one of them."""
+        life = pipeline.trainer.incarnation
+        self.do(lambda id: TellTrainer(id=id, pipeline=pipeline.id, incarnation=life, message=message, rank=rank), self.box.limits.order)
 
     def count_wait(self, pipeline: Pipeline, what: str) -> None:
         """The trainer's wait for `what` is over: add its seconds to the figures."""

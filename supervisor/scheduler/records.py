@@ -214,6 +214,10 @@ class Trainer:
     grant: Grant | None = None
     lease_ended_at: float | None = None  # when its last lease ended
     publishing: Publishing | None = None
+    joining: dict[int, dict[int, int]] = field(default_factory=dict)  # rollout -> rank -> its target, until rank 0 opens it
+    asked: dict[int, dict[int, tuple[int, str] | None]] = field(
+        default_factory=dict
+    )  # rollout -> rank -> (samples, digest); rank 0 None: unknown
     exits: dict[int, int] = field(default_factory=dict)  # rank -> exit code
     first_exit: float | None = None
     teardown: Teardown | None = None

@@ -1,7 +1,7 @@
 """A rollout is the record of what a pipeline still wants to be generated. It is demand that outlives every gateway and engine that serves it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainers.protocol.gateway_messages import RolloutProgress
 
@@ -10,7 +10,8 @@ from trainers.protocol.gateway_messages import RolloutProgress
 class Rollout:
     """A rollout is a batch of samples that a pipeline wants, open until it is closed, the pipeline ends, or its trainer dies.
 
-    Counts are samples. `before` is what a gateway that has died since had delivered.
+    Counts are samples. `before` is what a gateway that has died since had delivered. Where `target` counts `trajectories`, `ended` says how many
+    of each rank's are over. Of one that is `per_rank`, `target` is the sum over the ranks that have `joined`, and it ends when all have `left`.
     """
 
     number: int
@@ -27,6 +28,11 @@ class Rollout:
     expected: float = 0.0  # work of all unfinished samples …
     longest: float = 0.0  # … and of the longest of them, in one unit; 0: unknown
     quiet_since: float | None = None
+    trajectories: bool = False
+    ended: dict[int, int] = field(default_factory=dict)
+    per_rank: bool = False
+    joined: set[int] = field(default_factory=set)
+    left: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.quiet_since = self.opened
@@ -40,6 +46,11 @@ class Rollout:
         elif self.quiet_since is None:
             self.quiet_since = now
 
+    @property
+    def finished(self) -> int:
+        """How much of the target is done."""
+        return sum(self.ended.values()) if self.trajectories else self.before + self.done
+
     def gateway_lost(self, now: float) -> None:
         """The gateway died: what it had delivered counts, what it held comes again."""
         self.before += self.done
@@ -52,10 +63,11 @@ class Rollout:
     def unfinished(self, now: float, quiet_after: float) -> int:
         """Return the samples still to be generated: `max(target - done, waiting + in flight)`, so never 0 while a request waits.
 
-        A rollout that has been quiet for `quiet_after` seconds counts as one sample, until its next request.
+        A trajectory that has not ended counts as one: between two of its samples a tool runs, and engines that were taken away for so long
+        would be wanted back at once. A rollout that has been quiet for `quiet_after` seconds counts as one sample, until its next request.
         """
         present = self.waiting + self.in_flight
-        wanted = max(self.target - self.before - self.done, present)
+        wanted = max(self.target - self.finished, present)
         if present == 0 and self.quiet_since is not None and now - self.quiet_since >= quiet_after:
             return min(wanted, 1)
         return wanted

@@ -27,7 +27,8 @@ Other neighbours:
 - of a trainer: `fake_supervisor.py` (real socket pairs and HTTP, no scheduler), `sampler.py` (samples from the newest snapshot);
 - of a gateway: `dispatch_driver.py` (its core alone, in virtual time), `gateway_box.py` (the process, its supervisor's end and a client), `answers.py`
   (which answers every way of asking must give);
-- of a supervisor: trainers that compute nothing or little, `faulty_trainer.py`, `publishing_trainer.py`, `clumsy_trainer.py`, and `verifiers.py`.
+- of a supervisor: trainers that compute nothing or little, `faulty_trainer.py`, `publishing_trainer.py`, `clumsy_trainer.py`, `agent_trainer.py`, and
+  `verifiers.py`.
 
 Whole runs: `supervised_run.py` starts one as a user does (`tiny.toml`), watches it and hurts it from outside; `faulty_run.py` does so with faulty
 engines and a trainer that checks every token; `concurrent_cases.py` plays several at a time; `tiny_model.py` makes a model; `sglang/` has what needs

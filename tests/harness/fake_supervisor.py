@@ -121,6 +121,10 @@ class FakeSupervisor:
                 self.tell(m.RolloutOpened(rollout))
             case m.CloseRollout(rollout):
                 self.tell(m.RolloutClosed(rollout))
+            case m.Asked(rollout):
+                self._ours[rank].sendall(encode(m.AskedAlike(rollout)))
+            case m.Choose(call, _, samples):
+                self.tell(m.Chosen(call, samples))
             case m.RequestLease(call, roles) | m.ExchangeLease(call, roles):
                 self.tell(m.LeaseGranted(call, roles))
             case m.Offloaded(call):
@@ -128,19 +132,21 @@ class FakeSupervisor:
                 gone.add(rank)
                 if len(gone) == len(self._ours):
                     self.tell(m.LeaseEnded(call))
-            case m.Publish(call, _, code, reason) if code:
-                self.tell(m.Refused("publish", call, code, reason))
-            case m.Publish(call, name):
-                self._publish(call, name)
+            case m.Publish():
+                self._publish(message)
             case m.Checkpoint(step):
                 self.checkpoints.append(message)
                 self.tell(m.CheckpointRecorded(step))
             case m.Report():
                 self.reports.append(message)
 
-    def _publish(self, call: int, name: str) -> None:
+    def _publish(self, message: m.Publish) -> None:
+        call = message.call
+        if message.code:
+            self.tell(m.Refused("publish", call, message.code, message.reason))
+            return
         try:
-            path = weights.adopt(self.weights, name, self.version + 1, weights.layout_of(Path(self._welcome["model"])))
+            path = weights.adopt(self.weights, message.name, self.version + 1, weights.layout_of(Path(self._welcome["model"])))
         except weights.SnapshotError as error:
             self.tell(m.Refused("publish", call, error.code, str(error)))
             return
@@ -158,7 +164,7 @@ def echo(rollout: int, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line(r["sample"], r["input_ids"][::-1], seed=r["sampling_params"]["sampling_seed"]) for r in reversed(requests)]
 
 
-def line(sample: int, output_ids: list[int], logprobs: list[float] | None = None, text: str = "", **more: Any) -> dict[str, Any]:
+def line(sample: int | str, output_ids: list[int], logprobs: list[float] | None = None, text: str = "", **more: Any) -> dict[str, Any]:
     return {
         "sample": sample,
         "output_ids": output_ids,
@@ -175,10 +181,11 @@ class FakeGateway:
 
     def __init__(self, answer: Answer = echo) -> None:
         self.answer = answer
-        self.asked: list[tuple[int, list[int]]] = []
+        self.asked: list[tuple[int, list[int | str]]] = []
         self.cuts: list[int] = []  # the next requests' answers are cut off after so many lines
         self.statuses: list[tuple[int, bytes]] = []  # the next requests are answered so
-        self._stored: dict[tuple[int, int], dict[str, Any]] = {}
+        self.cancelled: list[tuple[int, list[int | str]]] = []
+        self._stored: dict[tuple[int, int | str], dict[str, Any]] = {}
         self._lock = threading.Lock()
         self._server = self._listen(0)
         self.port = int(self._server.server_address[1])
@@ -233,8 +240,15 @@ class FakeGateway:
 def _serve_samples(gateway: FakeGateway, handler: BaseHTTPRequestHandler) -> None:
     body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
     _, name, number, kind = handler.path.split("/")
-    assert (name, kind) == ("rollouts", "samples")
+    assert (name, kind) in (("rollouts", "samples"), ("rollouts", "cancel"))
     rollout = int(number)
+    if kind == "cancel":
+        gateway.cancelled.append((rollout, body["samples"]))
+        handler.send_response(200)
+        handler.send_header("Content-Length", "2")
+        handler.end_headers()
+        handler.wfile.write(b"{}")
+        return
     gateway.asked.append((rollout, [request["sample"] for request in body["samples"]]))
     if gateway.statuses:
         status, content = gateway.statuses.pop(0)

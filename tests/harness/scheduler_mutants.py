@@ -22,6 +22,7 @@ RULES, PLANS, LIFE = (
 )
 PUBLISH, LENT = "tests/supervisor/scheduler/test_publishing.py", "tests/supervisor/scheduler/test_leases.py"
 WORLD = "tests/supervisor/simulate/test_world.py"
+AGREEMENT = "tests/supervisor/scheduler/test_rank_agreement.py"
 
 MUTANTS = {
     # -- leases
@@ -57,11 +58,15 @@ MUTANTS = {
     "demand dies with the gateway": Mutant(GATEWAYS, "    for rollout in pipeline.rollouts.values():\n        rollout.gateway_lost(ctx.now)\n", "    pipeline.rollouts.clear()\n", WANTED, "f9", ""),
     "samples delivered before a gateway's death come again": Mutant(ROLLOUTS, "        self.before += self.done\n", "", WANTED, "f9_a_dead", ""),
     "a new gateway is not told": Mutant(ROLLOUTS, "        self.known = self.ordered = False\n", "        self.known = False\n", WANTED, "f9_a_dead", "rollouts that were open stay unknown to it"),
-    "nothing wanted while a request waits": Mutant(ROLLOUTS, "        wanted = max(self.target - self.before - self.done, present)", "        wanted = self.target - self.before - self.done", WANTED, "s12", ""),
-    "B-13 demand is what has been asked for": Mutant(ROLLOUTS, "        wanted = max(self.target - self.before - self.done, present)", "        wanted = present", WANTED, "b13", "the incumbent's: no engine until a request, no request until an engine"),
+    "nothing wanted while a request waits": Mutant(ROLLOUTS, "        wanted = max(self.target - self.finished, present)", "        wanted = self.target - self.finished", WANTED, "s12", ""),
+    "demand ends while tools run": Mutant(ROLLOUTS, "        return sum(self.ended.values()) if self.trajectories else self.before + self.done\n", "        return self.before + self.done\n", AGREEMENT, "trajectory", "engines are taken away between two samples of a trajectory"),
+    "ranks that ask apart are let go": Mutant(DEMAND, "its == first or not its[0]", "True or not its[0]", AGREEMENT, "ask_apart", "half of the samples, and nobody is told"),
+    "the first rank that leaves closes it": Mutant(DEMAND, "    if len(rollout.left) == pipeline.trainer.world_size:\n", "    if rollout.left:\n", AGREEMENT, "demand_of_all", ""),
+    "who waits to be compared is not told of a stop": Mutant("supervisor/scheduler/groups/trainer_stop.py", "    for number in trainer.asked:\n", "    for number in ():\n", AGREEMENT, "stops", "a rank hangs until it is killed"),
+    "B-13 demand is what has been asked for": Mutant(ROLLOUTS, "        wanted = max(self.target - self.finished, present)", "        wanted = present", WANTED, "b13", "the incumbent's: no engine until a request, no request until an engine"),
     "B-13 quiet is finished": Mutant(ROLLOUTS, "            return min(wanted, 1)", "            return 0", WANTED, "quiet", "a client that thinks is forgotten"),
     "quiet counts in full": Mutant(ROLLOUTS, "            return min(wanted, 1)", "            return wanted", WANTED, "quiet", ""),
-    "S12 demand counts twice": Mutant(ROLLOUTS, "        wanted = max(self.target - self.before - self.done, present)", "        wanted = self.target - self.before - self.done + present", WANTED, "s12", "S12-INFLATE-WINDOW"),
+    "S12 demand counts twice": Mutant(ROLLOUTS, "        wanted = max(self.target - self.finished, present)", "        wanted = self.target - self.finished + present", WANTED, "s12", "S12-INFLATE-WINDOW"),
     "RB-D14 a drain undoes progress": Mutant(ROLLOUTS, "self.waiting, self.in_flight, self.done = progress.waiting, progress.in_flight, progress.done", "self.waiting, self.in_flight, self.done = progress.waiting, progress.in_flight, progress.done if progress.in_flight else 0", DEFECTS, "d14", ""),
     "RB-D15 a late report opens it again": Mutant(GATEWAYS, "        if rollout is None and report.implicit:", "        if rollout is None:", DEFECTS, "d15", ""),
     "an implicit rollout never ends": Mutant(GATEWAYS, "        if rollout.implicit and number not in still_open:", "        if False:", WANTED, "pr16", ""),

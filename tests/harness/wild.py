@@ -78,10 +78,16 @@ class Wild:
         message: say.TrainerMessage = chance.choice((
             say.OpenRollout(rollout, chance.randint(1, 60)), say.CloseRollout(rollout), say.RequestLease(call, roles), say.ExchangeLease(call, roles),
             say.Offloaded(call), say.Offloaded(call), say.Publish(call, "w"), say.Checkpoint(call, "/c"), say.Hello(0), say.Report(0, {"reward": 0.5}),
+            say.OpenRollout(rollout, chance.randint(1, 9), per_rank=True, trajectories=chance.random() < 0.5), say.CloseRollout(rollout),
+            say.Asked(rollout, chance.randint(0, 2), "aa"), say.EndTrajectories(rollout, chance.randint(0, 9)),
         ))  # fmt: skip
         if chance.random() < 0.3:
             return self._progress(name)
-        rank = chance.randrange(trainer.world_size) if isinstance(message, say.Offloaded) else int(chance.random() < 0.02)
+        rank = (
+            chance.randrange(trainer.world_size)
+            if isinstance(message, say.Offloaded | say.Asked) or getattr(message, "per_rank", False)
+            else int(chance.random() < 0.02)
+        )
         return ev.TrainerSaid(pipeline=name, incarnation=self._life(TrainerId(name)), rank=rank, message=message)
 
     def _progress(self, name: PipelineId) -> ev.Event:

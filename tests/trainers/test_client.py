@@ -31,6 +31,9 @@ SAID: list[Any] = [
     m.Hello(3),
     m.OpenRollout(4, 256),
     m.CloseRollout(2**53 - 1),
+    m.Asked(4, 256, "0f" * 16),
+    m.EndTrajectories(4, 16),
+    m.Choose(0, 4, (0, 10**15 - 1, "kf")),
     m.RequestLease(0, ("train", "critic")),
     m.ExchangeLease(1, ("critic",)),
     m.Offloaded(7),
@@ -44,6 +47,8 @@ TOLD: list[Any] = [
     ),
     m.RolloutOpened(1),
     m.RolloutClosed(1),
+    m.AskedAlike(1),
+    m.Chosen(0, (7, "kf")),
     m.LeaseGranted(1, ("train",)),
     m.LeaseEnded(1),
     m.Published(1, 2),
@@ -403,9 +408,12 @@ def test_all_ranks_get_all_answers(tmp_path: Path, gateway: FakeGateway) -> None
         assert results[0] == results[1]
         assert len(results[0]) == 4
         assert [tag for tag in supervisor.tags(1) if "rollout" in tag] == []
+        said = [message for _, message in supervisor.said if isinstance(message, m.Asked)]
+        assert said[0] == said[1]
+        assert said[0].samples == 4
 
 
-def test_ranks_that_ask_apart_are_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ranks_that_ask_for_a_share_each_are_refused(tmp_path: Path) -> None:
     """Two ranks number their samples alike: what each asks for by itself is one sample for both, or a mismatch."""
 
     def answer(rollout: int, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -413,15 +421,17 @@ def test_ranks_that_ask_apart_are_told(tmp_path: Path, capfd: pytest.CaptureFixt
 
     with FakeGateway() as gateway, FakeSupervisor(tmp_path, world_size=2, url=gateway.url) as supervisor:
         first = supervisor.connect()
-        for _ in range(2):
-            with first.rollout(target=4) as rollout:
-                rollout.generate([[1], [2]])
-        said = capfd.readouterr().err
-        assert said.count("wants 4 samples, and rank 0 asked for 2: every rank gets every answer") == 1
+        with (
+            pytest.raises(trainshed.RolloutRefused, match="wants 4 samples, and rank 0 asked for 2") as caught,
+            first.rollout(target=4) as rollout,
+        ):
+            rollout.generate([[1], [2]])
+        assert caught.value.code == "ranks_ask_apart"
+        with first.rollout(target=9) as rollout:
+            rollout.generate([[1], [2]])
         gateway.lines = answer  # type: ignore[method-assign]
-        with first.rollout(target=1) as rollout, pytest.raises(trainshed.SamplesFailed, match="every rank must ask for the same prompts"):
+        with first.rollout(target=1) as rollout, pytest.raises(trainshed.SamplesFailed, match="every rank asks for all prompts"):
             rollout.generate([[1]])
-        assert capfd.readouterr().err == ""
 
 
 def test_a_lost_connection_and_a_replaced_gateway_lose_nothing(tmp_path: Path, gateway: FakeGateway) -> None:

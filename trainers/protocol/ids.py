@@ -22,6 +22,8 @@ Incarnation = NewType("Incarnation", int)
 """The number of a group's life that an answer belongs to. It advances when the group *exits*, so a late answer from the dead is seen as such."""
 Version = NewType("Version", int)
 """Weight version of a pipeline, issued by the supervisor; 0 is the model path itself."""
+EVALUATIONS: Final = 10**14
+"""Rollouts with this number or a higher one are evaluations: they have a space of numbers, and so of seeds, beside the trainer's steps."""
 
 
 class EngineId(msgspec.Struct, frozen=True, order=True, tag="engine", tag_field="group"):

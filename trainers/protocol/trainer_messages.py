@@ -9,7 +9,7 @@ error, so that a misspelt one is not passed over; to a trainer they are allowed,
 Messages are small (100 bytes; `Report` up to 64 figures, `Checkpoint` a path of 4,096 characters, `Welcome` the trainer's options).
 
 Every rank of a trainer has its own socket pair (its descriptor number is in `TRAINSHED_FD`). Rank 0's calls decide. An answer
-goes to *every* rank; the other ranks wait for it on their own descriptor. Calls are matched by `call`, a counter per kind of
+goes to *every* rank (but `AskedAlike`); the other ranks wait for it on their own descriptor. Calls are matched by `call`, a counter per kind of
 call (0, 1, 2 … for leases, likewise for publishes), so that every rank running the same script counts the same numbers;
 rollouts are matched by their number, checkpoints by their step.
 """
@@ -26,6 +26,9 @@ _TEXT = r"^[^\x00\ud800-\udfff]*\Z"
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=_TEXT)]
 Text = Annotated[str, msgspec.Meta(max_length=4096, pattern=_TEXT)]
 
+SampleName = Annotated[int, msgspec.Meta(ge=0, le=10**15 - 1)] | Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][!-~]{0,199}\Z")]
+"""A sample of a rollout: its number, or the name that was made of its key (`seeds.sample_name`)."""
+
 
 class _FromTrainer(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown_fields=True):
     """A rank tells the supervisor something."""
@@ -37,17 +40,53 @@ class Hello(_FromTrainer, frozen=True, tag="hello"):
     rank: Count
 
 
-class OpenRollout(_FromTrainer, frozen=True, tag="open_rollout"):
-    """Rank 0 wants `target` samples. Answered by `RolloutOpened` when one engine is routable, or `Refused`."""
+class OpenRollout(_FromTrainer, frozen=True, tag="open_rollout", omit_defaults=True):
+    """Rank 0 wants `target` samples. Answered by `RolloutOpened` when one engine is routable, or `Refused`.
+
+    With `per_rank` every rank says it, and wants so many samples of its own: the demand is their sum, and rank 0's opens it.
+    With `trajectories` it wants so many of them: however few samples run, the demand ends with `EndTrajectories`. Numbers from
+    `ids.EVALUATIONS` on are evaluations, which are no step of the trainer.
+    """
 
     rollout: Count
     target: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+    per_rank: bool = False
+    trajectories: bool = False
 
 
 class CloseRollout(_FromTrainer, frozen=True, tag="close_rollout"):
-    """Rank 0 has what it wants; what still runs is aborted. Answered by `RolloutClosed`."""
+    """Rank 0 has what it wants; what still runs is aborted. Answered by `RolloutClosed`.
+
+    A rollout that is `per_rank` ends when every rank has said it.
+    """
 
     rollout: Count
+
+
+class Asked(_FromTrainer, frozen=True, tag="asked"):
+    """*Every* rank says, before a rollout that is not `per_rank` is closed, what it has asked for there: how many samples, and a digest of them.
+
+    The other ranks are answered, each by itself, when rank 0's is known: by `AskedAlike`, or by `Refused` (to all) where theirs differs.
+    """
+
+    rollout: Count
+    samples: Count
+    digest: Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9a-f]*\Z")]
+
+
+class EndTrajectories(_FromTrainer, frozen=True, tag="end_trajectories"):
+    """So many trajectories of the rollout have ended by now: rank 0's, or with `per_rank` each rank's own. Not answered."""
+
+    rollout: Count
+    ended: Count
+
+
+class Choose(_FromTrainer, frozen=True, tag="choose"):
+    """Rank 0 has chosen these samples of a rollout, and the other ranks shall take the same. Answered by `Chosen`."""
+
+    call: Count
+    rollout: Count
+    samples: Annotated[tuple[SampleName, ...], msgspec.Meta(max_length=100_000)]
 
 
 class RequestLease(_FromTrainer, frozen=True, tag="request_lease"):
@@ -96,7 +135,20 @@ class Report(_FromTrainer, frozen=True, tag="report"):
     metrics: Annotated[dict[Name, float], msgspec.Meta(max_length=64)]
 
 
-TrainerMessage = Hello | OpenRollout | CloseRollout | RequestLease | ExchangeLease | Offloaded | Publish | Checkpoint | Report
+TrainerMessage = (
+    Hello
+    | OpenRollout
+    | CloseRollout
+    | Asked
+    | EndTrajectories
+    | Choose
+    | RequestLease
+    | ExchangeLease
+    | Offloaded
+    | Publish
+    | Checkpoint
+    | Report
+)
 
 
 class _ToTrainer(msgspec.Struct, frozen=True, tag_field="type"):
@@ -138,6 +190,19 @@ class RolloutClosed(_ToTrainer, frozen=True, tag="rollout_closed"):
     rollout: int
 
 
+class AskedAlike(_ToTrainer, frozen=True, tag="asked_alike"):
+    """This rank has asked for what rank 0 has asked for."""
+
+    rollout: int
+
+
+class Chosen(_ToTrainer, frozen=True, tag="chosen"):
+    """Rank 0 has chosen these samples, for every rank."""
+
+    call: int
+    samples: tuple[SampleName, ...]
+
+
 class LeaseGranted(_ToTrainer, frozen=True, tag="lease_granted"):
     """The GPUs of `roles` are this trainer's and measured empty."""
 
@@ -168,7 +233,8 @@ class Refused(_ToTrainer, frozen=True, tag="refused"):
     """The call `about` (the tag of the message: `open_rollout`, `request_lease` …) numbered `number` will not happen.
 
     `code` is stable and for programs: `nested_lease`, `unknown_role`, `gpu_fenced`, `own_gpus` (a rollout on engines whose every
-    GPU one holds oneself), `no_engine` (no engine of the pipeline can come back), `out_of_order`, `stopping`;
+    GPU one holds oneself), `no_engine` (no engine of the pipeline can come back), `out_of_order`, `stopping`,
+    `ranks_ask_apart` (ranks of a rollout that is not `per_rank` have asked for different samples);
     of a publish `bad_snapshot`, `does_not_fit`, `incomplete`, and what the client finds: `not_finite`, `sharded`, `unmerged_adapter`, `no_room`.
     """
 
@@ -185,5 +251,15 @@ class Stopping(_ToTrainer, frozen=True, tag="stopping"):
 
 
 SupervisorMessage = (
-    Welcome | RolloutOpened | RolloutClosed | LeaseGranted | LeaseEnded | Published | CheckpointRecorded | Refused | Stopping
+    Welcome
+    | RolloutOpened
+    | RolloutClosed
+    | AskedAlike
+    | Chosen
+    | LeaseGranted
+    | LeaseEnded
+    | Published
+    | CheckpointRecorded
+    | Refused
+    | Stopping
 )

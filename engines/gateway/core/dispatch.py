@@ -24,7 +24,10 @@ from trainers.protocol import gateway_messages
 
 MAX_TOKENS: Final = 1 << 29
 """Tokens of all prompts that are held for samples which are not done: 2 GiB."""
+MAX_CANCELLED: Final = 1 << 20
+"""So many names of a rollout's samples are kept that may be asked for after they were cancelled."""
 _CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
+_CANCELLED: Final = {"type": "abort", "message": "the trainer has cancelled it"}
 
 
 class Dispatch:
@@ -86,6 +89,8 @@ class Dispatch:
                 self._ask(event)
             case events.Leave():
                 self._leave(event.asker)
+            case events.Cancel():
+                self._cancel(event)
             case events.Tick():
                 pass
             case _:
@@ -141,11 +146,27 @@ class Dispatch:
             self._end_expected(rollout, Failure(404, "rollout_closed", f"rollout {number} is closed"))
             return []
         self.rollouts.close(rollout)
+        return self._end_early(list(rollout.samples.values()), _CLOSED)
+
+    def _cancel(self, event: events.Cancel) -> None:
+        rollout = self.rollouts.get(event.rollout)
+        if rollout is None:
+            return
+        if len(rollout.cancelled) < MAX_CANCELLED:
+            rollout.cancelled.update(event.tokens)
+        found = [rollout.samples.get(SampleKey(rollout.number, token)) for token in event.tokens]
+        for attempt in self._end_early([sample for sample in found if sample is not None], _CANCELLED):
+            self._abort(attempt)
+
+    def _end_early(self, samples: list[Sample], reason: Mapping[str, Any]) -> list[Attempt]:
+        """End samples with what there is of them. Returns the attempts to abort first, of those that run."""
         running = []
-        for sample in list(rollout.samples.values()):
-            sample.closing = True
+        for sample in samples:
+            if sample.outcome is not None:
+                continue
+            sample.closing = sample.closing or reason
             if sample.state is State.WAITING:
-                self._complete(sample, _CLOSED)
+                self._complete(sample, sample.closing)
             elif sample.attempt is not None:
                 running.append(sample.attempt)
         return running
@@ -185,7 +206,9 @@ class Dispatch:
             rollout.count(None, State.WAITING, self._now, len(ask.request.prompt))
             self._waiting.count += 1
             self._forecast.joined(sample)
-            if rollout.phase is Phase.OPEN:
+            if ask.token in rollout.cancelled:
+                self._end_early([sample], _CANCELLED)
+            elif rollout.phase is Phase.OPEN:
                 self._waiting.push(sample)
         elif sample.request.fingerprint != ask.request.fingerprint:
             text = f"sample {ask.token!r} of rollout {rollout.number} was first asked with another prompt or other parameters"
@@ -262,15 +285,15 @@ class Dispatch:
     def _requeue(self, sample: Sample) -> None:
         """Queue the rest of a sample whose attempt has ended early, if there is a rest."""
         if sample.request.atomic:
-            if sample.closing:
-                self._complete(sample, _CLOSED)
+            if sample.closing is not None:
+                self._complete(sample, sample.closing)
                 return
             sample.restart()
         elif reason := continuation.finish_reason(sample.request, sample.ids, self._eos, self._decode):
             self._complete(sample, reason)
             return
-        if sample.closing:
-            self._complete(sample, _CLOSED)
+        if sample.closing is not None:
+            self._complete(sample, sample.closing)
             return
         self._restart_if_stale(sample)
         self._move(sample, State.WAITING)

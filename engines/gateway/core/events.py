@@ -31,6 +31,13 @@ class Leave(msgspec.Struct, frozen=True):
     asker: int
 
 
+class Cancel(msgspec.Struct, frozen=True):
+    """The trainer does not want these samples any more, whoever has asked for them: what there is of them is their answer."""
+
+    rollout: int
+    tokens: Sequence[str]
+
+
 class Tokens(msgspec.Struct, frozen=True):
     """An engine has made new tokens. `marks`: the labels of *all* tokens of the attempt so far, or empty where the engine gives none.
 
@@ -134,5 +141,5 @@ class Deliver(msgspec.Struct, frozen=True):
     outcome: Outcome
 
 
-Event = Order | Ask | Leave | Tokens | Ended | Tick
+Event = Order | Ask | Leave | Cancel | Tokens | Ended | Tick
 Effect = Start | Abort | Cut | Grew | Deliver | Done

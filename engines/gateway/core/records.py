@@ -64,8 +64,8 @@ class Phase(Enum):
 class Rollout:
     """A rollout of the pipeline. `since`: when it was first named (expected), or last had something waiting or running (open).
 
-    `tokens` are those of the prompts of its samples that are not done. `opened_after` counts the rollouts that have opened after it. `work` is
-    what is expected of it, as it was at `work_at`.
+    `tokens` are those of the prompts of its samples that are not done. `opened_after` counts the rollouts that have opened after it. `cancelled`:
+    the samples that the trainer does not want, also those not asked for yet. `work` is what is expected of it, as it was at `work_at`.
     """
 
     number: int
@@ -74,6 +74,7 @@ class Rollout:
     since: float
     target: int = 0
     opened_after: int = 0
+    cancelled: set[str] = field(default_factory=set)
     samples: "dict[SampleKey, Sample]" = field(default_factory=dict)
     tokens: int = 0
     counts: dict[State, int] = field(default_factory=lambda: dict.fromkeys(State, 0))
@@ -171,7 +172,8 @@ class Sample:
     `serial`: the order in which samples were asked for. `prompt`: the hash of its prompt. `place`: where it stands in the queue, None while
     it does not; `estimate`: what was expected of it when it got that place. `born`: the version under which its first token was asked for.
     `rows` and `prompt_meta`: as of an `Answer`.
-    `streamed`: somebody has been sent tokens of it, which cannot be taken back. `closing`: its rollout is closed, so what there is counts.
+    `streamed`: somebody has been sent tokens of it, which cannot be taken back. `closing`: the finish reason of one whose rollout is closed, or
+    that was cancelled: what there is counts.
     `furthest`: the most tokens that it has had. `lost_lives`: ranks and incarnations that have died with it since it had more tokens than before.
     """
 
@@ -193,7 +195,7 @@ class Sample:
     prompt_meta: Mapping[str, Any] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     attempt: Attempt | None = None
-    closing: bool = False
+    closing: Mapping[str, Any] | None = None
     losses: int = 0
     losing_since: float = 0.0
     furthest: int = 0

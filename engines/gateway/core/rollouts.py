@@ -6,6 +6,7 @@ from typing import Final
 from engines.gateway.core.records import Phase, Rollout, Work
 from engines.gateway.core.samples import Failure
 from trainers.protocol.gateway_messages import RolloutProgress
+from trainers.protocol.ids import EVALUATIONS
 
 QUIET: Final = 5.0
 """An implicit rollout closes after so many seconds with nothing waiting or running."""
@@ -24,7 +25,7 @@ class Rollouts:
         self._rollouts: dict[int, Rollout] = {}
         self._serial = 0
         self._implicit = 0
-        self._last_closed = -1
+        self._last_closed: dict[bool, int] = {}  # of the trainer's steps, and of evaluations
 
     def __iter__(self) -> Iterator[Rollout]:
         return iter(self._rollouts.values())
@@ -54,7 +55,7 @@ class Rollouts:
 
     def expect(self, number: int, now: float) -> Rollout | Failure:
         """Return a place to wait for a rollout that may be about to open, or why there is none."""
-        if number <= self._last_closed:
+        if number <= self._last_closed.get(number >= EVALUATIONS, -1):
             return Failure(404, "rollout_closed", f"rollout {number} is closed")
         if sum(rollout.phase is Phase.EXPECTED for rollout in self) >= MAX_EXPECTED:
             return Failure(503, "full", f"{MAX_EXPECTED} rollouts that are not open are waited for already; ask again when this one is")
@@ -74,7 +75,8 @@ class Rollouts:
     def close(self, rollout: Rollout) -> None:
         """End it; its answers stay."""
         rollout.phase = Phase.CLOSED
-        self._last_closed = max(self._last_closed, rollout.number)
+        evaluation = rollout.number >= EVALUATIONS
+        self._last_closed[evaluation] = max(self._last_closed.get(evaluation, -1), rollout.number)
 
     def drop(self, rollout: Rollout) -> None:
         """Remove it and its answers."""
@@ -84,7 +86,7 @@ class Rollouts:
         """Remove every rollout, so that numbers may come again. Returns them."""
         forgotten = list(self)
         self._rollouts.clear()
-        self._last_closed = -1
+        self._last_closed.clear()
         return forgotten
 
     def overdue(self, now: float) -> list[Rollout]:

@@ -19,6 +19,10 @@ from engines.gateway.shell import Shell
 
 _NOT_THE_SAMPLES: Final = frozenset({"rollout_closed", "rollout_unknown", "no_engine", "full"})
 """Failures that say nothing of the samples themselves: asking again later may help, so the request as a whole gets them."""
+_IN_THE_LINE: Final = frozenset(
+    {"id", "finish_reason", "output_token_logprobs", "output_token_logprobs_length", "weight_version", "weight_versions"}
+)
+"""Of meta_info, what a line of our samples has in other words: its ids, log-probs, reason and spans."""
 _LOGPROBS: Final = ("input_token_", "input_top_", "output_token_", "output_top_")
 """Fields of meta_info that begin so are for requests that want log-probs; every request gets them upstream."""
 
@@ -53,6 +57,13 @@ class GenerateRoutes:
                 await response.write(LINE_ALIVE if arrival is None else line(arrival))
             await response.write_eof()
         return response
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """End samples with what there is of them: whoever has asked for one gets that, as a partial answer."""
+        rollout = number(request.match_info["rollout"], "the rollout")
+        body = await self._bodies.decoded(request, lambda body: request_bodies.decode(body, request_bodies.Cancelled))
+        self._shell.cancel(rollout, [str(sample) for sample in body.samples])
+        return json_response({})
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer with one object or a list of them; streamed, each event holds all tokens of its sample so far, as SGLang's do by default."""
@@ -93,7 +104,7 @@ class GenerateRoutes:
             await response.write_eof()
         return response
 
-    def _line(self, asked: list[tuple[int, Request]], item: tuple[int, Grew | Deliver]) -> bytes:
+    def _line(self, asked: list[tuple[int | str, Request]], item: tuple[int, Grew | Deliver]) -> bytes:
         index, effect = item
         sample, request = asked[index]
         assert isinstance(effect, Deliver), "samples are not asked as streams"
@@ -106,6 +117,7 @@ class GenerateRoutes:
         line["finish_reason"] = outcome.finish_reason
         line["spans"] = outcome.spans
         line["text"] = self._text.answer(outcome.ids, outcome.finish_reason, request.params)
+        line["meta_info"] = _said(outcome)
         return msgspec.json.encode(line) + b"\n"
 
     def _answer(self, known: request_bodies.Generate, request: Request, answer: Answer, rid: str) -> dict[str, Any]:
@@ -155,7 +167,14 @@ class _PartialAnswer:
         return {"text": self._text.sent, "output_ids": self._ids, "meta_info": meta}
 
 
-def _failed_line(sample: int, code: str, message: str) -> bytes:
+def _said(answer: Answer) -> dict[str, Any]:
+    """Return what the engine said of a sample beside what its line has already: cached tokens, and the rows that were asked for."""
+    known = {**answer.meta, **answer.prompt_meta, **answer.rows}
+    kept = {name: value for name, value in known.items() if name not in _IN_THE_LINE and value not in (None, [])}
+    return {**kept, "prompt_tokens": answer.prompt_tokens, "cached_tokens": answer.cached_tokens}
+
+
+def _failed_line(sample: int | str, code: str, message: str) -> bytes:
     return msgspec.json.encode({"sample": sample, "error": {"code": code, "message": message}}) + b"\n"
 
 

@@ -10,11 +10,13 @@ from engines.gateway.core.continuation import is_atomic
 from engines.gateway.core.samples import MAX_TOKEN, TOKENS, Request
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.text import Text
+from trainers.protocol.trainer_messages import SampleName
 
 T = TypeVar("T")
 
 MAX_SAMPLES: Final = 4096
 """Samples that one request may ask for."""
+MAX_CANCELLED: Final = 100_000
 MAX_COPIES: Final = 1024
 MAX_PROMPT: Final = 1 << 20
 """Tokens of one prompt: more than any model's context."""
@@ -41,17 +43,24 @@ Session = Annotated[str, msgspec.Meta(max_length=200)]
 
 
 class OurSample(msgspec.Struct, forbid_unknown_fields=True):
-    """One sample of `POST /rollouts/{rollout}/samples`."""
+    """One sample of `POST /rollouts/{rollout}/samples`. `options`: further fields of `/generate` that go to the engine (`lora_path` …)."""
 
-    sample: Annotated[int, msgspec.Meta(ge=0, le=10**15 - 1)]
+    sample: SampleName
     input_ids: Annotated[list[TokenId], msgspec.Meta(min_length=1)]
     sampling_params: dict[str, Any] = {}
     expected_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)] | None = None
     session: Session | None = None
+    options: dict[str, Any] = {}
 
 
 class OurSamples(msgspec.Struct, forbid_unknown_fields=True):
     samples: Annotated[list[OurSample], msgspec.Meta(min_length=1)]
+
+
+class Cancelled(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /rollouts/{rollout}/cancel`."""
+
+    samples: Annotated[list[SampleName], msgspec.Meta(max_length=MAX_CANCELLED)]
 
 
 class Generate(msgspec.Struct):
@@ -170,19 +179,20 @@ def copies(
     return made
 
 
-def our_samples(body: bytes | bytearray, text: Text) -> list[tuple[int, Request]]:
-    """Return sample numbers and their requests."""
+def our_samples(body: bytes | bytearray, text: Text) -> list[tuple[int | str, Request]]:
+    """Return the samples' numbers or names, and their requests."""
     samples = decode(body, OurSamples).samples
     refuse_many(len(samples))
     made = []
     for sample in samples:
         session = sample.session or ""
-        requests = copies(sample.input_ids, sample.sampling_params, text, expected=sample.expected_tokens, session=session)
+        options = _options(sample.options)
+        requests = copies(sample.input_ids, sample.sampling_params, text, options=options, expected=sample.expected_tokens, session=session)
         if len(requests) != 1:
             raise RequestError(400, "bad_request", f"sample {sample.sample}: n must be 1; each sample has a number of its own")
         made.append((sample.sample, requests[0]))
     if len({number for number, _ in made}) != len(made):
-        raise RequestError(400, "bad_request", "a sample number comes twice")
+        raise RequestError(400, "bad_request", "a sample comes twice")
     return made
 
 

@@ -40,6 +40,7 @@ def application(shell: Shell, text: Text, *, pipeline: str, model: str, access: 
     app.router.add_get("/v1/models", openai.models)
     app.router.add_post("/generate", native.generate)
     app.router.add_post("/rollouts/{rollout}/samples", native.samples)
+    app.router.add_post("/rollouts/{rollout}/cancel", native.cancel)
     app.router.add_post("/v1/completions", openai.completions)
     app.router.add_post("/v1/chat/completions", openai.chat)
     return app

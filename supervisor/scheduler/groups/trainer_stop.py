@@ -4,7 +4,10 @@ from supervisor.scheduler.actions import RecordCheckpoint
 from supervisor.scheduler.context import STOPPING, Context
 from supervisor.scheduler.records import Pipeline
 from trainers.protocol.trainer_messages import (
+    Asked,
+    AskedAlike,
     Checkpoint,
+    Choose,
     CloseRollout,
     ExchangeLease,
     LeaseEnded,
@@ -33,25 +36,33 @@ def begin(ctx: Context, pipeline: Pipeline) -> None:
     for rollout in pipeline.rollouts.values():
         if not rollout.announced and not rollout.implicit:
             ctx.tell(pipeline, Refused("open_rollout", rollout.number, *STOPPING))
+        elif rollout.left:  # some ranks wait for the others to leave it
+            ctx.tell(pipeline, RolloutClosed(rollout.number))
     for number in pipeline.closing:
         ctx.tell(pipeline, RolloutClosed(number))
+    for number in trainer.asked:
+        ctx.tell(pipeline, AskedAlike(number))
 
 
 def handle_message(ctx: Context, pipeline: Pipeline, rank: int, message: TrainerMessage) -> None:
     """Answer what a rank says between that and its exit. Its GPUs are measured when it has exited, whatever it says of a lease."""
-    if rank != 0:
-        return
     match message:
+        case Asked(rollout=number):
+            ctx.tell(pipeline, AskedAlike(number), rank)
+        case OpenRollout(rollout=number):
+            ctx.tell(pipeline, Refused("open_rollout", number, *STOPPING))
+        case CloseRollout(rollout=number):
+            ctx.tell(pipeline, RolloutClosed(number))
+        case _ if rank != 0:
+            pass
         case Checkpoint(step=step, path=path):
             ctx.do(lambda id: RecordCheckpoint(id=id, pipeline=pipeline.id, step=step, path=path), ctx.box.limits.order)
         case Report(step=step, metrics=metrics):
             pipeline.figures.reported(step, metrics)
         case Offloaded(call=call):
             ctx.tell(pipeline, LeaseEnded(call))
-        case CloseRollout(rollout=number):
-            ctx.tell(pipeline, RolloutClosed(number))
-        case OpenRollout(rollout=number):
-            ctx.tell(pipeline, Refused("open_rollout", number, *STOPPING))
+        case Choose(call=call):
+            ctx.tell(pipeline, Refused("choose", call, *STOPPING))
         case RequestLease(call=call) | ExchangeLease(call=call):
             ctx.tell(pipeline, Refused("request_lease", call, *STOPPING))
         case Publish(call=call):

@@ -33,9 +33,12 @@ from supervisor.scheduler.events import (
 from supervisor.scheduler.records import Pipeline, Publishing, TrainerState, TrainerTransition
 from trainers.protocol.ids import GpuId, Incarnation, Version
 from trainers.protocol.trainer_messages import (
+    Asked,
     Checkpoint,
     CheckpointRecorded,
+    Choose,
     CloseRollout,
+    EndTrajectories,
     ExchangeLease,
     Hello,
     LeaseEnded,
@@ -50,9 +53,9 @@ from trainers.protocol.trainer_messages import (
     TrainerMessage,
 )
 
-from . import engines, trainer_stop
+from . import engines, rollout_requests, trainer_stop
 from .lease_violations import fence_foreign_memory
-from .rollout_requests import close_rollout, hopeless, open_rollout, refuse_rollout
+from .rollout_requests import hopeless, refuse_rollout
 from .trainer_leases import offloaded, request
 
 
@@ -63,12 +66,11 @@ def handle_message(ctx: Context, pipeline: Pipeline, rank: int, message: Trainer
             offloaded(ctx, pipeline, rank, call)
         case Hello():
             pipeline.trainer.greeted = True  # the runtime has answered it: a fact, not a decision
+        case OpenRollout() | CloseRollout() | Asked() | EndTrajectories() | Choose():
+            if not rollout_requests.handle_message(ctx, pipeline, rank, message):
+                fail(ctx, pipeline, f"rank {rank} said {type(message).__name__}; only rank 0's calls decide")
         case _ if rank != 0:
             fail(ctx, pipeline, f"rank {rank} said {type(message).__name__}; only rank 0's calls decide")
-        case OpenRollout():
-            open_rollout(ctx, pipeline, message)
-        case CloseRollout(rollout=number):
-            close_rollout(ctx, pipeline, number)
         case RequestLease():
             request(ctx, pipeline, message.call, message.roles, exchange=False)
         case ExchangeLease():
@@ -210,6 +212,8 @@ def _drop_calls(ctx: Context, pipeline: Pipeline) -> None:
             pipeline.figures.samples += rollout.before + rollout.done
             pipeline.rollouts.pop(number, None)
     pipeline.closing.clear()
+    trainer.asked.clear()
+    trainer.joining.clear()
     pipeline.figures.waits_since.clear()
     pipeline.forget = True
 

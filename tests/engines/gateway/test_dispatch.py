@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.gateway.core.dispatch import Dispatch
-from engines.gateway.core.events import Broken, Ended, Event, Finished, Leave, Refused, Tick, Tokens
+from engines.gateway.core.events import Broken, Cancel, Ended, Event, Finished, Leave, Refused, Tick, Tokens
 from engines.gateway.core.publish_policy import ON_PUBLISH, OnPublish, PublishPolicy
 from engines.gateway.core.records import LOSING_S, MAX_LIVES, MAX_LOSSES
 from engines.gateway.core.samples import TOKENS, Failure, Mark, Request
 from tests.harness.dispatch_driver import ABORTED, DispatchDriver, request, span
 from tests.harness.scripted_engine import expected, next_token
 from trainers.protocol import gateway_messages
+from trainers.protocol.ids import EVALUATIONS
 from trainers.protocol.seeds import sample_seed
 
 
@@ -187,6 +188,39 @@ def test_close_returns_what_there_is(driver: DispatchDriver) -> None:
     assert driver.answer(runs).finish_reason["type"] == "abort"
     assert driver.answer(driver.ask(0, "0")) is driver.answer(runs)
     assert driver.failure(driver.ask(0, "7")).code == "rollout_closed"
+
+
+def test_what_is_cancelled_ends_with_what_there_is(driver: DispatchDriver) -> None:
+    driver.open()
+    driver.route(slots=1)
+    runs, waits, stays = driver.ask(0, "0"), driver.ask(0, "1"), driver.ask(0, "2")
+    first = driver.only()
+    driver.make(first, 5, 6)
+    driver.tell(Cancel(0, ["0", "1", "later"]))
+    assert not driver.answer(waits).ids
+    assert driver.aborted == [first]
+    driver.end(first, ABORTED)
+    assert list(driver.answer(runs).ids) == [5, 6]
+    assert driver.answer(runs).finish_reason == {"type": "abort", "message": "the trainer has cancelled it"}
+    assert driver.answer(driver.ask(0, "later")).finish_reason["type"] == "abort", "it was cancelled before it was asked for"
+    assert driver.progress() == {0: (0, 1, 3)}
+    driver.tell(Cancel(0, ["0", "1"]))
+    driver.tell(Cancel(9, ["0"]))
+    driver.make(driver.only(), 5, 6, 7, 8)
+    driver.end(driver.only())
+    assert driver.answer(stays).finish_reason["type"] == "length"
+
+
+def test_a_closed_evaluation_closes_no_step(driver: DispatchDriver) -> None:
+    """A gateway that has just restarted may be asked for a step before it is told of it: higher numbers that are closed say nothing of it."""
+    driver.open(EVALUATIONS + 5)
+    driver.close(EVALUATIONS + 5)
+    asker = driver.ask(3, "0")
+    driver.open(3)
+    driver.route()
+    driver.end(driver.only())
+    assert driver.answer(asker)
+    assert driver.failure(driver.ask(EVALUATIONS + 4, "0")).code == "rollout_closed"
 
 
 def test_a_finish_that_races_with_the_close_is_complete(driver: DispatchDriver) -> None:

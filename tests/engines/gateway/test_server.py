@@ -46,6 +46,34 @@ def test_samples_arrive_as_they_finish_and_all_askers_get_all(model: Path, tmp_p
     asyncio.run(play())
 
 
+def test_samples_are_named_cancelled_and_come_with_what_the_engine_said(model: Path, tmp_path: Path) -> None:
+    async def play() -> None:
+        async with box(model, tmp_path) as (gateway, session), ScriptedEngine(Script(key="secret", delay=0.01)) as engine:
+            await gateway.open(3)
+            named = {**sample(0, 4), "sample": "kf9", "options": {"top_logprobs_num": 2}}
+            long = {**sample(1, 4000), "sample": 7}
+            asked = asyncio.create_task(samples(session, 3, [named, long]))
+            await gateway.route(engine, slots=4, version=2)
+            assert (await samples(session, 3, [named]))["kf9"]["finish_reason"]["type"] == "length"
+            async with session.post("/rollouts/3/cancel", json={"samples": [7]}) as response:
+                assert response.status == 200
+            lines = await asked
+            assert lines[7]["finish_reason"]["type"] == "abort"
+            assert 0 < len(lines[7]["output_ids"]) < 4000, "what there was of it is kept"
+            meta = lines["kf9"]["meta_info"]
+            assert len(meta["output_top_logprobs"]) == 4
+            assert meta["prompt_tokens"] == 2
+            assert "cached_tokens" in meta
+            assert "output_token_logprobs" not in meta, "that is in the line already"
+            for bad in ({"sample": "5"}, {"sample": "k\n"}, {"options": {"stream": 1, "unheard_of": 2}}):
+                async with session.post("/rollouts/3/samples", json={"samples": [{**named, **bad}]}) as response:
+                    assert response.status == 400
+            async with session.post("/rollouts/3/cancel", json={"samples": [True]}) as response:
+                assert response.status == 400
+
+    asyncio.run(play())
+
+
 def test_generate_speaks_sglang(model: Path, tmp_path: Path) -> None:
     async def play() -> None:
         async with box(model, tmp_path) as (gateway, session), ScriptedEngine() as engine:

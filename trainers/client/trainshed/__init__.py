@@ -31,7 +31,7 @@ restarted gateways are not seen by the script. When the supervisor is gone, call
 
 This file is the whole client: the standard library alone, Python >= 3.9, good also when it is copied elsewhere without its folder
 (all but `resident()`). Beside it lie `resident`, `storages` and `virtual_gpu` (what `pipeline.resident` needs; imported at its first
-use) and `launch` (runs `entry = "module:function"`).
+use), `launch` (runs `entry = "module:function"`) and `aio` (the same calls to be awaited on asyncio).
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ import threading
 import time
 import urllib.parse
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Union
 
 # --- the public API: connect, Pipeline, Lease, Rollout, Sample, errors -----------------------------------------------------------------
 
@@ -114,7 +115,8 @@ class Pipeline:
         self._publishing = threading.Lock()
         self._numbers: dict[str, int] = {}
         self._warned: set[str] = set()
-        self._next_rollout = self.steps_done
+        self._next_rollout = self._after_newest = self.steps_done
+        self._evaluations = (-1, 0)  # the step before which the newest was, and how many there were
         self._lease: Lease | None = None
         self._residents = _Residents(self.gpus, self.device)
 
@@ -135,17 +137,41 @@ class Pipeline:
         """Keeps these models (`parameters()`) and optimizers (`state`) on the GPU inside leases and in host memory outside."""
         self._residents.add(things)
 
-    def rollout(self, target: int, number: int | None = None) -> Rollout:
+    def rollout(
+        self,
+        target: int | None = None,
+        number: int | None = None,
+        *,
+        trajectories: int | None = None,
+        per_rank: bool = False,
+        evaluation: bool = False,
+    ) -> Rollout:
         """Demands `target` samples for the length of a `with`. `number` seeds them: by default the trainer's step (`steps_done`, then + 1 each).
 
-        Every rank asks for the same samples and gets all of them. Raises ValueError for a target below 1, RolloutRefused at the `with`.
+        With `trajectories` instead of a target it demands so many of them: engines are kept for one between its samples, while a tool runs,
+        until it has ended (`Rollout.trajectory`). An `evaluation` has a space of numbers, and so of seeds, of its own; its number is by default
+        made of the step that comes next, so that it is the same after a resume.
+
+        Every rank asks for the same samples and gets all of them. With `per_rank` each rank asks for samples of its own, with a target of its
+        own, and gets these alone; the rollout is open from rank 0's `with` until every rank has left it.
+        Raises ValueError for a target below 1, RolloutRefused at the `with`, and at its end where ranks have asked for different samples.
         """
-        if target < 1:
-            raise ValueError(f"a rollout wants at least one sample, not {target}")
-        if number is None:
-            with self._guard:
+        wanted = trajectories if target is None else target
+        if wanted is None or (target is not None and trajectories is not None):
+            raise ValueError("a rollout wants either a target of samples or a number of trajectories")
+        if wanted < 1:
+            raise ValueError(f"a rollout wants at least one sample, not {wanted}")
+        with self._guard:
+            if number is None and evaluation:
+                step, count = self._evaluations
+                count = count if step == self._after_newest else 0
+                self._evaluations = (self._after_newest, count + 1)
+                number = self._after_newest * _EVALUATIONS_A_STEP + count
+            elif number is None:
                 number, self._next_rollout = self._next_rollout, self._next_rollout + 1
-        return Rollout(self, target, number)
+            if not evaluation:
+                self._after_newest = max(self._after_newest, number + 1)
+        return Rollout(self, wanted, number, trajectories=trajectories is not None, per_rank=per_rank, evaluation=evaluation)
 
     def publish(self, weights: Mapping[str, Any] | Callable[[], Mapping[str, Any]], *, partial: bool = False) -> int:
         """Publishes the next weight version and returns its number, which is recorded then. Every rank calls it.
@@ -338,28 +364,47 @@ class Lease:
 class Rollout:
     """A demand for samples: inside `with pipeline.rollout(target=256) as rollout:` an engine is routable and requests are answered."""
 
-    def __init__(self, pipeline: Pipeline, target: int, number: int) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        target: int,
+        number: int,
+        *,
+        trajectories: bool = False,
+        per_rank: bool = False,
+        evaluation: bool = False,
+    ) -> None:
         self.number = number
         self.target = target
         self._pipeline = pipeline
-        self._started = 0
-        self._results: dict[int, Sample | tuple[str, str]] = {}
+        self._on_the_wire = number + _EVALUATIONS if evaluation else number
+        self._kind = {name: True for name, so in (("trajectories", trajectories), ("per_rank", per_rank)) if so}
+        self._compared = not per_rank and pipeline.world_size > 1
+        self._names: dict[Hashable, _Name] = {}  # of each sample's index, or of its key
+        self._keyed: bool | None = None
+        self._asked = 0  # the sum of what was asked for, each sample as a number of 128 bits: the order does not count
+        self._results: dict[_Name, Sample | tuple[str, str]] = {}  # in the order in which they came
+        self._cancelled: list[_Name] = []
+        self._ended: set[Hashable] = set()
         self._failure: PipelineError | None = None
         self._closed_at: float | None = None
 
     def __enter__(self) -> Rollout:
         channel = self._pipeline._channel
-        if self._pipeline.rank == 0:
-            channel.send("open_rollout", rollout=self.number, target=self.target)
-        answer = channel.wait("open_rollout", self.number)
+        if self._decides or self._per_rank:
+            channel.send("open_rollout", rollout=self._on_the_wire, target=self.target, **self._kind)
+        answer = channel.wait("open_rollout", self._on_the_wire)
         if answer["type"] == "refused":
             raise RolloutRefused(answer["code"], answer["reason"])
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
-            self._warn_of_ranks_that_ask_apart()
+            if self._compared:
+                self._pipeline._channel.send("asked", rollout=self._on_the_wire, samples=len(self._names), digest=self._digest)
             self._close(None)
+            if self._compared:
+                self._raise_if_ranks_have_asked_apart()
             return
         with contextlib.suppress(SupervisorGone, TimeoutError):
             self._close(_LEAVE_S)
@@ -368,62 +413,186 @@ class Rollout:
         self,
         prompts: Iterable[Sequence[int]],
         *,
+        keys: Iterable[Hashable] | None = None,
         expected_tokens: int | Sequence[int | None] | None = None,
         session: str | Sequence[str | None] | None = None,
+        options: Mapping[str, Any] | None = None,
         **sampling: Any,
-    ) -> range:
-        """Asks for one sample for each prompt (token ids) and returns at once, with the samples' indexes.
+    ) -> Sequence[Any]:
+        """Asks for one sample for each prompt (token ids) and returns at once: the samples' keys, or without keys their indexes (a range).
 
         `sampling` goes to the engine as SGLang's sampling_params (`max_new_tokens=8, temperature=1.0 …`); each sample's seed is set here.
+        It comes from the sample's index, which is the order of the calls; where threads or ranks ask in any order, or several times for one
+        trajectory, it comes from a key: a string, a number, bytes, None, or a tuple of these, as in `keys=[(game, turn)]`. In one rollout either
+        all samples have keys or none.
         `expected_tokens`, one for all or one for each prompt, is how long the answer will be, as far as the script can tell. The longest are
         started first; without it the gateway learns it from earlier samples. `session`, one for all or one for each prompt: samples of one
-        session go to one engine as long as that serves. Neither changes any answer.
+        session go to one engine as long as that serves; by default those whose keys are tuples with one beginning. Neither changes any answer.
+        `options` are further fields of SGLang's `/generate` (`top_logprobs_num`, `lora_path` …); what comes of them is in `Sample.meta_info`.
         """
         asked = [[int(token) for token in prompt] for prompt in prompts]
+        named = None if keys is None else list(keys)
+        if named is not None and len(named) != len(asked):
+            raise ValueError(f"{len(named)} keys for {len(asked)} prompts")
         expected, sessions = _per_prompt(expected_tokens, int, len(asked)), _per_prompt(session, str, len(asked))
+        if named is not None and session is None:
+            sessions = [sample_name(key[0]) if isinstance(key, tuple) and key else None for key in named]
+        further = {"options": dict(options)} if options else {}
+        names = None if named is None else [sample_name(key) for key in named]
         with self._pipeline._channel.changed:
-            if self._closed_at is not None:
-                raise RolloutRefused("out_of_order", f"rollout {self.number} is closed")
-            indexes = range(self._started, self._started + len(asked))
-            self._started = indexes.stop
-        requests = {
-            index: {
-                "sample": index,
-                "input_ids": asked[index - indexes.start],
-                "sampling_params": {"sampling_seed": sample_seed(self._pipeline.seed, self.number, index), **sampling},
-                "expected_tokens": expected[index - indexes.start],
-                "session": sessions[index - indexes.start],
+            handles, wire = self._take_names(named, names, len(asked))
+            requests = {
+                name: {
+                    "sample": name,
+                    "input_ids": asked[place],
+                    "sampling_params": {"sampling_seed": sample_seed(self._pipeline.seed, self._on_the_wire, name), **sampling},
+                    "expected_tokens": expected[place],
+                    "session": sessions[place],
+                    **further,
+                }
+                for place, name in enumerate(wire)
             }
-            for index in indexes
-        }
+            if self._compared:
+                self._asked += sum(_as_number(request) for request in requests.values())
+            first = len(self._names) - len(wire)
+            askers = {name: (first + place, None if named is None else named[place]) for place, name in enumerate(wire)}
         for part in _batches(requests):
-            name = f"trainshed-rollout-{self.number}-{min(part)}"
-            threading.Thread(target=_Fetch(self, part).run, name=name, daemon=True).start()
-        return indexes
+            name = f"trainshed-rollout-{self.number}-{next(iter(part))}"
+            threading.Thread(target=_Fetch(self, part, askers).run, name=name, daemon=True).start()
+        return handles
 
-    def samples(self, indexes: Iterable[int] | None = None) -> list[Sample]:
-        """Waits for these samples (default: all that were started) and returns them in index order. After the close some are partial.
+    def _take_names(self, keys: list[Hashable] | None, names: list[str] | None, count: int) -> tuple[Sequence[Any], list[_Name]]:
+        """Returns how the script names its new samples, and how they are named towards the gateway. Raises RolloutRefused, ValueError."""
+        if self._closed_at is not None:
+            raise RolloutRefused("out_of_order", f"rollout {self.number} is closed")
+        if not count:
+            return ([] if keys is not None else range(len(self._names), len(self._names))), []
+        if self._keyed not in (None, keys is not None):
+            raise ValueError("in one rollout either all samples have keys or none")
+        if keys is None or names is None:
+            ours = range(len(self._names), len(self._names) + count)
+            each, offset = (self._pipeline.world_size, self._pipeline.rank) if self._per_rank else (1, 0)
+            handles: Sequence[Any] = ours
+            wire: list[_Name] = [index * each + offset for index in ours]
+        else:
+            handles, wire = keys, list(names)
+            if twice := [key for key, times in Counter(keys).items() if times > 1 or key in self._names]:
+                raise ValueError(f"rollout {self.number} has a sample with the key {twice[0]!r} already")
+        self._keyed = keys is not None
+        self._names.update(zip(handles, wire))  # noqa: B905  Python 3.9
+        return handles, wire
 
-        Raises SamplesFailed, SupervisorGone or RolloutRefused (its code is `stopping` when the supervisor stops: return then).
+    def samples(self, keys: Iterable[Hashable] | None = None) -> list[Sample]:
+        """Waits for the samples with these keys or indexes and returns them in this order. After the close some are partial.
+
+        By default all that were started: in the order of their indexes, or of their keys. Raises SamplesFailed, SupervisorGone or
+        RolloutRefused (its code is `stopping` when the supervisor stops: return then).
         """
         channel = self._pipeline._channel
         with channel.changed:
-            wanted = list(range(self._started) if indexes is None else indexes)
-            channel.changed.wait_for(lambda: self._failure or channel.closing or all(index in self._results for index in wanted))
-            missing = [index for index in wanted if index not in self._results]
-            if missing and channel.lost is None and channel.stopping is not None:
-                raise RolloutRefused(
-                    "stopping", f"the supervisor is stopping: {len(missing)} samples of rollout {self.number} will not come"
-                )
-            if missing and self._failure:
-                raise self._failure
-            if missing:
-                raise SupervisorGone(f"{len(missing)} samples of rollout {self.number} are missing: {channel.lost}")
-            results = [self._results[index] for index in wanted]
-        samples = [result for result in results if isinstance(result, Sample)]
+            wanted = self._wanted(keys)
+            channel.changed.wait_for(lambda: self._settled(wanted))
+            return self._take(wanted)
+
+    def _wanted(self, keys: Iterable[Hashable] | None) -> dict[Hashable, _Name]:
+        """Returns the names of samples by key or index. Raises KeyError for one that was never asked for."""
+        if keys is not None:
+            return {key: self._names[key] for key in keys}
+        return {key: self._names[key] for key in (_in_order(self._names) if self._keyed else self._names)}
+
+    def _settled(self, wanted: Mapping[Hashable, _Name]) -> bool:
+        """Tells whether these samples are there, or will not come."""
+        return bool(self._failure) or self._pipeline._channel.closing or all(name in self._results for name in wanted.values())
+
+    def _take(self, wanted: Mapping[Hashable, _Name]) -> list[Sample]:
+        """Returns these samples. Raises what `samples` raises where one is missing or has failed."""
+        self._raise_for(sum(name not in self._results for name in wanted.values()))
+        results = {key: self._results[name] for key, name in wanted.items()}
+        samples = [result for result in results.values() if isinstance(result, Sample)]
         if len(samples) < len(results):
-            raise SamplesFailed({i: r for i, r in ((i, self._results[i]) for i in wanted) if isinstance(r, tuple)}, samples)
+            raise SamplesFailed({key: result for key, result in results.items() if isinstance(result, tuple)}, samples)
         return samples
+
+    def _raise_for(self, missing: int) -> None:
+        """Raises the reason why so many samples will not come."""
+        channel = self._pipeline._channel
+        if not missing:
+            return
+        if channel.lost is None and channel.stopping is not None:
+            raise RolloutRefused("stopping", f"the supervisor is stopping: {missing} samples of rollout {self.number} will not come")
+        raise self._failure or SupervisorGone(f"{missing} samples of rollout {self.number} are missing: {channel.lost}")
+
+    def as_completed(self, keys: Iterable[Hashable] | None = None) -> Iterator[Sample]:
+        """Yields these samples as they come, by default all, those too that are started meanwhile. Then raises what `samples` raises."""
+        channel, seen = self._pipeline._channel, 0
+        chosen = None if keys is None else set(self._wanted(keys).values())
+        while True:
+            with channel.changed:
+                channel.changed.wait_for(lambda before=seen: len(self._results) > before or self._settled(self._wanted(keys)))  # type: ignore[misc]
+                came = list(self._results)[seen:]
+                seen += len(came)
+                found = [self._results[name] for name in came if chosen is None or name in chosen]
+                if not came:
+                    self._take(self._wanted(keys))
+                    return
+            yield from (one for one in found if isinstance(one, Sample))
+
+    def first(self, count: int, keys: Iterable[Hashable] | None = None) -> list[Sample]:
+        """Waits until `count` samples are there, of those started so far or of these, ends the others early and returns the first, in order.
+
+        Which are the first is decided once, by rank 0, for all ranks; with `per_rank` each decides for itself. What there is of the others
+        comes as partial answers (`samples`). Raises ValueError for a count that cannot be, SamplesFailed where too many fail, and what
+        `samples` raises.
+        """
+        channel, pipeline = self._pipeline._channel, self._pipeline
+        with channel.changed:
+            wanted = self._wanted(keys)
+        if not 0 < count <= len(wanted):
+            raise ValueError(f"the first {count} of {len(wanted)} samples")
+        if not (self._decides or self._per_rank):
+            answer = channel.wait("choose", pipeline._next_number("choose"), unless_closing=True)
+            if answer["type"] == "refused":
+                raise RolloutRefused(answer["code"], answer["reason"])
+            chosen = set(answer["samples"])
+            return self.samples([key for key, name in wanted.items() if name in chosen])
+        of = {name: key for key, name in wanted.items()}
+        with channel.changed:
+            channel.changed.wait_for(lambda: len(self._whole(of)) >= count or self._settled(wanted))
+            first = self._whole(of)[:count]
+            if len(first) < count:
+                self._take(wanted)
+                raise RolloutRefused("cancelled", f"only {len(first)} of {len(wanted)} samples have ended by themselves, not {count}")
+        if self._compared:
+            call = pipeline._next_number("choose")
+            channel.send("choose", call=call, rollout=self._on_the_wire, samples=first)
+            channel.wait("choose", call, unless_closing=True)
+        chosen = set(first)
+        self.cancel([key for key, name in wanted.items() if name not in chosen])
+        return self.samples([key for key, name in wanted.items() if name in chosen])
+
+    def _whole(self, of: Mapping[_Name, Hashable]) -> list[_Name]:
+        """Returns the samples among these that are there and whole, in the order in which they came."""
+        there = ((name, one) for name, one in self._results.items() if name in of)
+        return [name for name, one in there if isinstance(one, Sample) and one.finish_reason.get("type") != "abort"]
+
+    def cancel(self, keys: Iterable[Hashable] | None = None) -> None:
+        """Ends these samples early, by default all that are not there yet. What there is of them is their answer (`finish_reason` is `abort`).
+
+        Where all ranks ask for the same samples, rank 0's call counts.
+        """
+        with self._pipeline._channel.changed:
+            names = [name for name in self._wanted(keys).values() if name not in self._results]
+            self._cancelled += names
+        if names:
+            self._send_cancelled()
+
+    def _send_cancelled(self) -> None:
+        """Tells the gateway what was cancelled. One that does not answer is told again by whoever asks it for these samples again."""
+        if not (self._decides or self._per_rank):
+            return
+        with contextlib.suppress(OSError, http.client.HTTPException), _connection(self._pipeline.url) as connection:
+            path = f"/rollouts/{self._on_the_wire}/cancel"
+            _post(connection, self._pipeline, path, {"samples": list(self._cancelled)}).read()
 
     def generate(self, prompts: Iterable[Sequence[int]], **sampling: Any) -> list[Sample]:
         """Starts a sample for each prompt and waits for these samples: `start`, then `samples`. Raises what they raise.
@@ -432,29 +601,80 @@ class Rollout:
         """
         return self.samples(self.start(prompts, **sampling))
 
-    def _warn_of_ranks_that_ask_apart(self) -> None:
-        """Says on stderr when each rank seems to have asked for its own share: equal prompts of two ranks are one sample."""
-        pipeline, asked = self._pipeline, self._started
-        if pipeline.world_size > 1 and 0 < asked < self.target:
+    def trajectory(self, key: Hashable) -> Trajectory:
+        """Returns one trajectory, for a `with`: its samples are named (key, 0), (key, 1) …; at the end of the `with` it has ended."""
+        return Trajectory(self, key)
+
+    def _end_trajectory(self, key: Hashable) -> None:
+        with self._pipeline._guard:
+            self._ended.add(sample_name(key))
+            if "trajectories" in self._kind and (self._decides or self._per_rank):
+                self._pipeline._channel.send("end_trajectories", rollout=self._on_the_wire, ended=len(self._ended))
+
+    @property
+    def _decides(self) -> bool:
+        return self._pipeline.rank == 0
+
+    @property
+    def _per_rank(self) -> bool:
+        return "per_rank" in self._kind
+
+    @property
+    def _digest(self) -> str:
+        return format(self._asked % (1 << 128), "032x")
+
+    def _raise_if_ranks_have_asked_apart(self) -> None:
+        """Raises RolloutRefused where another rank has asked for other samples, or each for an equal share: equal prompts are one sample."""
+        pipeline, asked = self._pipeline, len(self._names)
+        if not self._decides:
+            answer = pipeline._channel.wait("asked", self._on_the_wire)
+            if answer["type"] == "refused":
+                raise RolloutRefused(answer["code"], answer["reason"])
+        if 0 < asked < self.target == asked * pipeline.world_size and "trajectories" not in self._kind:
             wanted = f"rollout {self.number} wants {self.target} samples, and rank {pipeline.rank} asked for {asked}"
-            pipeline._warn_once(
-                "ranks",
-                f"{wanted}: every rank gets every answer, so each must ask for all prompts, in the same order, and then take its share",
-            )
+            raise RolloutRefused("ranks_ask_apart", f"{wanted}, which every rank gets: {_ALIKE}")
 
     def _close(self, timeout: float | None) -> None:
         channel = self._pipeline._channel
         with channel.changed:
             self._closed_at = time.monotonic()
-            channel.changed.notify_all()
-        if self._pipeline.rank == 0:
-            channel.send("close_rollout", rollout=self.number)
-        channel.wait("close_rollout", self.number, timeout)
+            channel.notify()
+        if self._decides or self._per_rank:
+            channel.send("close_rollout", rollout=self._on_the_wire)
+        answer = channel.wait("close_rollout", self._on_the_wire, timeout)
+        if answer["type"] == "refused" and answer["code"] == "ranks_ask_apart":
+            raise RolloutRefused(answer["code"], answer["reason"])
 
     def _given_up(self) -> bool:
         """Tells whether asking the gateway again would be in vain."""
         late = self._closed_at is not None and time.monotonic() - self._closed_at > _LATE_S
         return late or self._pipeline._channel.closing
+
+
+class Trajectory:
+    """A trajectory: samples that follow each other, in one session. Their names, and so their seeds, come from its key and their order in it."""
+
+    def __init__(self, rollout: Rollout, key: Hashable) -> None:
+        self.key = key
+        self.turns = 0
+        self._rollout = rollout
+
+    def __enter__(self) -> Trajectory:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._rollout._end_trajectory(self.key)
+
+    def start(self, prompt: Sequence[int], **sampling: Any) -> Hashable:
+        """Asks for its next sample and returns that one's key, as `Rollout.start` does."""
+        key = (self.key, self.turns)
+        self._rollout.start([prompt], keys=[key], **sampling)
+        self.turns += 1
+        return key
+
+    def generate(self, prompt: Sequence[int], **sampling: Any) -> Sample:
+        """Asks for its next sample and waits for it, as `Rollout.generate` does."""
+        return self._rollout.samples([self.start(prompt, **sampling)])[0]
 
 
 @dataclass(frozen=True)
@@ -470,7 +690,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Sample:
-    """An answer. `output_ids` and `logprobs` are of equal length; `finish_reason["type"]` is `stop`, `length` or `abort` (partial)."""
+    """An answer. `output_ids` and `logprobs` are of equal length; `finish_reason["type"]` is `stop`, `length` or `abort` (partial).
+
+    `key` is what the script named it by, if it did. `meta_info` is what the engine said besides, in SGLang's names: `cached_tokens`,
+    `output_top_logprobs` where they were asked for …
+    """
 
     index: int
     prompt_ids: list[int]
@@ -479,11 +703,24 @@ class Sample:
     finish_reason: dict[str, Any]
     spans: list[Span]
     text: str
+    key: Any = None
+    meta_info: dict[str, Any] = field(default_factory=dict)
 
 
-def sample_seed(seed: int, rollout: int, index: int) -> int:
-    """Returns the seed of one sample, 0 <= s < 2**63, from (pipeline seed, rollout, index) and nothing else, as `trainers.protocol.seeds` does."""
-    return int.from_bytes(hashlib.blake2b(b"%d:%d:%d" % (seed, rollout, index), digest_size=8).digest(), "big") >> 1
+def sample_seed(seed: int, rollout: int, name: int | str) -> int:
+    """Returns the seed of one sample, 0 <= s < 2**63, from (pipeline seed, rollout, index or name) alone, as `trainers.protocol.seeds` does.
+
+    The rollout of an evaluation is 10**14 + its number.
+    """
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{rollout}:{name}".encode(), digest_size=8).digest(), "big") >> 1
+
+
+def sample_name(key: Hashable) -> str:
+    """Returns the name of the sample with this key, equal in every process, as `trainers.protocol.seeds` does.
+
+    Raises TypeError for what is not made of strings, numbers, bytes, None and tuples: its hash is another in each process.
+    """
+    return "k" + hashlib.blake2b(_canonical(key).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 class PipelineError(RuntimeError):
@@ -531,10 +768,10 @@ class NoRoom(PublishFailed):
 
 
 class SamplesFailed(PipelineError):
-    """Some samples failed: `failures` (index -> (code, message)); `samples` holds the others, in order."""
+    """Some samples failed: `failures` (index or key -> (code, message)); `samples` holds the others, in order."""
 
-    def __init__(self, failures: dict[int, tuple[str, str]], samples: list[Sample]) -> None:
-        index, (code, message) = min(failures.items())
+    def __init__(self, failures: dict[Any, tuple[str, str]], samples: list[Sample]) -> None:
+        index, (code, message) = next(iter(failures.items()))
         super().__init__(f"{len(failures)} of {len(failures) + len(samples)} samples failed; sample {index}: {code}: {message}")
         self.failures = failures
         self.samples = samples
@@ -548,6 +785,12 @@ MAX_FIGURES, MAX_NAME = 64, 128
 """Figures of one report, and characters of a figure's name, as in `trainers.protocol.trainer_messages.Report`."""
 MAX_LINE = 64 << 20
 """Bytes of one sample's line from the gateway."""
+_EVALUATIONS = 10**14  # towards the supervisor, the rollouts of evaluations have this added to their number
+_EVALUATIONS_A_STEP = 1000
+_ALIKE = (
+    "every rank asks for all prompts, in the same order, and takes its share of the answers; or each asks for prompts of its own,"
+    " in pipeline.rollout(..., per_rank=True)"
+)
 _TOKENS_PER_REQUEST, _SAMPLES_PER_REQUEST = 2_000_000, 4096  # of prompts in one request; the gateway takes 64 MiB and 4,194,304 values
 _MAX_REASON = 2000  # characters of a failure that the other ranks are told of
 _HEADER = struct.Struct(">I")
@@ -594,11 +837,14 @@ def decode(buffer: bytearray) -> Iterator[dict[str, Any]]:
 
 
 _Key = tuple[str, int]
+_Name = Union[int, str]  # noqa: UP007  Python 3.9; of a sample, towards the gateway: its number, or what was made of its key
 # answer -> (the call it answers, the field that numbers it)
 _ANSWERS: dict[str, tuple[str, str | None]] = {
     "welcome": ("hello", None),
     "rollout_opened": ("open_rollout", "rollout"),
     "rollout_closed": ("close_rollout", "rollout"),
+    "asked_alike": ("asked", "rollout"),
+    "chosen": ("choose", "call"),
     "lease_granted": ("request_lease", "call"),
     "lease_ended": ("offloaded", "call"),
     "published": ("publish", "call"),
@@ -613,6 +859,7 @@ class _Channel:
         sock.setblocking(True)
         sock.set_inheritable(False)  # a grandchild that held it would hide our death from the supervisor
         self.changed = threading.Condition()
+        self.listeners: list[Callable[[], None]] = []  # called, under `changed`, when something has
         self.lost: str | None = None
         self.stopping: float | None = None
         self._sock = sock
@@ -630,14 +877,27 @@ class _Channel:
         except OSError as error:
             raise SupervisorGone(f"the supervisor does not read any more ({error})") from error
 
-    def wait(self, call: str, number: int = 0, timeout: float | None = None) -> dict[str, Any]:
-        """Returns the answer to `call`, once. Raises SupervisorGone, or TimeoutError after `timeout` seconds."""
+    def notify(self) -> None:
+        """Wakes whoever waits for something to change; `changed` is held."""
+        self.changed.notify_all()
+        for listener in self.listeners:
+            listener()
+
+    def wait(self, call: str, number: int = 0, timeout: float | None = None, *, unless_closing: bool = False) -> dict[str, Any]:
+        """Returns the answer to `call`, once. Raises SupervisorGone, or TimeoutError after `timeout` seconds.
+
+        With `unless_closing` the answer is a refusal where the supervisor is stopping: who should have made the call may have given up.
+        """
         key = (call, number)
         with self.changed:
-            if not self.changed.wait_for(lambda: key in self._answers or self.lost is not None, timeout):
+            if not self.changed.wait_for(
+                lambda: key in self._answers or self.lost is not None or (unless_closing and self.closing), timeout
+            ):
                 raise TimeoutError(f"no answer to {call} {number} within {timeout} s")
             if key in self._answers:
                 return self._answers.pop(key)
+            if self.lost is None:
+                return {"type": "refused", "code": "stopping", "reason": "the supervisor is stopping"}
             raise SupervisorGone(f"no answer to {call} {number}: {self.lost}")
 
     @property
@@ -662,7 +922,7 @@ class _Channel:
             reason = f"the channel to the supervisor broke: {type(error).__name__}: {error}"
         with self.changed:
             self.lost = reason
-            self.changed.notify_all()
+            self.notify()
         if self._exit_when_gone:
             time.sleep(_ORPHAN_S)  # the script has this long to end by itself: nobody is left to end it
             sys.stderr.write(f"trainshed: {reason}; ending this rank\n")
@@ -675,12 +935,12 @@ class _Channel:
             if kind == "stopping":
                 self.stopping = float(message["grace_s"])
             elif kind == "refused":
-                about = "request_lease" if message["about"] == "exchange_lease" else str(message["about"])
-                self._answers[about, int(message["number"])] = message
+                call = "request_lease" if message["about"] == "exchange_lease" else str(message["about"])
+                self._answers[call, int(message["number"])] = message
             elif kind in _ANSWERS:  # what a newer supervisor may say besides is not for us
-                call, field = _ANSWERS[kind]
-                self._answers[call, 0 if field is None else int(message[field])] = message
-            self.changed.notify_all()
+                call, about = _ANSWERS[kind]
+                self._answers[call, 0 if about is None else int(message[about])] = message
+            self.notify()
 
 
 def _close_after_fork(sock: socket.socket) -> None:
@@ -706,9 +966,38 @@ def _per_prompt(value: Any, kind: type, count: int) -> list[Any]:
     return [None if one is None else kind(one) for one in values]
 
 
-def _batches(requests: dict[int, dict[str, Any]]) -> Iterator[dict[int, dict[str, Any]]]:
+def _canonical(key: Any) -> str:
+    if isinstance(key, tuple):
+        return "(" + "".join(f"{_canonical(part)}," for part in key) + ")"
+    if isinstance(key, float) and not key.is_integer():
+        return repr(key)
+    if isinstance(key, (int, float)):  # 1, 1.0 and True are one key of a dictionary
+        return str(int(key))
+    if key is None or isinstance(key, (str, bytes)):
+        return repr(key)
+    if hasattr(key, "__index__"):  # of numpy or torch
+        return str(key.__index__())
+    raise TypeError(f"{key!r} is a {type(key).__name__}: a key is made of strings, numbers, bytes, None and tuples of these")
+
+
+def _in_order(keys: Iterable[Any]) -> list[Any]:
+    """Returns the keys in their natural order, or where they have none in one that is the same in every process."""
+    found = list(keys)
+    try:
+        return sorted(found)
+    except TypeError:
+        return sorted(found, key=_canonical)
+
+
+def _as_number(request: Mapping[str, Any]) -> int:
+    """Returns 128 bits that stand for what is asked for: the sample's name, its prompt, and how it is to be answered."""
+    text = json.dumps([request["sample"], request["input_ids"], request["sampling_params"], request.get("options")], sort_keys=True)
+    return int.from_bytes(hashlib.blake2b(text.encode("ascii"), digest_size=16).digest(), "big")
+
+
+def _batches(requests: dict[_Name, dict[str, Any]]) -> Iterator[dict[_Name, dict[str, Any]]]:
     """Splits the requests into batches that fit into one HTTP request each."""
-    part: dict[int, dict[str, Any]] = {}
+    part: dict[_Name, dict[str, Any]] = {}
     tokens = 0
     for index, request in requests.items():
         if part and (tokens + len(request["input_ids"]) > _TOKENS_PER_REQUEST or len(part) == _SAMPLES_PER_REQUEST):
@@ -723,8 +1012,9 @@ def _batches(requests: dict[int, dict[str, Any]]) -> Iterator[dict[int, dict[str
 class _Fetch:
     """The work of one thread: it gets these samples from the gateway, whatever happens to the connection or to the gateway."""
 
-    def __init__(self, rollout: Rollout, requests: dict[int, dict[str, Any]]) -> None:
+    def __init__(self, rollout: Rollout, requests: dict[_Name, dict[str, Any]], asked: Mapping[_Name, tuple[int, Any]]) -> None:
         self._rollout = rollout
+        self._asked = asked  # index and key of each
         self._pending = requests
         self._changed = rollout._pipeline._channel.changed
         self._unknown_since: float | None = None
@@ -754,32 +1044,26 @@ class _Fetch:
     def _fail(self, error: PipelineError) -> None:
         with self._changed:
             self._rollout._failure = self._rollout._failure or error
-            self._changed.notify_all()
+            self._rollout._pipeline._channel.notify()
 
     def _post(self) -> None:
         """Sends one request for all pending samples; returns at the end of the answer, complete or not."""
-        url = urllib.parse.urlsplit(self._rollout._pipeline.url)
-        connection = http.client.HTTPConnection(url.hostname or "127.0.0.1", url.port, timeout=_SILENCE_S)
-        try:
-            body = json.dumps({"samples": list(self._pending.values())}).encode("ascii")
-            path = f"{url.path.rstrip('/')}/rollouts/{self._rollout.number}/samples"
-            headers = {"Content-Type": "application/json", "Accept": "application/x-ndjson"}
-            if (key := self._rollout._pipeline.api_key) is not None:
-                headers["Authorization"] = f"Bearer {key}"
-            connection.request("POST", path, body, headers)
-            answer = connection.getresponse()
+        pipeline = self._rollout._pipeline
+        with _connection(pipeline.url) as connection:
+            path = f"/rollouts/{self._rollout._on_the_wire}/samples"
+            answer = _post(connection, pipeline, path, {"samples": list(self._pending.values())})
             if answer.status != 200:
                 self._raise_unless_transient(answer.status, answer.read(1 << 16))
                 return
             self._unknown_since = None
+            if not self._pending.keys().isdisjoint(self._rollout._cancelled):  # a new gateway has not been told
+                self._rollout._send_cancelled()
             while self._pending:
                 line = answer.readline(MAX_LINE)
                 if not line.endswith(b"\n"):
                     return
                 if line.strip():
                     self._take(line)
-        finally:
-            connection.close()
 
     def _raise_unless_transient(self, status: int, body: bytes) -> None:
         """Returns when asking again may help; raises RolloutRefused when it cannot."""
@@ -799,8 +1083,8 @@ class _Fetch:
         result: Sample | tuple[str, str]
         try:
             line = json.loads(text)
-            index = line["sample"]
-            request = self._pending.get(index)
+            name = line["sample"]
+            request = self._pending.get(name)
             if request is None:
                 return
             if "error" in line:
@@ -808,23 +1092,43 @@ class _Fetch:
                     return
                 result = (str(line["error"]["code"]), str(line["error"]["message"]))
                 if result[0] == "sample_mismatch" and self._rollout._pipeline.world_size > 1:
-                    result = (result[0], f"{result[1]}; every rank must ask for the same prompts in the same order")
+                    result = (result[0], f"{result[1]}; {_ALIKE}")
             else:
-                result = _parse_sample(line, request["input_ids"])
+                result = _parse_sample(line, request["input_ids"], *self._asked[name])
         except (ValueError, KeyError, TypeError, RecursionError) as error:  # asking again would bring the same
             raise RolloutRefused("bad_answer", f"a line of the gateway's is no sample: {type(error).__name__}: {error}") from error
-        del self._pending[index]
+        del self._pending[name]
         with self._changed:
-            self._rollout._results[index] = result
-            self._changed.notify_all()
+            self._rollout._results[name] = result
+            self._rollout._pipeline._channel.notify()
 
 
-def _parse_sample(line: dict[str, Any], prompt: list[int]) -> Sample:
+@contextlib.contextmanager
+def _connection(url: str) -> Iterator[http.client.HTTPConnection]:
+    split = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(split.hostname or "127.0.0.1", split.port, timeout=_SILENCE_S)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _post(connection: http.client.HTTPConnection, pipeline: Pipeline, path: str, body: Any) -> http.client.HTTPResponse:
+    headers = {"Content-Type": "application/json", "Accept": "application/x-ndjson"}
+    if pipeline.api_key is not None:
+        headers["Authorization"] = f"Bearer {pipeline.api_key}"
+    path = urllib.parse.urlsplit(pipeline.url).path.rstrip("/") + path
+    connection.request("POST", path, json.dumps(body).encode("ascii"), headers)
+    return connection.getresponse()
+
+
+def _parse_sample(line: dict[str, Any], prompt: list[int], index: int, key: Any) -> Sample:
     ids, logprobs = [int(token) for token in line["output_ids"]], [float(value) for value in line["logprobs"]]
     if len(ids) != len(logprobs):
         raise ValueError(f"sample {line['sample']} has {len(ids)} tokens and {len(logprobs)} logprobs")
     spans = [Span(s["engine"], s["incarnation"], s["version"], s["start"], s["end"]) for s in line["spans"]]
-    return Sample(line["sample"], prompt, ids, logprobs, line["finish_reason"], spans, line.get("text") or "")
+    text, meta_info = line.get("text") or "", line.get("meta_info") or {}
+    return Sample(index, prompt, ids, logprobs, line["finish_reason"], spans, text, key, meta_info)
 
 
 # --- residents: what moves on to the GPU with a lease ----------------------------------------------------------------------------------

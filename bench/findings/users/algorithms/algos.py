@@ -66,11 +66,8 @@ elif mode == "oversample":        # ask 128, use the first 64 that finish, abort
         t0 = time.time()
         with P.rollout(target=64) as r:
             idx = r.start([enc("d:")] * 128, max_new_tokens=O.get("tokens", 24), ignore_eos=False)
-            changed = P._wire.changed                                                         #W no as_completed / first(n)
-            with changed:                                                                     #W
-                changed.wait_for(lambda: sum(not isinstance(v, tuple) for v in r._results.values()) >= 64)   #W
-                first = [i for i, v in sorted(r._results.items()) if not isinstance(v, tuple)][:64]           #W
-            S = r.samples(first)
+            S = r.first(64)                                                                   # four lines with private attributes, before
+            first = [s.index for s in S]
         t1 = time.time()
         every = r.samples(); late = [s for s in every if s.index not in set(first)]
         log("step", step, f"{t1-t0:.2f}s for 64; of the other", len(late), "aborted", sum(s.finish_reason["type"] == "abort" for s in late), f"and samples() after the close took {time.time()-t1:.2f}s")
@@ -96,6 +93,22 @@ elif mode == "agent":             # three turns a trajectory, a tool in between,
             S = [t[-1][1] for t, _ in (out[i] for i in range(16))]; R = torch.tensor([reward(s) for s in S]); update(S, R); P.publish(model.state_dict)
         engines = [sorted({sp.engine for _, s in out[i][0] for sp in s.spans}) for i in range(16)]
         log("step", step, "sample indexes of trajectory 0..3", [[k for k, _ in out[i][0]] for i in range(4)], "ids hash", hash(tuple(tuple(out[i][1]) for i in range(16))) % 10**8, "sessions on one engine", sum(len(e) == 1 for e in engines))
+        P.report(step, reward=float(R.mean()))
+elif mode == "trajectories":      # the same with what the client has for it since: samples named by (trajectory, turn), demand in trajectories
+    def play(r, i):
+        with r.trajectory(i) as game:
+            ids = enc("d:")
+            for turn in range(3):
+                ids = ids + game.generate(ids, max_new_tokens=4, ignore_eos=True).output_ids + enc("=")
+                time.sleep(O.get("tool_s", 0.05))
+    for step in range(P.steps_done, P.steps):
+        with P.rollout(trajectories=O.get("target", 16)) as r:
+            ts = [threading.Thread(target=play, args=(r, i)) for i in range(16)]
+            [t.start() for t in ts]; [t.join() for t in ts]
+            S = r.samples()
+        with P.lease("train"):
+            R = torch.tensor([reward(s) for s in S]); update(S, R); P.publish(model.state_dict)
+        log("step", step, "ids hash", hash(tuple(tuple(s.output_ids) for s in S)) % 10**8)
         P.report(step, reward=float(R.mean()))
 elif mode == "roles":             # critic on GPU 1 while the actor is on 0
     with P.lease("critic"): critic = torch.nn.Linear(4, 1)
