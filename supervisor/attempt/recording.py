@@ -188,7 +188,7 @@ def read(segment: Path) -> Iterator[tuple[int, Line | None]]:
                 if text.endswith(b"\n"):
                     yield number, decoder.decode(text)
                     continue
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+            except (ValueError, RecursionError):
                 pass
             yield number, None
             return
