@@ -71,6 +71,10 @@ class Damaged(ValueError):
     """The value is no state that this program has written."""
 
 
+_YOUNGER: Final[dict[type, dict[str, Any]]] = {records.Pipeline: {"model_losses": 0, "model_not_before": 0.0}}
+"""Fields that older recordings do not have, with what they are then; such a value is not recorded."""
+
+
 def plain(value: Any) -> Any:
     """Return `value` as plain JSON values. Raises TypeError for what is no part of a state."""
     if isinstance(value, Enum):
@@ -108,8 +112,9 @@ def _fields(value: Any) -> Iterable[tuple[str, Any]]:
         names = tuple(field.name for field in dataclasses.fields(value))
     else:
         names = tuple(vars(value))
-    recorded = _FIELDS.get(type(value), {})
-    return ((recorded.get(name, name), getattr(value, name)) for name in names)
+    recorded, younger = _FIELDS.get(type(value), {}), _YOUNGER.get(type(value), {})
+    found = ((name, getattr(value, name)) for name in names)
+    return ((recorded.get(name, name), one) for name, one in found if name not in younger or one != younger[name])
 
 
 def restored(value: Any) -> Any:
@@ -142,7 +147,7 @@ def _restored(value: Any) -> Any:
         return found(**fields)
     made = object.__new__(found)
     today = _FIELDS_OF_TODAY.get(found, {})
-    for name, one in fields.items():
+    for name, one in {**_YOUNGER.get(found, {}), **fields}.items():
         object.__setattr__(made, today.get(name, name), one)
     return made
 
