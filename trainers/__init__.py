@@ -10,6 +10,7 @@ Parts, from what everybody knows to what nobody imports:
   trainer's tensors; `launch` is the program that runs `module:function`. It imports nothing of ours but itself.
 - `user_code`: which names are built in, the path of a user's code, and what a process must forget before it imports such code.
 - `process_title`: engines and gateways name themselves for `ps`. `lossy_log`: a full disk costs them log lines, and nothing else.
+- `remove_tree`: a folder goes with all that a trainer has put into it, however deep.
 - `weights`: snapshots as the supervisor keeps them. The client writes a snapshot, `weights.adopt` inspects it and makes it a version.
 - `rewards`: verifiers in processes that can be killed.
 - `grpo`: the built-in trainer and its tiny model.

@@ -45,7 +45,7 @@ def remembered(directory: Path) -> Remembered:
     """Reads what is recorded of one pipeline there; a checkpoint that is not on the disk any more does not count."""
     try:
         known = msgspec.json.decode(read_regular(directory / _FILE), type=Remembered)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, ValueError, RecursionError):
         known = Remembered()
     return _present(known)
 

@@ -36,7 +36,7 @@ def keep(attempt: Path, urls: Mapping[PipelineId, str], open_to_all: frozenset[P
     """Return the key of each pipeline but those that are open to all, and write down what the gateways are asked with. Raises SetUpError."""
     try:
         earlier: Mapping[PipelineId, GatewayAccess] = _read(attempt / FILE)
-    except (OSError, msgspec.DecodeError):  # the first start of this attempt, or nothing that could be relied upon
+    except (OSError, ValueError, RecursionError):  # the first start of this attempt, or nothing that could be relied upon
         earlier = {}
     known = {id: access.key for id, access in earlier.items() if access.key}
     keys = {id: known.get(id) or secrets.token_urlsafe(32) for id in urls if id not in open_to_all}
@@ -57,7 +57,7 @@ def access(attempt: Path, pipeline: str) -> GatewayAccess:
         raise UsageError(f"{attempt}: this run has not started its gateways.") from error
     except PermissionError as error:
         raise UsageError(f"{attempt / FILE}: {error.strerror}. Only the user who started the run may have its keys.") from error
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{attempt / FILE} is damaged: {error}.") from error
     if not is_running(attempt):
         raise UsageError(f"{attempt}: this run does not go on, and nobody listens at its gateways.")
@@ -68,7 +68,7 @@ def access(attempt: Path, pipeline: str) -> GatewayAccess:
 
 
 def _read(path: Path) -> dict[PipelineId, GatewayAccess]:
-    """Raises OSError (PermissionError: it is not ours, or open to others), DecodeError."""
+    """Raises OSError (PermissionError: it is not ours, or open to others), and what a decoder raises (ValueError, RecursionError)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)

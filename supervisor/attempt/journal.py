@@ -136,7 +136,7 @@ def read(path: Path, *, ours: bool = False) -> Iterator[Line]:
                 return
             try:
                 yield decoder.decode(line)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+            except (ValueError, RecursionError):
                 continue
 
 

@@ -268,7 +268,7 @@ def told(texts: Iterable[bytes]) -> Iterator[Opened | Changed | Closed]:
         if text.startswith(_TOLD):
             try:
                 yield _TOLD_LINE.decode(text)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+            except (ValueError, RecursionError):
                 return
 
 
@@ -291,7 +291,7 @@ def read(segment: Path) -> Iterator[tuple[int, Line | None]]:
             if text.endswith(b"\n"):
                 yield number, decoder.decode(text)
                 continue
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             pass
         yield number, None
         return

@@ -53,6 +53,7 @@ _FIELDS: Final[Mapping[type, Mapping[str, str]]] = {
 """Of each class the fields that bear another name now: today's name, and the recorded one."""
 _NEWER: Final[Mapping[type, Mapping[str, Callable[[], Any]]]] = {
     actions.TellTrainer: {"rank": lambda: None},
+    records.Pipeline: {"model_losses": int, "model_not_before": float},
     restarts.Budget: {"last_end": lambda: None, "ended_alike": bool},
     records.Trainer: {"joining": dict, "asked": dict},
     rollouts.Rollout: {"trajectories": bool, "ended": dict, "per_rank": bool, "joined": set, "left": set},

@@ -118,5 +118,5 @@ def forget(directory: Path) -> None:
 def _read(path: Path, kind: type[_Kept]) -> _Kept | None:
     try:
         return msgspec.json.decode(read_regular(path), type=kind)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, ValueError, RecursionError):
         return None

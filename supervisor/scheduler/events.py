@@ -104,6 +104,10 @@ class CheckpointKept(_Answer, frozen=True):
     pass
 
 
+MAKER_LOST: Final = "lost"
+"""The code of a `PrepareModel` whose maker was killed, or could not be started: it may be made again. One that ended by itself has failed."""
+
+
 class ActionFailed(_Answer, frozen=True):
     """`code` is for programs (the class of a crash, `bad_snapshot` …), `reason` for people."""
 

@@ -295,6 +295,8 @@ class Pipeline:
     snapshots: set[Version] = field(default_factory=set)  # adopted and not yet dropped
     model_ready: bool = False
     model_op: int | None = None
+    model_losses: int = 0  # of those who were making it, through no fault of theirs
+    model_not_before: float = 0.0
     forget: bool = False  # the gateway must forget the dead trainer's rollouts
     step: int = 0  # of the newest rollout
     suspended: bool = False  # an operator's pause of the whole pipeline

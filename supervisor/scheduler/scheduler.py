@@ -1,7 +1,7 @@
 """`Scheduler.handle` takes every decision, in one synchronous, deterministic call without I/O. The rest of the class is read-only."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import assert_never
+from typing import Final, assert_never
 
 from engines.lifecycle.state import EngineState
 from supervisor.scheduler.groups.lease_violations import intruders, only_theirs
@@ -38,6 +38,7 @@ from .actions import (
 )
 from .context import About, Context, FaultChange, Level
 from .events import (
+    MAKER_LOST,
     ActionFailed,
     Answer,
     Event,
@@ -62,6 +63,10 @@ from .records import Engine, Fleet, Gateway, Group, Pipeline, Trainer, TrainerSt
 from .spec import BoxSpec
 
 NOT_MEASURED = "not measured yet"
+
+
+MAKE_AGAIN_S: Final = (0.0, 2.0, 10.0)
+"""Seconds until a model is made again whose maker was lost, each time."""
 
 
 class Scheduler:
@@ -248,6 +253,12 @@ class Scheduler:
             pipeline.model_ready = True
             return
         assert isinstance(answer, ActionFailed)
+        if answer.code == MAKER_LOST and pipeline.model_losses < len(MAKE_AGAIN_S):
+            wait = MAKE_AGAIN_S[pipeline.model_losses]
+            pipeline.model_losses += 1
+            pipeline.model_not_before = self._ctx.now + wait
+            self._ctx.note("warning", pipeline.id, f"its model is made again in {wait:g} s: {answer.reason}")
+            return
         pipeline.failed = f"its model could not be made: {answer.reason}"
         self._ctx.note("error", pipeline.id, pipeline.failed)
         pipeline.trainer.transition(TrainerTransition.STOP)
@@ -343,7 +354,9 @@ class Scheduler:
             trainers.drop_snapshots(ctx, pipeline)
 
     def _prepare(self, pipeline: Pipeline) -> None:
-        if not pipeline.model_ready and pipeline.model_op is None and not pipeline.ended and not self._ctx.stopping:
+        if pipeline.model_ready or pipeline.model_op is not None or pipeline.ended or self._ctx.stopping:
+            return
+        if not pipeline.model_not_before or self._ctx.due(pipeline.model_not_before):
             pipeline.model_op = self._ctx.do(lambda id: PrepareModel(id=id, pipeline=pipeline.id), self._ctx.box.limits.start)
 
     def _look_at_fences(self) -> None:

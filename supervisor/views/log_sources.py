@@ -125,7 +125,7 @@ def parts_of(attempt: Path) -> dict[str, Counts]:
         for pipeline in config["pipeline"]:
             engine = pipeline["engine"]
             found[str(pipeline["name"])] = Counts(len(engine["gpus"]) // int(engine["tp"]), len(pipeline["trainer"]["gpus"]))
-    except (OSError, msgspec.MsgspecError, LookupError, TypeError, ValueError, ArithmeticError):
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError):
         pass  # a run of another version, or a damaged one: its files say what there is
     try:
         files = os.listdir(attempt / "logs")

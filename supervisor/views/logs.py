@@ -204,7 +204,7 @@ def _read(source: Source, lines: list[bytes]) -> Iterator[_Line]:
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         return msgspec.json.decode(line, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return None
 
 

@@ -30,6 +30,8 @@ Other neighbours:
 - of a supervisor: trainers that compute nothing or little, `faulty_trainer.py`, `publishing_trainer.py`, `clumsy_trainer.py`, `agent_trainer.py`, and
   `verifiers.py`.
 
+Hostile texts: `hostile_frames.py` makes them and knows every reader of ours; `hostile_sockets.py` sends them over real sockets.
+
 Whole runs: `supervised_run.py` starts one as a user does (`tiny.toml`), watches it and hurts it from outside; `faulty_run.py` does so with faulty
 engines and a trainer that checks every token; `concurrent_cases.py` plays several at a time; `tiny_model.py` makes a model; `sglang/` has what needs
 the real one.

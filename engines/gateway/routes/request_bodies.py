@@ -103,7 +103,7 @@ def decode(body: bytes | bytearray, into: type[T]) -> T:
     """Decode a body of JSON. Raises RequestError(400) that says what is wrong and where."""
     try:
         return msgspec.json.decode(body, type=into)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(400, "bad_request", f"the body is not what this route takes: {error}") from error
 
 
@@ -199,7 +199,7 @@ def our_samples(body: bytes | bytearray, text: Text) -> list[tuple[int | str, Re
 def _typed(fields: Mapping[str, Any], into: type[T], where: str = "") -> T:
     try:
         return msgspec.convert(fields, into)
-    except msgspec.ValidationError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(400, "bad_request", f"{where}{error}") from error
 
 

@@ -110,7 +110,7 @@ class Stream:
     def _event(self, body: bytes) -> None:
         try:
             event = _EVENT.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise StreamError(f"an event does not decode: {error}") from error
         if event.error is not None:
             self.end = self._refusal(event.error)
@@ -190,7 +190,7 @@ def error_text(body: bytes) -> str:
     """Return the message in an error body of SGLang's (it has several shapes), else its beginning."""
     try:
         decoded = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return body[:500].decode(errors="replace")
     error = decoded.get("error", decoded) if isinstance(decoded, dict) else decoded
     message = error.get("message", error) if isinstance(error, dict) else error

@@ -34,7 +34,7 @@ def snapshot(name: str, environ: Mapping[str, str]) -> Path | None:
     home = cache(environ) / f"models--{name.replace('/', '--')}"
     try:
         revision = (home / "refs" / "main").read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError):
         return None
     folder = home / "snapshots" / revision
     return folder if revision and "/" not in revision and _complete(folder) else None
@@ -49,6 +49,6 @@ def _complete(folder: Path) -> bool:
             wanted = set(msgspec.json.decode(file.read(_INDEX_LIMIT), type=_Index).weight_map.values())
     except FileNotFoundError:
         return any(entry.is_file() for entry in folder.glob("*.safetensors"))
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, ValueError, RecursionError):
         return False
     return bool(wanted) and all((folder / os.path.basename(name)).is_file() for name in wanted)

@@ -40,7 +40,7 @@ def model_context(folder: Path) -> int | None:
     try:
         with (folder / "config.json").open("rb") as file:
             config = msgspec.json.decode(file.read(_CONFIG_LIMIT), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, ValueError, RecursionError):
         return None
     for part in (config, *(config.get(name) for name in _TEXT)):
         for key in _LENGTHS:
@@ -63,7 +63,7 @@ def _kv_token(path: Path) -> int | None:
     try:
         with path.open("rb") as file:
             config = msgspec.json.decode(file.read(_CONFIG_LIMIT), type=_ModelConfig)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (OSError, ValueError, RecursionError):
         return None
     if config.kv_lora_rank is not None:  # latent attention: much less, and these numbers do not say it
         return None

@@ -280,6 +280,42 @@ def test_the_same_error_at_another_step_is_another_end() -> None:
     assert bench.record("a").trainer.state is TrainerState.RUNNING
 
 
+# -- models
+
+
+def lost(times: int, code: str = ev.MAKER_LOST) -> Bench:
+    """A pipeline whose model's maker is lost so many times."""
+    left = [times]
+
+    def rule(action: do.Action) -> ev.Answer | None:
+        if isinstance(action, do.PrepareModel) and left[0]:
+            left[0] -= 1
+            return ev.ActionFailed(id=action.id, reason="ended with SIGKILL", code=code)
+        return None
+
+    return Bench(1, spec("a", [0], [0]), rule=rule)
+
+
+def test_a_model_whose_maker_is_killed_is_made_again() -> None:
+    bench = lost(3)
+    assert len(bench.asked(do.PrepareModel)) == 2, "at once"
+    assert not bench.asked(do.StartTrainer)
+    bench.wait(20.0)
+    assert len(bench.asked(do.PrepareModel)) == 4
+    assert bench.record("a").model_ready
+    assert bench.asked(do.StartTrainer)
+
+
+def test_a_model_is_not_made_again_for_ever_nor_when_its_recipe_has_failed() -> None:
+    bench = lost(99)
+    bench.wait(1000.0)
+    assert len(bench.asked(do.PrepareModel)) == 4
+    assert bench.record("a").failed == "its model could not be made: ended with SIGKILL"
+    failed = lost(1, code="failed")
+    assert len(failed.asked(do.PrepareModel)) == 1
+    assert failed.record("a").failed
+
+
 # -- operators
 
 
