@@ -27,8 +27,10 @@ from supervisor.attempt.resume import earlier_starts, without
 from supervisor.attempt.summary import Summary
 from supervisor.attempt.sweep import hold, sweep
 from supervisor.config.child_environment import secrets as secret_values
+from supervisor.config.load import RESOLVED
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError
+from supervisor.host.claims import VIRTUAL, Claim, NoPlace, claim_gpus
 from supervisor.host.gpus.inventory import open_meter
 from supervisor.host.gpus.meter import GpuMeter
 from supervisor.host.ports import NoPortFree, Ports, metrics_listener
@@ -148,6 +150,7 @@ class Run:
             shm = self._shared_memory(journal, stack)
             meter = open_meter(config.host.gpus, config.host.virtual)
             stack.callback(meter.close)
+            self._claim_gpus(meter, logs, stack)
             ports = Ports(
                 *config.host.ports,
                 run=directory.run_id,
@@ -164,6 +167,27 @@ class Run:
             facts = RunFacts(pipelines, RunPaths(directory, shm), ChildEnvironment(dict(os.environ), directory.path))
             with self._accounted_for(journal, logs):
                 yield Machine(facts, logs, journal, meter, ports, listeners, metrics)
+
+    def _claim_gpus(self, meter: GpuMeter, logs: Logs, stack: contextlib.ExitStack) -> None:
+        """Keep other supervisors, also of other users, off our GPUs until we end. Raises GpusTaken."""
+        directory, host = self._directory, self._all.host
+        file = self._options.file or str(directory.path / RESOLVED)
+        claim = Claim(
+            run=directory.run_id,
+            name="/".join(directory.path.parts[-2:]),
+            directory=str(directory.path),
+            gpus=tuple(gpu.uuid or f"{VIRTUAL}{gpu.id} of {file}" for gpu in meter.gpus),
+            labels=tuple(str(host.gpus[gpu.id] if isinstance(host.gpus, list) else gpu.id) for gpu in meter.gpus),
+            pipelines=tuple(pipeline.name for pipeline in self._all.pipeline),
+            file=file,
+        )
+        try:
+            entry = claim_gpus(claim)
+        except NoPlace as error:
+            logs.log.warning("nothing keeps other supervisors off these GPUs", why=str(error))
+            return
+        stack.callback(entry.close)
+        self._guard.sweep(entry.path)
 
     def _shared_memory(self, journal: Journal, stack: contextlib.ExitStack) -> Path:
         shm = self._directory.shared_memory(self._config.host.shm)
