@@ -1,25 +1,31 @@
 """This module reserves ports for groups: contiguous windows from a range below the ephemeral one, so that no outgoing connection can take them first.
 
-A window belongs to one incarnation of one group until that has ended. Every port of it is also marked in the kernel (an abstract socket
-named after it, which vanishes with us), so that two supervisors on a box never choose the same one.
+A window belongs to one incarnation of one group until that has ended. It is also marked (`/dev/shm/trainshed-ports-<random>`, see `locked_file.py`;
+the mark vanishes with us), so that two supervisors on a box never choose the same one. Another user's mark is respected as long as there are
+other ports: he can mark what he likes, but only who listens on a port has it.
 """
 
 import itertools
 import os
 import socket
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from supervisor.errors import SetUpError
+from supervisor.host.locked_file import FOLDER, Entry, NoPlace, enter, lives, locked_files, namespace, require_place
+from supervisor.host.processes.proc import read_stat
+from supervisor.host.regular_file import user_name
 
 WINDOW: Final = 16
 """Ports that a group reserves which asks for no other number: the ranks of a trainer share so many."""
 _LISTENING: Final = "0A"
-_PORT_MARK: Final = "trainshed-port-"
-_RUN_MARK: Final = "trainshed-run-"
-"""The prefix is followed by the pid of the supervisor and by its run."""
+_PREFIX: Final = "trainshed-ports-"
+_MOST: Final = 1024
+"""Marks of one user that are looked at."""
 
 
 class PortsUnusable(SetUpError):
@@ -44,10 +50,42 @@ class Window:
         return range(self.first, self.first + self.count)[index]
 
 
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """What a supervisor says of a window that it has reserved. `start`, `namespace`: the process `pid`; `net`: whose ports they are (a container's)."""
+
+    first: int
+    count: int
+    run: str
+    pid: int
+    start: int
+    namespace: int
+    net: int
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A mark that lives, and its owner, by the kernel's word."""
+
+    mark: Mark
+    uid: int
+    path: Path
+
+    @property
+    def ports(self) -> range:
+        """Return the ports that are marked; a mark that says more than there are says nothing."""
+        whole = 0 < self.mark.first <= 65535 and 0 < self.mark.count <= 65535
+        return range(self.mark.first, min(self.mark.first + self.mark.count, 65536)) if whole else range(0)
+
+    def __str__(self) -> str:
+        run = "".join(sign if sign.isprintable() else "?" for sign in self.mark.run[:100])
+        whose = "" if self.uid == os.geteuid() else f" of {user_name(self.uid)}"
+        return f"pid {self.mark.pid}{whose}" + (f", run {run}" if run else "")
+
+
 @dataclass
 class _Reserved:
     window: Window
-    marks: list[socket.socket] = field(default_factory=list)
+    mark: Entry | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +103,9 @@ def _not_reported(port: int, holder: str) -> None:
 class Ports:
     """Hands out windows of the ports `first` to `last` (both included)."""
 
-    def __init__(self, first: int, last: int, run: str = "", passed_over: Callable[[int, str], None] = _not_reported) -> None:
+    def __init__(
+        self, first: int, last: int, run: str = "", passed_over: Callable[[int, str], None] = _not_reported, folder: Path = FOLDER
+    ) -> None:
         """`run` is what other supervisors call us by. `passed_over` is called once for each port that somebody has, with its holder.
 
         Raises PortsUnusable.
@@ -82,7 +122,7 @@ class Ports:
         self._reserved: dict[Hashable, _Reserved] = {}
         self._passed_over = passed_over
         self._reported: set[int] = set()
-        self._run_mark = _mark(f"{_RUN_MARK}{os.getpid()}-{run}")
+        self._run, self._folder = run, folder
 
     def reserve(self, owner: Hashable, count: int = WINDOW) -> Window:
         """Reserve a window whose ports can all be bound now. Windows are taken in turn, so that a port is not used again soon.
@@ -91,32 +131,68 @@ class Ports:
         """
         assert owner not in self._reserved, f"{owner} has ports already; they are released when it has ended"
         size = self._last - self._first + 1
-        taken: int | None = None
-        elsewhere: int | None = None
         in_turn = (self._first + (self._next - self._first + attempt * count) % size for attempt in range(size // count))
-        for first in itertools.chain(in_turn, range(self._first, self._last + 2 - count)):  # at last anywhere: free windows may lie askew
-            if first + count - 1 > self._last:
-                continue
-            window = Window(first, count)
-            marks, marked = _mark_all(window)
-            if marked is not None:
-                elsewhere = marked if not self._ours(marked) else elsewhere
-                continue
-            blocked = next((port for port in window if not can_bind(port)), None)
-            if blocked is None:
-                self._next = first + count
-                self._reserved[owner] = _Reserved(window, marks)
+        anywhere = range(self._first, self._last + 2 - count)  # at last anywhere: free windows may lie askew
+        windows = [Window(first, count) for first in itertools.chain(in_turn, anywhere) if first + count - 1 <= self._last]
+        taken: int | None = None
+        elsewhere: Marked | None = None
+        for respect in (True, False):  # what other users have marked is taken when nothing else is left, and nobody listens there
+            others = [mark for mark in self._others() if respect or mark.uid == os.geteuid()]
+            marked = {port: mark for mark in others for port in mark.ports}
+            for window in windows:
+                if any(self._ours(port) for port in window):
+                    continue
+                other = next((marked[port] for port in window if port in marked), None)
+                if other is not None:
+                    elsewhere = other
+                    continue
+                blocked = next((port for port in window if not can_bind(port)), None)
+                if blocked is not None:
+                    taken = blocked
+                    self._report(blocked)
+                    continue
+                mark, other = self._mark(window, respect)
+                if other is not None:
+                    elsewhere = other
+                    continue
+                self._next = window.first + count
+                self._reserved[owner] = _Reserved(window, mark)
                 return window
-            taken = blocked
-            self._report(blocked)
-            _close(marks)
         why = f"; port {taken} is held by {holder(taken)}" if taken is not None else ""
-        why += f"; port {elsewhere} is reserved by another supervisor, {reserver(elsewhere)}" if elsewhere is not None else ""
+        why += f"; port {elsewhere.ports[0]} is reserved by another supervisor, {elsewhere}" if elsewhere is not None else ""
         why = why or f"; {len(self._reserved)} groups of this run have them"
         raise NoPortFree(f"no {count} free ports in a row in host.ports = [{self._first}, {self._last}]{why}")
 
     def _ours(self, port: int) -> bool:
         return any(port in reserved.window for reserved in self._reserved.values())
+
+    def _mark(self, window: Window, respect: bool) -> tuple[Entry | None, Marked | None]:
+        """Mark a window as ours, or return who has marked a port of it. Whoever marks first writes, then looks: one of two sees the other."""
+        stat = read_stat(os.getpid())
+        assert stat is not None, "we live"
+        mark = Mark(
+            first=window.first,
+            count=window.count,
+            run=self._run,
+            pid=stat.pid,
+            start=stat.start,
+            namespace=namespace(),
+            net=namespace("net"),
+        )
+        try:
+            require_place(self._folder)
+            entry = enter(self._folder, _PREFIX, msgspec.json.encode(mark))
+        except NoPlace:  # then only who listens has a port
+            return None, None
+        for other in self._others():
+            if other.path != entry.path and (respect or other.uid == os.geteuid()) and any(port in other.ports for port in window):
+                entry.close()
+                return None, other
+        return entry, None
+
+    def _others(self) -> list[Marked]:
+        ours = {reserved.mark.path for reserved in self._reserved.values() if reserved.mark is not None}
+        return [mark for mark in marks(self._folder) if mark.path not in ours]
 
     def _report(self, port: int) -> None:
         if port not in self._reported:
@@ -125,8 +201,9 @@ class Ports:
 
     def release(self, owner: Hashable) -> None:
         """Take back the window of an owner that has ended; nothing happens when it has none."""
-        if reserved := self._reserved.pop(owner, None):
-            _close(reserved.marks)
+        reserved = self._reserved.pop(owner, None)
+        if reserved is not None and reserved.mark is not None:
+            reserved.mark.close()
 
     def blocked(self, owner: Hashable) -> tuple[int, ...]:
         """Return the ports of an owner's window that cannot be bound: something of a group that has ended may still hold them."""
@@ -134,38 +211,21 @@ class Ports:
         return () if reserved is None else tuple(port for port in reserved.window if not can_bind(port))
 
     def close(self) -> None:
-        if self._run_mark is not None:
-            self._run_mark.close()
         for owner in list(self._reserved):
             self.release(owner)
 
 
-def _mark_all(window: Window) -> tuple[list[socket.socket], int | None]:
-    """Mark every port of a window. Return the marks, or none of them and the first port that somebody (or we ourselves) had marked."""
-    marks: list[socket.socket] = []
-    for port in window:
-        mark = _mark(f"{_PORT_MARK}{port}")
-        if mark is None:
-            _close(marks)
-            return [], port
-        marks.append(mark)
-    return marks, None
-
-
-def _close(marks: list[socket.socket]) -> None:
-    for mark in marks:
-        mark.close()
-
-
-def _mark(name: str) -> socket.socket | None:
-    """Take an abstract socket's name; None when somebody has it."""
-    mark = socket.socket(socket.AF_UNIX)
-    try:
-        mark.bind(f"\0{name}")
-    except OSError:
-        mark.close()
-        return None
-    return mark
+def marks(folder: Path = FOLDER) -> list[Marked]:
+    """Return the marks of all supervisors that live on these ports, of all users, ours included."""
+    found: list[Marked] = []
+    for file in locked_files(folder, _PREFIX, _MOST, clear=True):
+        try:
+            mark = msgspec.json.decode(file.content, type=Mark)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+        if mark.net == namespace("net") and lives(mark.pid, mark.start, mark.namespace, file.uid):
+            found.append(Marked(mark, file.uid, file.path))
+    return found
 
 
 def can_bind(port: int, address: str = "0.0.0.0") -> bool:
@@ -186,12 +246,8 @@ def free_ports(low: int, high: int) -> Iterator[int]:
 
 
 def reserved_ports() -> frozenset[int]:
-    """Returns the ports that supervisors on this machine, we included, have marked as theirs; none where the kernel does not say."""
-    try:
-        names = [name.removeprefix(_PORT_MARK) for name in _marks() if name.startswith(_PORT_MARK)]
-    except OSError:
-        return frozenset()
-    return frozenset(int(name) for name in names if name.isdigit())
+    """Returns the ports that supervisors on this machine, we included, have marked as theirs."""
+    return frozenset(port for mark in marks() for port in mark.ports)
 
 
 def metrics_listener(port: int) -> socket.socket:
@@ -232,12 +288,15 @@ def holder(port: int) -> str:
     found = listeners(port)
     if found.pids:
         return _pid_and_name(min(found.pids))
-    return "a process that we may not look into" if found.unseen else "nobody who listens any more"
+    if not found.unseen:
+        return "nobody who listens any more"
+    users = sorted({user_name(uid) for uid in _listening(port).values()})
+    return f"a process of {', '.join(users)} that we may not look into" if users else "a process that we may not look into"
 
 
 def listeners(port: int) -> Listeners:
     """Find who listens on a port, in one pass over the descriptors of every process that we may look into."""
-    wanted = _listening(port)
+    wanted = set(_listening(port))
     pids: set[int] = set()
     seen: set[str] = set()
     for pid, links in _descriptors() if wanted else ():
@@ -245,17 +304,6 @@ def listeners(port: int) -> Listeners:
             pids.add(pid)
             seen |= has
     return Listeners(frozenset(pids), seen != wanted)
-
-
-def reserver(port: int) -> str:
-    """Say which supervisor has marked a port, for people: its pid and its run."""
-    marks = _marks()
-    socket_ = marks.get(f"{_PORT_MARK}{port}")
-    pid = next((pid for pid, links in _descriptors() if socket_ in links), None) if socket_ is not None else None
-    if pid is None:
-        return "whose pid we may not see" if socket_ is not None else "which has given it back by now"
-    run = next((name.removeprefix(f"{_RUN_MARK}{pid}-") for name in marks if name.startswith(f"{_RUN_MARK}{pid}-")), "")
-    return f"pid {pid}" + (f", run {run}" if run else "")
 
 
 def _pid_and_name(pid: int) -> str:
@@ -283,20 +331,15 @@ def _link(path: str) -> str:
         return ""
 
 
-def _marks() -> dict[str, str]:
-    """Return the marks of all supervisors by name, each with what a descriptor of it leads to."""
-    with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [line.rstrip("\n").split(maxsplit=7) for line in file.readlines()[1:]]
-    return {row[7][1:]: f"socket:[{row[6]}]" for row in rows if len(row) == 8 and row[7].startswith(("@" + _PORT_MARK, "@" + _RUN_MARK))}
-
-
-def _listening(port: int) -> set[str]:
-    found: set[str] = set()
+def _listening(port: int) -> dict[str, int]:
+    """Return what a descriptor of each listening socket leads to, with the socket's user."""
+    found: dict[str, int] = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             with open(table, encoding="ascii") as file:
                 rows = [line.split() for line in file.readlines()[1:]]
         except FileNotFoundError:  # no IPv6 here
             continue
-        found |= {f"socket:[{row[9]}]" for row in rows if row[3] == _LISTENING and int(row[1].rpartition(":")[2], 16) == port}
+        listens = [row for row in rows if row[3] == _LISTENING and int(row[1].rpartition(":")[2], 16) == port]
+        found |= {f"socket:[{row[9]}]": int(row[7]) for row in listens}
     return found

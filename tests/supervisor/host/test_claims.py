@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from supervisor.host import claims as room
+from supervisor.host import locked_file
 from supervisor.host.claims import PREFIX, Claim, Entry, GpusTaken, NoPlace, claim_gpus, claims
 from tests.harness.other_user import NOBODY, python_as_nobody
 
@@ -194,7 +195,7 @@ def test_nobody_can_make_us_read_without_end(folder: Path, monkeypatch: pytest.M
     for number in range(room._MOST + 5):
         (folder / f"{PREFIX}{number:04}").write_bytes(msgspec.json.encode(mine("GPU-a")))
     looked: list[Path] = []
-    read = room._read
-    monkeypatch.setattr(room, "_read", lambda path, clear: looked.append(path) or read(path, clear))
+    read = locked_file._read
+    monkeypatch.setattr(locked_file, "_read", lambda path, clear: looked.append(path) or read(path, clear))
     claims(folder)
     assert len(looked) == room._MOST

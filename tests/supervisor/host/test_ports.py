@@ -4,11 +4,15 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from supervisor.host.ports import Listeners, NoPortFree, Ports, PortsUnusable, Window, can_bind, ephemeral_range, holder, listeners
+from supervisor.host.ports import Listeners, NoPortFree, Ports, PortsUnusable, Window, can_bind, ephemeral_range, holder, listeners, marks
+from tests.harness import other_user
+from tests.harness.other_user import NOBODY
 from tests.harness.supervised_run import CHECKOUT
 
 
@@ -156,3 +160,46 @@ def test_where_the_kernel_has_taken_every_port_a_window_lies_within(monkeypatch:
     made = Ports(28000, 28031)
     assert len(list(made.reserve("a", 8))) == 8
     made.close()
+
+
+SQUATTER = """
+import sys, msgspec
+from pathlib import Path
+from supervisor.host.locked_file import enter
+from supervisor.host.ports import Ports
+folder = Path(sys.argv[1])
+ports = Ports(28000, 28031, run="squat\\x1b[31m", folder=folder)
+windows = [ports.reserve(owner, 8) for owner in range(4)]
+forged = msgspec.json.encode(dict(first=28032, count=32, run="root's", pid=1, start=1, namespace=0, net=0))
+kept = [enter(folder, "trainshed-ports-", forged), enter(folder, "trainshed-ports-", b"\\xff{")]
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_another_user_cannot_keep_us_from_ports_by_marking_them(tmp_path: Path) -> None:
+    """His marks are respected while there are others, and named; nobody's marks count who only says that he is somebody else."""
+    python = other_user.interpreter()
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    tmp_path.chmod(0o1777)
+    squatter = subprocess.Popen(
+        [*python, "-c", SQUATTER, str(tmp_path)], user=NOBODY, group=NOBODY, extra_groups=[], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={"PYTHONPATH": os.pathsep.join((str(CHECKOUT), str(CHECKOUT / "trainers" / "client"), sysconfig.get_path("purelib")))}, cwd="/",
+    )  # fmt: skip
+    try:
+        assert squatter.stdout is not None
+        assert squatter.stdout.readline() == b"ready\n"
+        wide, narrow = Ports(28000, 28039, folder=tmp_path), Ports(28000, 28031, folder=tmp_path)
+        assert wide.reserve("a", 8) == Window(28032, 8), "the rest is marked"
+        assert narrow.reserve("a", 8) == Window(28000, 8), "nothing else is left, and nobody listens there"
+        assert wide.reserve("b", 8) == Window(28008, 8), "ours are kept off each other there, too"
+        (theirs,) = {str(mark) for mark in marks(tmp_path) if mark.uid == NOBODY}
+        assert theirs == f"pid {squatter.pid} of nobody, run squat?[31m"
+        with listen(28016), listen(28024), pytest.raises(NoPortFree, match=r"port 280\d\d is (held|reserved) by"):
+            narrow.reserve("b", 8)
+        wide.close()
+        narrow.close()
+    finally:
+        squatter.communicate(timeout=10)
+    assert marks(tmp_path) == []
