@@ -6,8 +6,6 @@ calls need a guardian) follows from that. Every command imports what it needs wh
 
 import difflib
 import os
-import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,13 +13,12 @@ from typing import Annotated, Final
 
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
-from supervisor.cli import history, look, operate, replay, run, simulate, streams, top
-from supervisor.cli.run import gpus
+from supervisor.cli import history, logs, look, operate, replay, run, simulate, streams, top
+from supervisor.cli.run import load_files
 from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
 
 VERSION: Final = "0.1.0"
 _GLOBAL: Final = frozenset(["--help", "-h", "--version"])
-_POLL_S: Final = 0.1
 
 app = App(
     name="supervise",
@@ -31,13 +28,19 @@ app = App(
 )
 
 
-def check(file: Path, /, *, json: streams.Json = False) -> int:
+def check(
+    *files: Annotated[Path, Parameter(help=streams.FILES)],
+    settings: streams.Settings = None,
+    json: streams.Json = False,
+) -> int:
     """Say what a configuration file means on this machine, and start nothing."""
-    from supervisor.config.load import load
     from supervisor.views import check as view
 
+    if not files:
+        raise UsageError("Which configuration? supervise check FILE, for example examples/quickstart.toml.")
+
     try:
-        loaded = load(file, gpus)
+        loaded = load_files(files, settings)
     except ConfigError as error:
         if not json:
             raise
@@ -49,37 +52,6 @@ def check(file: Path, /, *, json: streams.Json = False) -> int:
     else:
         view.show(loaded, picture)
     return int(ExitCode.DONE if picture.fits else ExitCode.CONFIGURATION)
-
-
-def logs(
-    *names: Annotated[str, Parameter(help="A run (its directory, name, or name/attempt_N), a part of it, or both.")],
-    follow: Annotated[bool, Parameter(["--follow", "-f"], negative="", help="Go on until the run ends.")] = False,
-    lines: Annotated[int | None, Parameter(["--lines", "-n"], help="Of each log at most the last so many lines (with -f: 10).")] = None,
-) -> int:
-    """Show the logs of a run: logs [RUN] [p1 | p1/engine/0 | p1/trainer | p1/gateway | p1/model | supervisor | prewarm].
-
-    What the supervisor and the gateways wrote is one stream, by (local) time. Lines of other processes have no times: what they have
-    written so far comes before it, a block for each, and with --follow their new lines are shown as they arrive.
-    """
-    from supervisor.attempt.directory import is_running
-    from supervisor.views import logs as view
-    from supervisor.views.log_sources import select
-
-    attempt, target = _run_and_target(names)
-    if lines is not None and lines < 0:
-        raise UsageError("--lines counts from 0.")
-    merge = view.Merge(attempt, select(attempt, target), sys.stdout.isatty() and not os.environ.get("NO_COLOR"))
-    try:
-        there = merge.history(10 if follow and lines is None else lines)
-        for line in there:
-            streams.say(line)
-        if follow:
-            view.follow(merge, streams.say, lambda: time.sleep(_POLL_S), lambda: is_running(attempt))
-        elif not there and lines != 0:
-            sys.stderr.write(f"supervise: nothing is logged of {target or attempt} yet.\n")
-    finally:
-        merge.close()
-    return int(ExitCode.DONE)
 
 
 def env(
@@ -98,18 +70,6 @@ def env(
     return int(ExitCode.DONE)
 
 
-def _run_and_target(names: Sequence[str]) -> tuple[Path, str | None]:
-    """Read `RUN TARGET`, or one of them: what names no run is a part of the latest. Raises UsageError."""
-    if len(names) > 2:
-        raise UsageError("logs takes a run and a target at most: logs [RUN] [p1/engine/0].")
-    if not names or len(names) == 2:
-        return _find(names[0] if names else None), names[1] if names else None
-    try:
-        return _find(names[0]), None
-    except UsageError:
-        return _find(None), names[0]
-
-
 def _find(run: str | None) -> Path:
     from supervisor.attempt.find import find_run
 
@@ -117,7 +77,7 @@ def _find(run: str | None) -> Path:
 
 
 COMMANDS: Final[tuple[Callable[..., int], ...]] = (
-    run.run, check, look.status, look.why, look.ps, logs, env,
+    run.run, check, look.status, look.why, look.ps, logs.logs, env,
     operate.stop, operate.restart, operate.drain, operate.pause, operate.resume, operate.reset,
     simulate.plan, simulate.simulate, replay.replay,
     history.timeline, history.report, top.top,
@@ -147,7 +107,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
         return words
     done: list[str] = []
     for word in words:
-        if done and done[-1] == "--resume" and not word.startswith("-") and not word.endswith(".toml"):
+        if done and done[-1] == "--resume" and "=" not in word and not word.startswith("-") and not word.endswith(".toml"):
             done[-1:] = ["--resume-from", word]
         elif word.startswith("--resume="):
             done += ["--resume-from", word.partition("=")[2]]

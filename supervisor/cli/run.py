@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,9 +27,8 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 def run(
-    file: Path | None = None,
-    /,
-    *,
+    *files: Annotated[Path, Parameter(help=streams.FILES)],
+    settings: streams.Settings = None,
     resume: Annotated[
         bool,
         Parameter(
@@ -62,7 +62,14 @@ def run(
     with streams.lasting():  # a run does not end because nobody reads what it says
         return _run(
             _Asked(
-                file, resume, resume_from, json, detach, log_level or ("warning" if quiet else "debug" if verbose or json else None), anyway
+                files,
+                tuple(settings or ()),
+                resume,
+                resume_from,
+                json,
+                detach,
+                log_level or ("warning" if quiet else "debug" if verbose or json else None),
+                anyway,
             )
         )
 
@@ -71,7 +78,8 @@ def run(
 class _Asked:
     """The arguments of `run`."""
 
-    file: Path | None
+    files: tuple[Path, ...]
+    settings: tuple[str, ...]
     resume: bool
     resume_from: str | None
     json: bool
@@ -102,7 +110,7 @@ def _run(asked: _Asked) -> int:
         console: Console = "none" if asked.detach else "json" if asked.json else "readable"
         options = Options(
             console,
-            loaded.source if asked.file is not None else b"",
+            loaded.source if asked.files else b"",
             os.path.realpath(loaded.path),
             Progress() if sys.stdout.isatty() and asked.level not in ("warning", "error") else None,
             _metrics(loaded.config.host),
@@ -183,16 +191,24 @@ def _loaded(asked: _Asked) -> "tuple[Loaded, Choice | None]":
     """Load the configuration and choose the attempt to go on with. Without a file, the configuration is the one of that attempt."""
     from supervisor.attempt.directory import runs_directory
     from supervisor.attempt.find import choose
-    from supervisor.config.load import RESOLVED, load
+    from supervisor.config.load import load
+    from supervisor.config.sources import RESOLVED
 
-    if asked.file is not None:
+    if asked.files:
         if asked.resume or asked.resume_from is not None:
-            _refuse_what_runs(asked.file)
-        loaded = load(asked.file, gpus)
+            _refuse_what_runs(asked.files[-1])
+        loaded = load_files(asked.files, asked.settings)
         return loaded, choose(runs_directory(loaded.config), loaded.name, resume=asked.resume, named=asked.resume_from)
     if asked.resume_from is None or (choice := choose(runs_directory(), None, named=asked.resume_from)) is None:
         raise UsageError("Which configuration? supervise run FILE, for example examples/quickstart.toml.")
-    return load(choice.path / RESOLVED, gpus), choice
+    return load(choice.path / RESOLVED, gpus, settings=asked.settings), choice
+
+
+def load_files(files: Sequence[Path], settings: Sequence[str] | None) -> "Loaded":
+    """Load a configuration, as it is on this machine. Raises ConfigError."""
+    from supervisor.config.load import load
+
+    return load(files[0], gpus, over=files[1:], settings=settings or ())
 
 
 def _refuse_what_runs(file: Path) -> None:

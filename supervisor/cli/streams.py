@@ -11,6 +11,16 @@ from cyclopts import Parameter
 Json = Annotated[bool, Parameter("--json", negative="", help="For programs: JSON on standard output.")]
 
 
+Settings = Annotated[
+    list[str] | None,
+    Parameter(
+        "--set", negative="", consume_multiple=False,
+        help="KEY=VALUE changes one key of the file: pipeline.p1.engine.slots=32, pipeline.*.trainer.steps=2, host.virtual=8. May be given several times.",
+    ),
+]  # fmt: skip
+FILES = "TOML files. A later one changes what it names of the earlier; the run is called by the last."
+
+
 class Lasting:
     """This text stream swallows what its reader does not take: what a run comes to does not depend on who watches it."""
 

@@ -5,7 +5,7 @@ what is wrong and what to do. It starts nothing, and runs no code of the operato
 
 How a file is read (`load`), step by step; each step hands on what is sound, so that one reading finds everything:
 
-1. bytes to plain values, by `tomllib`;
+1. bytes to plain values, by `tomllib`; further files and `--set` are laid over them, `${NAME}` is filled in (`sources`, `schema.layers`);
 2. plain values against the types (`schema.tables`), by `schema.typecheck`. A table that is broken is left out of the draft;
 3. the rules that types cannot say: `schema.rules` for every file, and those that an engine's own kind adds (`kinds`);
 4. the premises: what this machine lacks for the file (`machine.premises`, and the kind's). Only here is anything looked up;
@@ -20,7 +20,8 @@ The rooms, from the bottom; a room imports only what stands below it:
 - `child_environment`: which variables of our own environment a child sees.
 - `machine`: this machine's folders, programs, interpreters, models and ports, as far as a file names them.
 - `fit`: the picture that `check` prints: who may hold which GPU, what it needs, whether it fits.
-- `load`: the file.
+- `sources`: reads the files, and knows where each key was written.
+- `load`: all of it.
 
 To add a key: a field of its table with a docstring (README's table is printed from both), a rule if its type cannot say everything, and
 the place that acts on it. To add a kind of engine: a file beside `kinds.sglang`, a row, and its other half in `supervisor.runtime`.

@@ -5,10 +5,6 @@ It starts nothing, and imports nothing that the file names.
 `load` never raises anything but `ConfigError`, whatever the bytes of the file are.
 """
 
-import os
-import re
-import stat
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +17,13 @@ from supervisor.config.kinds import registry
 from supervisor.config.machine import premises
 from supervisor.config.schema import rules
 from supervisor.config.schema.findings import Finding, GpuFact
-from supervisor.config.schema.line_numbers import line_of, lines
 from supervisor.config.schema.tables import Config, EngineTable, GatewayTable, HostTable, PipelineTable, TrainerTable
 from supervisor.config.schema.toml_text import shown
 from supervisor.config.schema.typecheck import BAD, describe, read
+from supervisor.config.sources import Places, read_all
 from supervisor.errors import ConfigError, Mistake, SetUpError
 from trainers.protocol.ids import PipelineId
 
-LIMIT: Final = 256 * 1024
-"""Bytes of a configuration file."""
 _MOST: Final = 100
 """Mistakes that are shown of one file."""
 
@@ -48,30 +42,26 @@ class Loaded:
     gpus: tuple[GpuFact, ...] = ()
 
 
-def load(path: str | Path, inventory: Inventory | None = None) -> Loaded:
-    """Reads a TOML file, or the `config.resolved.json` of an attempt. With an `inventory` the GPUs are looked up too. Raises ConfigError."""
-    file = Path(path)
-    source = _bytes(file)
-    base = _folder(file)
-    record = file.name == RESOLVED
-    text, table = _parse_json(source, str(path)) if record else _parse(source, str(path))
-    found: list[Finding] = []
-    config, draft = _draft(table, found)
+def load(path: str | Path, inventory: Inventory | None = None, *, over: Sequence[Path] = (), settings: Sequence[str] = ()) -> Loaded:
+    """Reads a TOML file, or the `config.resolved.json` of an attempt. With an `inventory` the GPUs are looked up too. Raises ConfigError.
+
+    Further files (`over`) change what they name, and then the `settings` (`KEY=VALUE`) do; name and folder are those of the last file.
+    """
+    read_in = read_all([Path(path), *over], settings)
+    found = list(read_in.findings)
+    config, draft = _draft(read_in.table, found)
     unread = {key for finding in found for key in (finding.key, *finding.also)}
     host = None if unread & _GPU_KEYS else draft.host
     gpus, later = _gpus(host, inventory)
     draft = rules.Draft(draft.host, draft.pipelines, len(gpus) if gpus else rules.gpu_count(host))
     later += rules.findings(draft, registry.findings)
-    name = base.parent.name if record else _stem(file)
-    later += premises.findings(draft, base, name, ask=inventory is not None, gpus=gpus)
+    later += premises.findings(draft, read_in.base, read_in.name, ask=inventory is not None, gpus=gpus)
+    later += premises.notify_findings(config.notify, read_in.base) if config is not None else ()
     found += [finding for finding in later if not _consequence(finding, unread)]
     if found:
-        raise ConfigError(_mistakes(found, str(path), lines(text), draft))
+        raise ConfigError(_mistakes(found, read_in.places, draft))
     assert config is not None, "no finding, and no configuration"
-    return Loaded(premises.resolved(config, base, gpus), file, name, source, gpus)
-
-
-RESOLVED: Final = "config.resolved.json"
+    return Loaded(premises.resolved(config, read_in.base, gpus), read_in.path, read_in.name, read_in.source, gpus)
 
 
 def _gpus(host: HostTable | None, inventory: Inventory | None) -> tuple[tuple[GpuFact, ...], list[Finding]]:
@@ -86,74 +76,6 @@ def _gpus(host: HostTable | None, inventory: Inventory | None) -> tuple[tuple[Gp
 
 
 _GPU_KEYS: Final = {"host", "host.gpus", "host.virtual"}
-
-
-def _folder(file: Path) -> Path:
-    try:
-        return Path(os.path.abspath(file)).parent
-    except OSError as error:  # the working directory was removed under us
-        raise _broken(file, f"the working directory is gone: {error.strerror}", "Change to another directory.") from error
-
-
-def _stem(file: Path) -> str:
-    """Returns the name of the runs of this file, safe as a folder's name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", file.stem).strip(".-")[:64] or "run"
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise _broken(file, f"cannot be read: {reason}", "Give the path of a TOML file.") from error
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _broken(file, "is not a file", "Give the path of a TOML file.")
-        source = b""
-        while len(source) <= LIMIT and (more := os.read(descriptor, LIMIT + 1 - len(source))):
-            source += more
-    except OSError as error:
-        raise _broken(file, f"cannot be read: {error.strerror}", "Give the path of a TOML file.") from error
-    finally:
-        os.close(descriptor)
-    if len(source) > LIMIT:
-        raise _broken(file, f"has more than {LIMIT // 1024} KiB", "This is no configuration of ours.")
-    return source
-
-
-def _parse(source: bytes, file: str) -> tuple[str, dict[str, Any]]:
-    try:
-        text = source.decode("utf-8-sig")
-        return text, tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        line = source[: error.start].count(b"\n") + 1
-        raise _broken(file, f"is not UTF-8 (byte {error.start})", "Save it as UTF-8.", line) from error
-    except RecursionError as error:
-        raise _broken(file, "is nested too deeply", "This is no configuration of ours.") from error
-    except (
-        ValueError
-    ) as error:  # TOMLDecodeError, which has no field for the line before Python 3.14; a number of 5,000 digits gives the plain one
-        at = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        raise _broken(file, f"is not TOML: {error}", "Correct the syntax (https://toml.io).", int(at[1]) if at else None) from error
-
-
-def _parse_json(source: bytes, file: str) -> tuple[str, dict[str, Any]]:
-    """Reads our own record; what is null there was not given."""
-    try:
-        table = msgspec.json.decode(source, type=dict[str, Any])
-        return "", {key: _given(value) for key, value in table.items() if value is not None}
-    except (ValueError, RecursionError) as error:
-        raise _broken(file, f"is not the record of a configuration: {error}", "Resume with the configuration file itself.") from error
-
-
-def _given(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _given(item) for key, item in value.items() if item is not None}
-    return [_given(item) for item in value] if isinstance(value, list) else value
-
-
-def _broken(file: str | Path, problem: str, remedy: str, line: int | None = None) -> ConfigError:
-    return ConfigError([Mistake(str(file), "", "", problem, remedy, line)])
 
 
 def _draft(table: dict[str, Any], found: list[Finding]) -> tuple[Config | None, rules.Draft]:
@@ -198,14 +120,15 @@ def _place(key: str, names: Mapping[str, str]) -> str:
     return f"pipeline {names[path]}: {inner}" if path in names and inner else ""
 
 
-def _mistakes(found: Sequence[Finding], file: str, where: dict[str, int], draft: rules.Draft) -> list[Mistake]:
+def _mistakes(found: Sequence[Finding], places: Places, draft: rules.Draft) -> list[Mistake]:
     names = {pipeline.path: pipeline.name for pipeline in draft.pipelines if pipeline.name is not None}
 
     def as_mistake(finding: Finding) -> Mistake:
         value = "" if finding.value == "" else shown(finding.value)
-        return Mistake(file, finding.key, value, finding.problem, finding.remedy, line_of(finding.key, where), _place(finding.key, names))
+        file, line = places.of(finding.key)
+        return Mistake(file, finding.key, value, finding.problem, finding.remedy, line, _place(finding.key, names))
 
     mistakes = sorted(map(as_mistake, found[:_MOST]), key=lambda mistake: mistake.line or 0)
     if len(found) > _MOST:
-        mistakes.append(Mistake(file, "", "", f"has {len(found) - _MOST} more mistakes", "Correct these first."))
+        mistakes.append(Mistake(places.file, "", "", f"has {len(found) - _MOST} more mistakes", "Correct these first."))
     return mistakes

@@ -14,6 +14,7 @@ attempt: loggers and values are handed to it.
     waiting_reasons.py  why something waits, in an operator's words
     explanation.py      why a pipeline has its engines, and no more: the planner's reasons as sentences
     control_socket.py   requests and replies between the command line and a running supervisor
+    notifications.py    tells the operator's own command of failures, recoveries and the end
     metrics_server.py   serves `/metrics`
 
 One event, in steps: the driver hands it to the scheduler, then the event and its actions to every observer. `EventLog` logs what is new

@@ -53,7 +53,8 @@ _SIGNS: Final = (
 
 _OWN_ERROR: Final = re.compile(
     r"(?:(?:Type|Attribute|Name|UnboundLocal|Key|Index|Lookup|Value|Assertion|ZeroDivision|Overflow|Arithmetic|NotImplemented|Syntax|Indentation"
-    r"|Tab|Import|ModuleNotFound|Recursion|Unicode\w*|Runtime)Error|trainshed\.\w+: (?:bad_request|out_of_order|nested_lease|unknown_role|own_gpus)\b)"
+    r"|Tab|Import|ModuleNotFound|Recursion|Unicode\w*|Runtime)Error"
+    r"|trainshed\.\w+: (?:[^:]* samples failed; sample \d+: )?(?:bad_request|out_of_order|nested_lease|unknown_role|own_gpus)\b)"
 )
 """Exceptions that a script raises by itself: Python's for mistakes, torch's for shapes (RuntimeError), and what the client refuses as wrong."""
 _FROM_OUTSIDE: Final = re.compile(

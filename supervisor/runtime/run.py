@@ -28,9 +28,9 @@ from supervisor.attempt.resume import earlier_starts, without
 from supervisor.attempt.summary import Summary
 from supervisor.attempt.sweep import hold, sweep
 from supervisor.config.child_environment import secrets as secret_values
-from supervisor.config.load import RESOLVED
 from supervisor.config.schema.tables import Config
-from supervisor.errors import SetUpError
+from supervisor.config.sources import RESOLVED
+from supervisor.errors import ExitCode, SetUpError
 from supervisor.host.claims import VIRTUAL, Claim, NoPlace, claim_gpus
 from supervisor.host.gpus.inventory import open_meter
 from supervisor.host.gpus.meter import GpuMeter
@@ -41,6 +41,7 @@ from supervisor.host.processes.pool import PrewarmedPool
 from supervisor.observe import control_socket
 from supervisor.observe.event_log import EventLog
 from supervisor.observe.logs import Logs
+from supervisor.observe.notifications import Notifier
 from supervisor.observe.status_builder import Constants
 from supervisor.runtime.driver import Driver, Loop, Observer
 from supervisor.runtime.engines import Engines
@@ -123,6 +124,7 @@ class Wired:
     status: StatusSource
     stopper: Stopper
     operator: OperatorRequests
+    notifier: Notifier | None
 
 
 class Run:
@@ -257,7 +259,8 @@ class Run:
         now = time.monotonic()
         scheduler = Scheduler(spec, now)
         recorded = RecordedScheduler(scheduler, now, directory.path / FOLDER)
-        driver = Driver(scheduler, recorded, time.monotonic, self._observers(logs, results), logs.secrets.hide)
+        notifier = self._notifier(facts, logs)
+        driver = Driver(scheduler, recorded, time.monotonic, self._observers(logs, results, notifier), logs.secrets.hide)
         loop = Loop(driver.feed, driver.spawn_task, logs.log)
 
         def left_over(pid: int, command: bytes) -> None:
@@ -305,14 +308,24 @@ class Run:
             status=status,
             stopper=stopper,
             operator=OperatorRequests(scheduler, loop, stopper, status),
+            notifier=notifier,
         )
 
-    def _observers(self, logs: Logs, results: RunResults) -> list[Observer]:
+    def _notifier(self, facts: RunFacts, logs: Logs) -> Notifier | None:
+        command = self._config.notify.command
+        if command is None:
+            return None
+        environment = facts.environment.inherited("trainer").kept
+        return Notifier(command, environment, self._directory.run_id, self._directory.path, logs.secrets.hide, logs.log)
+
+    def _observers(self, logs: Logs, results: RunResults, notifier: Notifier | None) -> list[Observer]:
         """Return the observers in the order in which they see each event."""
         observers: list[Observer] = [EventLog(logs.log)]
         if self._options.metrics is not None:
             observers.append(self._options.metrics)
         observers.append(results)
+        if notifier is not None:
+            observers.append(notifier)
         if self._options.detach:
             observers.append(DetachedStart(self._guard, self._directory.path, results.of))
         return observers
@@ -333,7 +346,10 @@ class Run:
         wired.recorded.close()
         if wired.recorded.lost:
             machine.logs.log.warning("lines of the recording were lost: the disk is full, or was", lines=wired.recorded.lost)
-        return wired.results.conclude(wired.scheduler)
+        summary = wired.results.conclude(wired.scheduler)
+        if wired.notifier is not None:
+            await wired.notifier.end(summary.exit, f"{summary.run} has ended (exit {summary.exit}): {ExitCode(summary.exit).meaning}")
+        return summary
 
     def _log_unmeasured(self, machine: Machine) -> None:
         log = machine.logs.log
@@ -352,6 +368,8 @@ class Run:
         tasks.start_soon(wired.processes.watch_pool, name="watch the pool")
         tasks.start_soon(wired.probes.run, name="probes")
         tasks.start_soon(wired.silence.run, name="silence of trainers")
+        if wired.notifier is not None:
+            tasks.start_soon(wired.notifier.run, name="notifications")
         if machine.metrics is not None and self._options.metrics is not None:
             await self._serve_metrics(machine.metrics, self._options.metrics, wired, tasks)
             machine.logs.log.info("metrics", url=f"http://127.0.0.1:{self._config.host.metrics_port}/metrics")

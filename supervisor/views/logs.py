@@ -7,13 +7,16 @@ stream; with -f its new lines are shown as they arrive. There is nothing to subs
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from supervisor.errors import UsageError
 from supervisor.observe.log_format import colour_of, paint, readable
 from supervisor.observe.sanitize import one_line
 from supervisor.views.log_sources import SUPERVISOR, Selection, Source, source_of
@@ -103,11 +106,50 @@ class _Line:
     record: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which lines are wanted, whoever wrote them. A line without a level or a time is not, where one is asked for: nobody can tell.
+
+    `level` is the lowest; `since` a time in UTC as records have it; `text` is looked for in what would be shown.
+    """
+
+    level: str = "debug"
+    since: str = ""
+    text: re.Pattern[str] | None = None
+
+    def takes(self, line: "_Line", shown: str) -> bool:
+        level = str((line.record or {}).get("level", "")) if line.record is not None else ""
+        if self.level != "debug" and _LEVELS.get(level, -1) < _LEVELS[self.level]:
+            return False
+        return line.time >= self.since and (self.text is None or self.text.search(shown) is not None)
+
+
+_LEVELS: Final = {"debug": 0, "info": 1, "warning": 2, "error": 3, "critical": 4}
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def since(text: str, now: datetime) -> str:
+    """Return a point in time as records have it, in UTC: `90s`, `30m`, `2h`, `1d` before `now`, `14:30` of today, or a local date and time.
+
+    Raises UsageError.
+    """
+    if ago := re.fullmatch(r"(\d{1,9})([smhd])", text):
+        point = now - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]])
+    else:
+        try:
+            clock = f"{now.astimezone().date()}T{text}" if re.fullmatch(r"\d\d:\d\d(:\d\d)?", text) else text
+            point = datetime.fromisoformat(clock)
+        except ValueError as error:
+            raise UsageError(f"--since {text!r} is no time: write 30m, 2h, 1d, 14:30 or 2026-11-27T14:30.") from error
+    return point.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
+
+
 class Merge:
     """All files of one attempt that are wanted, new ones included. `history` returns what is there, `lines` what arrived since."""
 
-    def __init__(self, directory: Path, selection: Selection, colour: bool) -> None:
+    def __init__(self, directory: Path, selection: Selection, colour: bool, keep: Filter | None = None) -> None:
         self._directory = directory
+        self._keep = keep
         self._selection = selection
         self._colour = colour
         self._tails: dict[str, tuple[Source, Tail]] = {}
@@ -164,6 +206,9 @@ class Merge:
                     self._tails[name] = (source, Tail(self._directory / "logs" / name))
 
     def _wants(self, line: _Line) -> bool:
+        return self._selects(line) and (self._keep is None or self._keep.takes(line, self._text(line, colour=False)))
+
+    def _selects(self, line: _Line) -> bool:
         if line.source != _OURS:
             return True
         return self._selection.takes_record(line.record or {})
@@ -173,11 +218,13 @@ class Merge:
 
     def _show(self, line: _Line) -> str:
         name = str(line.source)
-        if line.record is not None:
-            text = readable(_record_to_show(line), self._colour, dated=self._dated)
-        else:
-            text = one_line(line.text.decode("utf-8", "replace"), _LONGEST)
+        text = self._text(line, self._colour)
         return f"{paint(f'{name:{self._width}}', colour_of(name), self._colour)}  {text}"
+
+    def _text(self, line: _Line, colour: bool) -> str:
+        if line.record is not None:
+            return readable(_record_to_show(line), colour, dated=self._dated)
+        return one_line(line.text.decode("utf-8", "replace"), _LONGEST)
 
 
 def _record_to_show(line: _Line) -> dict[str, Any]:

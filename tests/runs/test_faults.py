@@ -85,6 +85,34 @@ def test_a_script_that_raises_the_same_error_twice_is_not_tried_a_third_time(sta
     others_are_unharmed(run)
 
 
+def test_the_operator_s_command_is_told_of_failures_recoveries_and_the_end(start: Callable[[Path], Run], tmp_path: Path) -> None:
+    (tmp_path / "once.py").write_text(ONCE)
+    file = configuration(tmp_path / "tiny.toml", entry="once:main", steps=1, trainer=SEES_OURS)
+    told = f'[notify]\ncommand = ["sh", "-c", "cat >> {tmp_path}/told; echo $TRAINSHED_EVENT; exit 3"]\n'
+    file.write_text(told + file.read_text())
+    run = start(file)
+    assert run.end() == 0, run.tail()
+    notices = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert [(notice["event"], notice["pipeline"]) for notice in notices] == [("failure", "p1"), ("recovery", "p1"), ("end", "")]
+    assert "p1/trainer: trainer failed: rank " in notices[0]["text"]
+    assert "once is enough" in notices[0]["text"]
+    assert (notices[2]["exit"], notices[2]["directory"]) == (0, str(run.directory))
+    assert (run.directory / "logs" / "notify.log").read_text() == "failure\nrecovery\nend\n"
+    assert len([record for record in run.log() if record["event"] == "[notify] command failed"]) == 3, "and it can hurt nobody"
+    assert run.left_behind() == []
+
+
+ONCE = """
+import os
+from trainers.grpo import main as real_main
+
+def main():
+    if os.environ["TRAINSHED_TAG"].endswith(":1"):
+        raise ValueError("once is enough")
+    real_main()
+"""
+
+
 def test_a_trainer_that_dies_with_its_key_in_its_last_line(start: Callable[[Path], Run], tmp_path: Path) -> None:
     """Its own log has it; nothing that is told of it has."""
     (tmp_path / "tells.py").write_text('import os\n\n\ndef main():\n    raise SystemExit("refused: " + os.environ["OPENAI_API_KEY"])\n')

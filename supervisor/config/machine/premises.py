@@ -20,7 +20,7 @@ from supervisor.config.machine.model_files import model_context, model_quantised
 from supervisor.config.machine.programs import at
 from supervisor.config.schema.findings import Finding, GpuFact
 from supervisor.config.schema.rules import ENTRY, Draft
-from supervisor.config.schema.tables import Config, EngineTable, HostTable, ModelRecipe, PipelineTable, TrainerTable
+from supervisor.config.schema.tables import Config, EngineTable, HostTable, ModelRecipe, NotifyTable, PipelineTable, TrainerTable
 from supervisor.host.processes.guardian import SWEPT_PREFIX
 from supervisor.host.regular_file import shared_with
 from trainers.protocol.child_env import CHECKOUT, CLIENT
@@ -44,12 +44,23 @@ def findings(draft: Draft, base: Path, name: str, ask: bool, gpus: Sequence[GpuF
             yield from _trainer(pipeline.trainer, f"{pipeline.path}.trainer", cwd)
 
 
+def notify_findings(notify: NotifyTable, base: Path) -> Iterator[Finding]:
+    """Yields what is wrong if the program that is told of failures is not there."""
+    if notify.command is not None:
+        path = programs.search_path({}, os.environ)
+        yield from programs.findings(notify.command[0], "notify.command[0]", base, path, "Give the path of a program.")
+
+
 def resolved(config: Config, base: Path, gpus: Sequence[GpuFact] = ()) -> Config:
     """Returns the same configuration with every path and program absolute, and with the defaults that its models and GPUs decide."""
     host = replace(
         config.host, shm=str(at(base, config.host.shm)), directory=config.host.directory and str(at(base, config.host.directory))
     )
-    return replace(config, host=host, pipeline=[_resolved_pipeline(pipeline, base, gpus) for pipeline in config.pipeline])
+    notify = config.notify
+    if notify.command is not None:
+        program = programs.resolve(notify.command[0], base, programs.search_path({}, os.environ)) or notify.command[0]
+        notify = replace(notify, command=[program, *notify.command[1:]])
+    return replace(config, host=host, notify=notify, pipeline=[_resolved_pipeline(pipeline, base, gpus) for pipeline in config.pipeline])
 
 
 def _resolved_pipeline(pipeline: PipelineTable, base: Path, gpus: Sequence[GpuFact]) -> PipelineTable:

@@ -9,6 +9,7 @@ Everything here is a function of plain values. It works on broken files, too: wh
 - `typecheck`: walks plain values along msgspec's description of the types and collects every mistake; msgspec itself stops at the first.
 - `rules`: what types cannot say (a name that occurs twice, GPUs that are not there). `Draft` is a file's sound parts. The rules of an
   engine's kind come in as a function, because kinds stand above the schema.
+- `layers`: a further file or a setting, laid over a file; `${NAME}` in its strings.
 - `line_numbers`: where a key stands in the text, since `tomllib` keeps no positions.
 - `toml_text`: values and keys as an operator would write them, for messages.
 

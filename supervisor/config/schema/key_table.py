@@ -18,6 +18,7 @@ TABLES: Final[Mapping[str, type[msgspec.Struct]]] = {
     "[scheduler]": tables.SchedulerTable,
     "[health]": tables.HealthTable,
     "[logging]": tables.LoggingTable,
+    "[notify]": tables.NotifyTable,
     "[[pipeline]]": tables.PipelineTable,
     "[pipeline.engine]": tables.EngineTable,
     "[pipeline.gateway]": tables.GatewayTable,

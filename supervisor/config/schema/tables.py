@@ -111,6 +111,14 @@ class LoggingTable(_Table, frozen=True, forbid_unknown_fields=True):
     has everything."""
 
 
+class NotifyTable(_Table, frozen=True, forbid_unknown_fields=True):
+    """`[notify]`: who is told what happens."""
+
+    command: Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
+    """A program and its arguments, called at each failure, each recovery and at the end: JSON on its standard input, and `TRAINSHED_EVENT`
+    and `TRAINSHED_TEXT` as variables."""
+
+
 class ModelRecipe(_Table, frozen=True, forbid_unknown_fields=True):
     """A model made on the spot by a child process: `make = "module:function"`, called as function(directory: Path, **options)."""
 
@@ -229,3 +237,4 @@ class Config(_Table, frozen=True, forbid_unknown_fields=True):
     scheduler: SchedulerTable = SchedulerTable()
     health: HealthTable = HealthTable()
     logging: LoggingTable = LoggingTable()
+    notify: NotifyTable = NotifyTable()

@@ -102,7 +102,7 @@ def test_only_a_run_has_a_guardian_above_it(words: list[str], guarded: bool, tmp
 @pytest.mark.parametrize(
     "words",
     [
-        ["statsu"], ["run"], ["run", "a.toml", "b.toml"], ["check"], ["check", "--nope", "x"], ["status", "nowhere"], ["logs"], ["logs", "a", "b", "c"],
+        ["statsu"], ["run"], ["run", "a.toml", "--set"], ["check"], ["check", "--nope", "x"], ["status", "nowhere"], ["logs"], ["logs", "a", "b", "c"],
         ["stop"], ["stop", "p1", "--kill"], ["restart", "P1"], ["reset"], ["--nope"], ["run", "--resume", "nowhere"], ["logs", "-n", "x"],
     ],
 )  # fmt: skip

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from supervisor.config.load import LIMIT, load
+from supervisor.config.load import load
 from supervisor.config.schema.findings import GpuFact
+from supervisor.config.sources import LIMIT
 from supervisor.errors import ConfigError, ExitCode, Mistake, SetUpError
 from trainers.protocol.ids import GpuId
 

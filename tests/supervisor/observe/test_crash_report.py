@@ -41,6 +41,7 @@ def test_classes(log: bytes, code: int | None, signal: int | None, expected: Cra
         (b"ModuleNotFoundError: No module named 'trl'", 1, None, True),
         (b"trainshed.RolloutRefused: bad_request: prompt is empty", 1, None, True),
         (b"trainshed.RolloutRefused: no_engine: no engine of p1 can come back", 1, None, False),
+        (b"trainshed.SamplesFailed: 8 of 8 samples failed; sample 0: bad_request: Requested token count exceeds", 1, None, True),
         (b"trainshed.SamplesFailed: 2 of 8 samples failed; sample 1: lost: its engine died", 1, None, False),
         (b"RuntimeError: [pair.cc] Connection closed by peer [127.0.0.1]:4711", 1, None, False),
         (b"ValueError: the socket timed out", 1, None, False),
