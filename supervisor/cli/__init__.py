@@ -5,6 +5,7 @@ imports what it needs when it runs, so that `status` does not pay for `run`.
 
     main.py      the table `COMMANDS`; `check`, `status`, `logs`, `env`; the bare form; exit codes of errors
     run.py       `run`: loads the file, chooses the attempt, calls `runtime.run`
+    doctor.py    `doctor`
     operate.py   `stop restart pause drain resume reset`: one request to a running supervisor
     simulate.py  `plan` and `simulate`
     replay.py    `replay`

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final
 
 from cyclopts import App, CycloptsError, Parameter
 
-from supervisor.cli import operate, replay, run, simulate, streams
+from supervisor.cli import doctor, operate, replay, run, simulate, streams
 from supervisor.cli.run import gpus
 from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
 
@@ -161,7 +161,7 @@ def _print_json(value: Any) -> None:
 
 
 COMMANDS: Final[tuple[Callable[..., int], ...]] = (
-    run.run, check, status, logs, env,
+    run.run, check, doctor.doctor, status, logs, env,
     operate.stop, operate.restart, operate.drain, operate.pause, operate.resume, operate.reset,
     simulate.plan, simulate.simulate, replay.replay,
 )  # fmt: skip
