@@ -7,6 +7,7 @@ imports what it needs when it runs, so that `status` does not pay for `run`.
     look.py      `status` of one run, `ps` of every run of the box
     logs.py      `logs`, filtered and followed
     run.py       `run`: loads the file, chooses the attempt, calls `runtime.run`
+    doctor.py    `doctor`
     operate.py   `stop restart pause drain resume reset`: one request to a running supervisor
     simulate.py  `plan` and `simulate`
     replay.py    `replay`

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
-from supervisor.cli import history, logs, look, operate, replay, run, simulate, streams, top
+from supervisor.cli import doctor, history, logs, look, operate, replay, run, simulate, streams, top
 from supervisor.cli.run import load_files
 from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
 
@@ -77,7 +77,7 @@ def _find(run: str | None) -> Path:
 
 
 COMMANDS: Final[tuple[Callable[..., int], ...]] = (
-    run.run, check, look.status, look.why, look.ps, logs.logs, env,
+    run.run, check, doctor.doctor, look.status, look.why, look.ps, logs.logs, env,
     operate.stop, operate.restart, operate.drain, operate.pause, operate.resume, operate.reset,
     simulate.plan, simulate.simulate, replay.replay,
     history.timeline, history.report, top.top,

@@ -10,6 +10,7 @@ attempt: loggers and values are handed to it.
     event_log.py        what happened, in the log: compares the scheduler's records with what they were
     crash_report.py     why a child ended, from its exit and the last lines of its log
     status.py           the state of a run at one moment, as plain data (`status --json`)
+    diagnosis.py        whether this machine is fit for runs on GPUs: what was seen, and what to do (`doctor`)
     status_builder.py   fills it from the scheduler's records and a measurement
     waiting_reasons.py  why something waits, in an operator's words
     explanation.py      why a pipeline has its engines, and no more: the planner's reasons as sentences

@@ -11,6 +11,7 @@ scheduler's records and the simulator's figures. It must not know the runtime or
     log_sources.py  which file belongs to whom, and what an operator may name
     progress.py     a line a pipeline while a run is under way
     exports.py      `env`: lines for a shell
+    doctor.py       `doctor`: a diagnosis, a line for each thing that was looked at
     summary.py      the table at the end of a run
     metrics.py      the exposition that Prometheus reads
     simulation.py   the tables of `simulate`

@@ -17,7 +17,8 @@ Their behaviour was seen on SGLang 0.5.23: `tests/sglang/test_conformance.py` pu
 real one, and `test_traps.py` and `test_deaths.py` look for each trap of the faulty one on the real one (`bin/test --sglang`).
 
 The driver and the cards: `gpu_box.py` writes a scripted box (profiles from published figures), `scripted_nvml.c` is its `libnvidia-ml.so.1`,
-`gpu_allocations.py` is how engines and trainers hold memory there, `gpu_run.py` runs two pipelines on it.
+`scripted_cuda.c` as much of `libcuda.so.1` as `doctor` calls, `gpu_allocations.py` is how engines and trainers hold memory there, `gpu_run.py` runs
+two pipelines on it.
 
 Other neighbours:
 

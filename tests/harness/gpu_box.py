@@ -9,6 +9,7 @@ The figures of `PROFILES` are published ones; where none was found the comment s
 import ctypes
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from pathlib import Path
 import pynvml
 
 MIB, GIB = 1 << 20, 1 << 30
-SOURCE = Path(__file__).with_name("scripted_nvml.c")
+SOURCES = {"libnvidia-ml.so.1": "scripted_nvml.c", "libcuda.so.1": "scripted_cuda.c"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +81,12 @@ PROFILES: Mapping[str, Profile] = {
 def library(folder: Path) -> Path:
     """Compile the driver there, once. Raises CalledProcessError, FileNotFoundError without a C compiler."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = folder / "libnvidia-ml.so.1"
-    if not made.exists():
-        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", f"{made}.new", str(SOURCE)], check=True)
-        Path(f"{made}.new").rename(made)
-    return made
+    for name, source in SOURCES.items():
+        made = folder / name
+        if not made.exists():
+            subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", f"{made}.new", str(Path(__file__).with_name(source))], check=True)
+            Path(f"{made}.new").rename(made)
+    return folder / "libnvidia-ml.so.1"
 
 
 class Box:
@@ -157,3 +159,32 @@ class Box:
             pynvml.nvmlLib = before
             pynvml._nvmlGetFunctionPointer_cache.clear()
             pynvml._nvmlGetFunctionPointer_cache.update(known)
+
+
+INTERPRETER = """#!{python} -I
+import sys, sysconfig
+code = sys.argv[-1]
+if "importlib" in code:
+    print("0.5.23")
+else:
+    sysconfig.get_path = lambda name: "{site}"
+    exec(code)
+"""
+
+
+def sglang_environment(folder: Path, *, runtime: str = "13", preload: bool = True) -> Path:
+    """The interpreter of an environment with SGLang as its wheels lay it out: the memory saver's library needs CUDA's runtime and has no path to it."""
+    site = folder / "site"
+    lib = site / ("nvidia/cuda_runtime/lib" if runtime == "12" else f"nvidia/cu{runtime}/lib")
+    lib.mkdir(parents=True)
+    source = folder / "empty.c"
+    source.write_text("int nothing;\n")
+    cudart = lib / f"libcudart.so.{runtime}"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", cudart, source, f"-Wl,-soname,{cudart.name}"], check=True)
+    if preload:
+        saver = site / f"torch_memory_saver_hook_mode_preload_cu{runtime}.abi3.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-Wl,--no-as-needed", "-o", saver, source, cudart], check=True)
+    python = folder / "python"
+    python.write_text(INTERPRETER.format(python=sys.executable, site=site))
+    python.chmod(0o755)
+    return python

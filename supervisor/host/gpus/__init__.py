@@ -6,6 +6,7 @@ driver, or from /proc. Nobody is asked what he holds. This package knows `traine
     meter.py      the interface: `Gpu`, `GpuMeter`, `Visible` (what a child is given so that it sees certain GPUs only)
     nvml.py       real GPUs through NVML, in a thread of its own with a deadline
     virtual.py    virtual GPUs: memory that our own engines and trainers hold in named memfds
+    cycle.py      one cycle of allocation and release on a card, for `doctor`; it is also the program that allocates
     inventory.py  opens the one that a configuration asks for
     emptiness.py  judges a measurement: what is used, against what sleepers may keep
     residuals.py  learns what each group keeps while it has no lease, under a cap of its own

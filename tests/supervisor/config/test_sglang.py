@@ -1,8 +1,6 @@
 """What a configuration may say about SGLang engines, and what it may not."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from supervisor.config.load import load
 from supervisor.config.machine.interpreter import cuda_parts, preload_problem
 from supervisor.config.schema.findings import GpuFact
 from supervisor.errors import ConfigError
+from tests.harness.gpu_box import sglang_environment
 from trainers.protocol.ids import GpuId
 
 FILE = """
@@ -70,35 +69,6 @@ def test_quantised_rollouts_are_refused(tmp_path: Path) -> None:
         load(file)
 
 
-INTERPRETER = """#!{python} -I
-import sys, sysconfig
-code = sys.argv[-1]
-if "importlib" in code:
-    print("0.5.23")
-else:
-    sysconfig.get_path = lambda name: "{site}"
-    exec(code)
-"""
-
-
-def environment(folder: Path, *, runtime: str = "13", preload: bool = True) -> Path:
-    """The interpreter of an environment with SGLang as its wheels lay it out: the memory saver's library needs CUDA's runtime and has no path to it."""
-    site = folder / "site"
-    lib = site / ("nvidia/cuda_runtime/lib" if runtime == "12" else f"nvidia/cu{runtime}/lib")
-    lib.mkdir(parents=True)
-    source = folder / "empty.c"
-    source.write_text("int nothing;\n")
-    cudart = lib / f"libcudart.so.{runtime}"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", cudart, source, f"-Wl,-soname,{cudart.name}"], check=True)
-    if preload:
-        saver = site / f"torch_memory_saver_hook_mode_preload_cu{runtime}.abi3.so"
-        subprocess.run(["cc", "-shared", "-fPIC", "-Wl,--no-as-needed", "-o", saver, source, cudart], check=True)
-    python = folder / "python"
-    python.write_text(INTERPRETER.format(python=sys.executable, site=site))
-    python.chmod(0o755)
-    return python
-
-
 def said_on_gpus(tmp_path: Path, python: Path, cuda: int) -> str:
     """What `check` says on a box whose driver runs this CUDA at most."""
     file = tmp_path / "a.toml"
@@ -113,7 +83,7 @@ def said_on_gpus(tmp_path: Path, python: Path, cuda: int) -> str:
 
 def test_an_environment_that_fits_the_driver_passes(tmp_path: Path) -> None:
     """A4: its memory saver is found to load with the folder of CUDA's runtime on the loader's path, which it would not be without."""
-    python = environment(tmp_path, runtime="19")  # one that no machine has in its own folders
+    python = sglang_environment(tmp_path, runtime="19")  # one that no machine has in its own folders
     parts = cuda_parts(str(python), dict(os.environ), 10)
     assert parts is not None
     assert (parts.major, parts.libraries) == (19, [str(tmp_path / "site/nvidia/cu19/lib")])
@@ -125,13 +95,13 @@ def test_an_environment_that_fits_the_driver_passes(tmp_path: Path) -> None:
 
 def test_a_driver_that_is_too_old_is_told_before_an_engine_dies_of_it(tmp_path: Path) -> None:
     """A5"""
-    said = said_on_gpus(tmp_path, environment(tmp_path), 12040)
+    said = said_on_gpus(tmp_path, sglang_environment(tmp_path), 12040)
     assert "is built for CUDA 13, and the driver of this machine runs 12.4 at most" in said
     assert "580 or newer" in said
     (tmp_path / "old").mkdir()
-    assert said_on_gpus(tmp_path, environment(tmp_path / "old", runtime="12"), 12040) == ""
+    assert said_on_gpus(tmp_path, sglang_environment(tmp_path / "old", runtime="12"), 12040) == ""
 
 
 def test_a_memory_saver_that_is_not_there_is_told(tmp_path: Path) -> None:
-    said = said_on_gpus(tmp_path, environment(tmp_path, preload=False), 13000)
+    said = said_on_gpus(tmp_path, sglang_environment(tmp_path, preload=False), 13000)
     assert "cannot preload SGLang's memory saver (torch_memory_saver is not in this environment)" in said
