@@ -25,6 +25,7 @@ from trainers.protocol import gateway_messages
 MAX_TOKENS: Final = 1 << 29
 """Tokens of all prompts that are held for samples which are not done: 2 GiB."""
 _CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
+_ABORTED: Final = {"type": "abort", "message": "Aborted"}
 
 
 class Dispatch:
@@ -83,6 +84,8 @@ class Dispatch:
                 self._ask(event)
             case events.Leave():
                 self._leave(event.asker)
+            case events.Curtail():
+                self._curtail(event.asker)
             case events.Tick():
                 pass
             case _:
@@ -215,6 +218,16 @@ class Dispatch:
         if not sample.askers:
             self._discard(sample, None)
 
+    def _curtail(self, asker: int) -> None:
+        sample = self._askers.get(asker)
+        if sample is None or sample.closing:
+            return
+        sample.closing = True
+        if sample.state is State.WAITING:
+            self._complete(sample, _ABORTED)
+        elif sample.attempt is not None:
+            self._abort(sample.attempt)
+
     # ---- what engines say
 
     def _receive(self, event: events.Tokens) -> bool:
@@ -258,14 +271,14 @@ class Dispatch:
         """Queue the rest of a sample whose attempt has ended early, if there is a rest."""
         if sample.request.atomic:
             if sample.closing:
-                self._complete(sample, _CLOSED)
+                self._complete(sample, _cut_short(sample))
                 return
             sample.restart()
         elif reason := continuation.finish_reason(sample.request, sample.ids, self._eos, self._decode):
             self._complete(sample, reason)
             return
         if sample.closing:
-            self._complete(sample, _CLOSED)
+            self._complete(sample, _cut_short(sample))
             return
         self._restart_if_stale(sample)
         self._move(sample, State.WAITING)
@@ -370,3 +383,8 @@ class Dispatch:
     def _next(self) -> int:
         self._counter += 1
         return self._counter
+
+
+def _cut_short(sample: Sample) -> Mapping[str, Any]:
+    """Return the finish reason of a sample that ends with what there is."""
+    return _CLOSED if sample.rollout.phase is Phase.CLOSED else _ABORTED
