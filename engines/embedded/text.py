@@ -173,7 +173,10 @@ class ReasoningIn(msgspec.Struct):
 
 
 def function_calls(body: ParseIn) -> dict[str, Any]:
-    """Return the text before the calls, and the calls. As SGLang, pass over what is no JSON and what calls no tool. Raises UnknownParser."""
+    """Return the text before the calls, and the calls. As SGLang, pass over what calls no tool and what is no JSON (hermes: then it is all text).
+
+    Raises UnknownParser.
+    """
     marks = _JSON_CALLS.get(body.tool_call_parser or "")
     if marks is None:
         raise UnknownParser(f"Unsupported tool_call_parser: {body.tool_call_parser} (the embedded engine has {', '.join(_JSON_CALLS)})")
@@ -186,6 +189,8 @@ def function_calls(body: ParseIn) -> dict[str, Any]:
         try:
             made = json.loads(written)
         except (ValueError, RecursionError):
+            if body.tool_call_parser == "hermes":
+                return {"normal_text": body.text, "calls": []}
             continue
         for call in made if isinstance(made, list) else [made]:
             if isinstance(call, dict) and (name := call.get("name")) in names:

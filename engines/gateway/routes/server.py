@@ -14,6 +14,8 @@ from engines.gateway.routes.acceptor import Acceptor
 from engines.gateway.routes.access import OPEN, Access, only_with
 from engines.gateway.routes.agents.chat_bodies import Parsers
 from engines.gateway.routes.agents.chat_routes import Chats
+from engines.gateway.routes.agents.messages_api import MessagesRoutes
+from engines.gateway.routes.agents.responses_api import ResponsesRoutes
 from engines.gateway.routes.body_reader import BodyReader
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.generate import GenerateRoutes
@@ -55,6 +57,10 @@ def application(
     app.router.add_post("/rollouts/{rollout}/samples", native.samples)
     app.router.add_post("/v1/completions", completions.completions)
     app.router.add_post("/v1/chat/completions", chats.chat)
+    messages, other = MessagesRoutes(chats), ResponsesRoutes(chats)
+    app.router.add_post("/v1/responses", other.responses)
+    app.router.add_post("/v1/messages", messages.messages)
+    app.router.add_post("/v1/messages/count_tokens", messages.count)
     app.add_routes(ModelRoutes(shell, text, bodies, known, name=pipeline, path=model, context=context).routes())
     app.add_routes(EngineRoutes(shell, text, bodies, name=pipeline, path=model, context=context).routes())
     return app

@@ -18,6 +18,7 @@ from engines.gateway.shell import Shell
 _WEIGHTS: Final = "weights are published by the trainer (pipeline.publish), and loaded by the supervisor before an engine gets requests"
 _MEMORY: Final = "the supervisor pauses and wakes engines by itself, when another lease needs the GPU"
 _OPERATORS: Final = "start the engine with it: [pipeline.engine] args"
+_METHODS: Final = ("GET", "POST")
 _TRIAL_TOKENS: Final = 1
 REFUSED: Final = {
     _MEMORY: (
@@ -63,8 +64,13 @@ class EngineRoutes:
             web.get("/workers", self.workers),
             web.get("/list_workers", self.workers),
             web.post("/abort_request", self.abort),
-            web.route("*", "/flush_cache", self.flush),
-            *(web.route("*", f"/{name}", _refusing(name, why)) for why, names in REFUSED.items() for name in names),
+            *(web.route(method, "/flush_cache", self.flush) for method in _METHODS),
+            *(
+                web.route(method, f"/{name}", _refusing(name, why))
+                for why, names in REFUSED.items()
+                for name in names
+                for method in _METHODS
+            ),
         ]
 
     async def server_info(self, request: web.Request) -> web.Response:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -20,6 +20,8 @@ from engines.gateway.routes.openai_routes import wanted, wants_usage
 from engines.gateway.routes.responses import DONE, SSE_ALIVE, json_response, open_stream, sse, sse_failed
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -63,7 +65,11 @@ class Chats:
 
     async def read(self, request: web.Request, body: Callable[[bytearray], Chat] | None = None) -> Asked:
         """Return the chat that a request asks for; `body` makes it of the bytes, where they are not OpenAI's chat. Raises RequestError."""
-        return await self._bodies.decoded(request, lambda raw: asked_chat(raw, self.text, self.parsers, body))
+        return await self.decoded(request, lambda raw: asked_chat(raw, self.text, self.parsers, body))
+
+    async def decoded(self, request: web.Request, work: Callable[[bytearray], T]) -> T:
+        """Return `work(body)` on the body of a request. Raises RequestError."""
+        return await self._bodies.decoded(request, work)
 
     @asynccontextmanager
     async def ask(self, request: web.Request, asked: Asked) -> AsyncIterator[Conversation]:
