@@ -56,6 +56,10 @@ PLANTS = {
         ("engines.gateway.core.dispatch", "engines.gateway.upstream.sglang_stream"),
         ("engines.gateway.shell", "engines.gateway.control_channel"),
     ],
+    "The gateway's routes": [
+        ("engines.gateway.routes.text", "engines.gateway.routes.agents.chat_bodies"),
+        ("engines.gateway.routes.openai_answers", "engines.gateway.routes.about.model_routes"),
+    ],
     "The gateway's core": [("engines.gateway.core.records", "engines.gateway.core.ordering.order")],
     "Trainers above": [("trainers.protocol.ids", "trainers.weights"), ("trainers.rewards", "trainers.grpo.tasks")],
     "Engines know of trainers": [("engines.control", "trainers.weights")],

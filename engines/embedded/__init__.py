@@ -5,7 +5,7 @@ refusals, what kills it, what a pause keeps. It knows `trainshed` (device memory
 
     __main__.py        arguments, start, end
     server.py          routes that generate; control_routes.py: routes that pause, flush, release, resume and load
-    wire.py            SGLang's native bodies; chat.py: OpenAI's; text.py: tokenizer and chat template
+    wire.py            SGLang's native bodies; chat.py: OpenAI's; text.py: tokenizer, chat template, tool calls and reasoning in a text
     admission.py       the gate that a pause closes, and the way of a request to the compute thread and back
     compute.py         the one thread that touches the core
     core.py            the engine without HTTP and threads

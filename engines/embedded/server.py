@@ -16,7 +16,7 @@ from engines.embedded.batching import Request, Sampling
 from engines.embedded.chat import ChatIn, CompletionIn, completion
 from engines.embedded.compute import Compute
 from engines.embedded.core import Answer, Refusal
-from engines.embedded.text import Text
+from engines.embedded.text import ParseIn, ReasoningIn, Text, UnknownParser, function_calls, reasoning
 from engines.embedded.wire import GenerateIn, Limits, Wish, answer_body, wishes
 
 MAX_BODY: Final = 16 << 20
@@ -188,6 +188,22 @@ async def _openai(request: web.Request, kind: type[ChatIn] | type[CompletionIn])
     return stream
 
 
+async def parse_function_call(request: web.Request) -> web.Response:
+    body = await body_of(request, ParseIn)
+    try:
+        return web.json_response(function_calls(body))
+    except UnknownParser as error:
+        raise Refusal(str(error)) from error
+
+
+async def separate_reasoning(request: web.Request) -> web.Response:
+    body = await body_of(request, ReasoningIn)
+    try:
+        return web.json_response(reasoning(body))
+    except UnknownParser as error:
+        raise Refusal(str(error)) from error
+
+
 async def models(request: web.Request) -> web.Response:
     engine = request.app[ENGINE]
     entry = {"id": engine.model_path, "object": "model", "created": int(time.time()), "owned_by": "sglang", "root": engine.model_path}
@@ -226,6 +242,8 @@ ROUTES: Final = [
     web.post("/generate", generate),
     web.post("/v1/chat/completions", chat_completions),
     web.post("/v1/completions", completions),
+    web.post("/parse_function_call", parse_function_call),
+    web.post("/separate_reasoning", separate_reasoning),
     web.get("/v1/models", models),
     web.get("/health", health),
     web.get("/health_generate", health_generate),

@@ -1,9 +1,24 @@
-"""This module turns text into tokens and back, and chats into prompts. It imports neither torch nor transformers unless it must."""
+"""This module turns text into tokens and back, chats into prompts, and reads tool calls and reasoning out of a text.
+
+It imports neither torch nor transformers unless it must. Calls and reasoning are read in the formats of a few of SGLang's (0.5.23) parsers.
+"""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+import msgspec
+
+_JSON_CALLS: Final = {
+    "qwen": ("<tool_call>\n", "\n</tool_call>"),
+    "qwen25": ("<tool_call>\n", "\n</tool_call>"),
+    "hermes": ("<tool_call>", "</tool_call>"),
+}
+"""Parsers of calls that are a JSON object with `name` and `arguments` between two marks, by SGLang's names."""
+_THINK: Final = {"deepseek-r1": True, "qwen3": False, "qwen3-thinking": True}
+"""Parsers of reasoning between `<think>` and `</think>`; True: a text begins with reasoning, tag or not."""
 
 
 class NoText(Exception):
@@ -136,3 +151,62 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     content = json.loads(path.read_text("utf-8"))
     return content if isinstance(content, dict) else {}
+
+
+class UnknownParser(ValueError):
+    """The embedded engine has no parser of this name; the text says which it has."""
+
+
+class ParseIn(msgspec.Struct):
+    """The body of `/parse_function_call`."""
+
+    text: str
+    tools: list[dict[str, Any]] = []
+    tool_call_parser: str | None = None
+
+
+class ReasoningIn(msgspec.Struct):
+    """The body of `/separate_reasoning`."""
+
+    text: str
+    reasoning_parser: str
+
+
+def function_calls(body: ParseIn) -> dict[str, Any]:
+    """Return the text before the calls, and the calls. As SGLang, pass over what calls no tool and what is no JSON (hermes: then it is all text).
+
+    Raises UnknownParser.
+    """
+    marks = _JSON_CALLS.get(body.tool_call_parser or "")
+    if marks is None:
+        raise UnknownParser(f"Unsupported tool_call_parser: {body.tool_call_parser} (the embedded engine has {', '.join(_JSON_CALLS)})")
+    begin, end = marks
+    names = [(tool.get("function") or {}).get("name") for tool in body.tools]
+    if not names or begin not in body.text:
+        return {"normal_text": body.text, "calls": []}
+    calls = []
+    for written in re.findall(f"{re.escape(begin)}(.*?){re.escape(end)}", body.text, re.DOTALL):
+        try:
+            made = json.loads(written)
+        except (ValueError, RecursionError):
+            if body.tool_call_parser == "hermes":
+                return {"normal_text": body.text, "calls": []}
+            continue
+        for call in made if isinstance(made, list) else [made]:
+            if isinstance(call, dict) and (name := call.get("name")) in names:
+                arguments = call.get("parameters") or call.get("arguments", {})
+                calls.append({"tool_index": names.index(name), "name": name, "parameters": json.dumps(arguments, ensure_ascii=False)})
+    return {"normal_text": body.text.partition(begin)[0].strip(), "calls": calls}
+
+
+def reasoning(body: ReasoningIn) -> dict[str, str]:
+    """Return the reasoning and the rest. Raises UnknownParser."""
+    if body.reasoning_parser not in _THINK:
+        raise UnknownParser(f"Unsupported model type: {body.reasoning_parser} (the embedded engine has {', '.join(_THINK)})")
+    text = body.text
+    if not _THINK[body.reasoning_parser] and "<think>" not in text:
+        return {"reasoning_text": "", "text": text}
+    while text.startswith("<think>"):
+        text = text.removeprefix("<think>")
+    thought, _, rest = text.partition("</think>")
+    return {"reasoning_text": thought, "text": rest}

@@ -25,6 +25,7 @@ from engines.gateway.core.attempts import PATIENCE
 from engines.gateway.core.dispatch import Dispatch
 from engines.gateway.core.publish_policy import ON_PUBLISH, PublishPolicy
 from engines.gateway.routes.access import Access
+from engines.gateway.routes.agents.chat_bodies import Parsers
 from engines.gateway.routes.server import Serving, application
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
@@ -73,7 +74,16 @@ async def _run(
         refused=frozenset(arguments.refuse),
     )
     shell = Shell(dispatch, EngineClient(), log.info)
-    app = application(shell, text, pipeline=arguments.pipeline, model=str(arguments.model), access=access, log=log.error)
+    app = application(
+        shell,
+        text,
+        pipeline=arguments.pipeline,
+        model=str(arguments.model),
+        access=access,
+        log=log.error,
+        context=arguments.context,
+        parsers=Parsers.of(text, arguments.tool_parser, arguments.reasoning_parser),
+    )
     serving = await Serving(app, listener, log.error).start()
     channel = await Channel.on_socket(control)
     shell.on_done, shell.on_change = channel.done, channel.changed
@@ -120,6 +130,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--refuse", action="append", default=[], metavar="NAME", help="a sampling parameter that the engines do not survive"
     )
+    parser.add_argument("--context", type=int, default=None, help="tokens that engines take, prompt and answer together")
+    parser.add_argument("--tool-parser", default=None, help="SGLang's parser of the model's tool calls; none: calls are not looked for")
+    parser.add_argument("--reasoning-parser", default=None, help="SGLang's parser of the model's reasoning; none: it is not cut out")
     parser.add_argument("--no-auth", action="store_true", help="answer everybody: no key, and web pages too")
     return parser.parse_args(argv)
 

@@ -14,6 +14,7 @@ from engines.gateway.core.events import (
     Ask,
     Broken,
     Cancel,
+    Curtail,
     Cut,
     Deliver,
     Effect,
@@ -28,6 +29,7 @@ from engines.gateway.core.events import (
 )
 from engines.gateway.core.samples import Failure, Request
 from engines.gateway.upstream.engine_client import EngineClient, Running, new_rid
+from engines.gateway.upstream.questions import Questions
 from trainers.protocol.gateway_messages import Done, Order, Progress
 
 TOKENS_EVERY_S: Final = 0.5
@@ -39,9 +41,10 @@ _ABORT_AGAIN_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 @dataclass(slots=True, eq=False)
 class Inbox:
-    """The tokens and outcomes of some askers arrive here, in order. `open`: those whose outcome has not come."""
+    """The tokens and outcomes of some askers arrive here, in order. `open`: those whose outcome has not come. `names`: what the client calls them."""
 
     open: set[int] = field(default_factory=set)
+    names: dict[int, str] = field(default_factory=dict)
     _arrived: "deque[Grew | Deliver]" = field(default_factory=deque)
     _waiting: "asyncio.Future[None] | None" = None
 
@@ -103,6 +106,7 @@ class Shell:
 
     def __init__(self, dispatch: Dispatch, client: EngineClient, log: Callable[..., Any]) -> None:
         self._dispatch, self._client, self._log = dispatch, client, log
+        self._questions = Questions()
         self._loop = asyncio.get_running_loop()
         self._running: dict[int, _Running] = {}
         self._inboxes: dict[int, Inbox] = {}
@@ -141,6 +145,26 @@ class Shell:
         """End these samples with what there is of them."""
         self._handle(Cancel(rollout, tokens))
 
+    async def question(self, path: str, body: Any = None, *, first: tuple[int, int] | None = None) -> tuple[int, bytes]:
+        """Ask an engine what costs it no step of the model; returns its status and answer. The engine in its life `first` is asked first, then any.
+
+        A paused engine answers, too. Raises OSError where none does.
+        """
+        engines = sorted(self._dispatch.engines.known(), key=lambda engine: (engine.life != first, not engine.routed, engine.rank))
+        trouble = "no engine is known yet"
+        for engine in engines:
+            try:
+                return await self._questions.ask(engine.url, engine.key, path, body)
+            except OSError as error:
+                trouble = f"engine {engine.rank}: {error}"
+        raise OSError(trouble)
+
+    def abort(self, rid: str | None) -> None:
+        """End what is called by a name that begins with `rid`, as SGLang does; None: everything. Whoever asked gets what there is."""
+        for asker, inbox in list(self._inboxes.items()):
+            if rid is None or (rid and inbox.names.get(asker, "").startswith(rid)):
+                self._handle(Curtail(asker))
+
     # ---- the supervisor's side
 
     def order(self, order: Order) -> None:
@@ -169,6 +193,7 @@ class Shell:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.close()
+        await self._questions.close()
 
     # ---- between
 

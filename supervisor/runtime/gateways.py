@@ -59,6 +59,9 @@ def arguments(gateway: GatewayTable, health: HealthTable, refused: Iterable[str]
         made += ["--max-version-lag", str(gateway.max_version_lag)]
     if gateway.prefix_affinity:
         made += ["--prefix-slack", str(gateway.prefix_slack)]
+    for flag, parser in (("--tool-parser", gateway.tool_parser), ("--reasoning-parser", gateway.reasoning_parser)):
+        if parser is not None:
+            made += [flag, parser]
     if not gateway.auth:
         made.append("--no-auth")
     for name in refused:
@@ -146,6 +149,8 @@ class Gateways:
         ours = {FD: str(descriptor), **key}
         env = environment.complete(environment.inherited("gateway").kept, paths.tag(GatewayId(id), action.incarnation), ours=ours)
         who = ["--pipeline", id, "--listen-fd", str(listener), "--seed", str(table.seed), "--model", str(paths.model(table))]
+        if table.engine.context is not None:
+            who += ["--context", str(table.engine.context)]
         return Command(
             argv=[*who, *arguments(table.gateway, pipelines.config.health, kind_of(table.engine).refused_parameters(table.engine))],
             module="engines.gateway",

@@ -24,6 +24,8 @@ from typing import Any, Self
 import msgspec
 from aiohttp import web
 
+from engines.embedded.text import ParseIn, ReasoningIn, function_calls, reasoning
+
 VOCABULARY = 60
 FIRST = 4
 """Tokens are in FIRST .. FIRST + VOCABULARY - 1, so that small ids can be end-of-sequence tokens."""
@@ -65,6 +67,8 @@ class Script:
     key: str = ""
     version: str = "default"
     eos: list[int] = field(default_factory=list)
+    says: list[int] = field(default_factory=list)
+    """Every answer is these tokens, one after the other, and then the first of `eos`."""
 
 
 _SLICED = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
@@ -96,6 +100,8 @@ class _Answer:
         made = len(self.made) < self._limit
         if made:
             token, logprob = next_token(self.params.get("sampling_seed", 0), self.prompt + self.made)
+            if said := [*self.script.says, *self.script.eos[:1]] if self.script.says else []:
+                token = said[min(len(self.made), len(said) - 1)]
             self.made.append(token)
             self.logprobs.append(logprob)
             label = self.script.version
@@ -177,7 +183,7 @@ class ScriptedEngine:
         self.script = script or Script()
         self.running: dict[str, asyncio.Event] = {}
         self.bodies: list[dict[str, Any]] = []
-        self.most = 0
+        self.most = self.parsed = 0
         self.tokens = 0
         self.dead = False
         self.process = False
@@ -204,6 +210,8 @@ class ScriptedEngine:
         app.router.add_post("/generate", self._generate)
         app.router.add_post("/abort_request", self._abort)
         app.router.add_post("/script", self._script)
+        app.router.add_post("/parse_function_call", self._parse)
+        app.router.add_post("/separate_reasoning", self._separate)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.SockSite(self._runner, listener).start()
@@ -233,6 +241,13 @@ class ScriptedEngine:
         for name, value in (await request.json()).items():
             setattr(self.script, name, value)
         return web.Response()
+
+    async def _parse(self, request: web.Request) -> web.Response:
+        self.parsed += 1
+        return web.json_response(function_calls(msgspec.json.decode(await request.read(), type=ParseIn)))
+
+    async def _separate(self, request: web.Request) -> web.Response:
+        return web.json_response(reasoning(msgspec.json.decode(await request.read(), type=ReasoningIn)))
 
     async def _abort(self, request: web.Request) -> web.Response:
         body = await request.json()

@@ -28,6 +28,7 @@ MAX_CANCELLED: Final = 1 << 20
 """So many names of a rollout's samples are kept that may be asked for after they were cancelled."""
 _CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
 _CANCELLED: Final = {"type": "abort", "message": "the trainer has cancelled it"}
+_ABORTED: Final = {"type": "abort", "message": "Aborted"}
 
 
 class Dispatch:
@@ -91,6 +92,8 @@ class Dispatch:
                 self._leave(event.asker)
             case events.Cancel():
                 self._cancel(event)
+            case events.Curtail():
+                self._curtail(event.asker)
             case events.Tick():
                 pass
             case _:
@@ -242,6 +245,11 @@ class Dispatch:
         del sample.askers[asker]
         if not sample.askers:
             self._discard(sample, None)
+
+    def _curtail(self, asker: int) -> None:
+        if (sample := self._askers.get(asker)) is not None:
+            for attempt in self._end_early([sample], _ABORTED):
+                self._abort(attempt)
 
     # ---- what engines say
 

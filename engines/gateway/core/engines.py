@@ -117,6 +117,10 @@ class Engines:
         """Return the newest known incarnation of this engine."""
         return self._engines.get(rank)
 
+    def known(self) -> list[Engine]:
+        """Return the newest known incarnation of each engine, whether it is routed or not."""
+        return list(self._engines.values())
+
     def routable(self, engine: Engine) -> bool:
         """Whether new requests may go to it, now or when it has room."""
         return engine.routed and engine.version == self.newest and self._engines.get(engine.rank) is engine

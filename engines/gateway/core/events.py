@@ -38,6 +38,12 @@ class Cancel(msgspec.Struct, frozen=True):
     tokens: Sequence[str]
 
 
+class Curtail(msgspec.Struct, frozen=True):
+    """The asker takes what there is by now: the sample ends, as one that was aborted."""
+
+    asker: int
+
+
 class Tokens(msgspec.Struct, frozen=True):
     """An engine has made new tokens. `marks`: the labels of *all* tokens of the attempt so far, or empty where the engine gives none.
 
@@ -141,5 +147,5 @@ class Deliver(msgspec.Struct, frozen=True):
     outcome: Outcome
 
 
-Event = Order | Ask | Leave | Cancel | Tokens | Ended | Tick
+Event = Order | Ask | Leave | Cancel | Curtail | Tokens | Ended | Tick
 Effect = Start | Abort | Cut | Grew | Deliver | Done

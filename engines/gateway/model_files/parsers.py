@@ -100,10 +100,12 @@ def guess_reasoning_parser(template: str | None) -> str | None:
     return "qwen3"  # two tags; whether the prompt has opened the first is seen in the prompt (`is_open`)
 
 
-def is_open(prompt: str, tags: Tags) -> bool:
-    """Whether the end of the prompt has opened reasoning that the answer goes on with."""
-    begin = prompt.rfind(tags.begin)
-    return begin >= 0 and prompt.find(tags.end, begin) < 0
+def is_open(before: str, tags: Tags, *, anywhere: bool = False) -> bool:
+    """Whether what comes before the answer ends with the tag that opens reasoning; `anywhere`: has one that is not closed."""
+    if anywhere:
+        begin = before.rfind(tags.begin)
+        return begin >= 0 and before.find(tags.end, begin) < 0
+    return before.rstrip().endswith(tags.begin)
 
 
 class ReasoningStream:

@@ -10,9 +10,12 @@ through `asking.Asking`, and writes what arrives. They may import `core`'s data 
     asking           asking the core: rollout, sample name and hints by header; all answers, or pieces as they come
     generate         SGLang's POST /generate, and our clients' POST /rollouts/{n}/samples
     request_bodies   their bodies into requests
-    openai_routes    POST /v1/completions, POST /v1/chat/completions, GET /v1/models
-    openai_bodies    their bodies into requests
-    openai_answers   their answers: choices, log-probs, usage, pieces
+    openai_routes    POST /v1/completions
+    openai_bodies    its bodies into requests, and what a chat's have in common with them
+    openai_answers   answers in OpenAI's shapes: choices, log-probs, token ids, usage, pieces
+    fields           fields that would change an answer and are refused
+    agents/          POST /v1/chat/completions and its other dialects: tools, reasoning
+    about/           what a gateway says of its model and engines, and what it refuses to do
     text             text to tokens and back by the model's files, with a client's errors
     responses        JSON bodies, events, keep-alives
     errors           RequestError: status, stable code, sentence

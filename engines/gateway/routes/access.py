@@ -13,6 +13,8 @@ from trainers.protocol import loopback
 
 OPEN: Final = "/health"
 """Asked by GET or HEAD without query and body, this path needs no key."""
+ANTHROPICS: Final = "X-Api-Key"
+"""Where Anthropic's clients send a key."""
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _WHERE: Final = "trainers find it in TRAINSHED_API_KEY and OPENAI_API_KEY, `bin/supervise env PIPELINE` prints it"
 _NO_KEY: Final = RequestError(401, "no_api_key", f"this gateway wants its pipeline's key as `Authorization: Bearer KEY`; {_WHERE}")
@@ -37,7 +39,9 @@ class Access:
         if _is_open(request):
             return None
         scheme, _, key = headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        if scheme.lower() != "bearer":
+            key = headers.get(ANTHROPICS, "")
+        if not key.strip():
             return _NO_KEY
         if not hmac.compare_digest(key.strip().encode("utf-8", "surrogateescape"), self.key.encode()):
             return _WRONG_KEY

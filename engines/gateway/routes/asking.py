@@ -63,11 +63,19 @@ class Asking:
     """`async with`: these requests are asked; what is still open at the end of the block is given up, also when the client has hung up."""
 
     def __init__(
-        self, shell: Shell, requests: Sequence[Request], rollout: int | None, tokens: Sequence[str | None], *, streams: bool = False
+        self,
+        shell: Shell,
+        requests: Sequence[Request],
+        rollout: int | None,
+        tokens: Sequence[str | None],
+        *,
+        streams: bool = False,
+        rids: Sequence[str] = (),
     ) -> None:
+        """`rids` are the names by which the client may abort them."""
         self._shell, self._inbox = shell, Inbox()
         self._asked = list(zip(requests, tokens, strict=True))
-        self._rollout, self._streams = rollout, streams
+        self._rollout, self._streams, self._rids = rollout, streams, rids
         self._index: dict[int, int] = {}
         self._open = len(self._asked)
 
@@ -78,6 +86,8 @@ class Asking:
                     await asyncio.sleep(0)
                 asker = self._shell.ask(self._inbox, request, rollout=self._rollout, token=token, streams=self._streams)
                 self._index[asker] = index
+                if self._rids:
+                    self._inbox.names[asker] = self._rids[index]
         except BaseException:
             self._shell.leave(self._inbox.open)
             raise

@@ -73,8 +73,10 @@ class GenerateRoutes:
         rids = self._rids(known.rid, len(requests))
         tokens = sample_names(token, len(requests))
         if known.stream:
-            return await self._streamed(request, known, requests, rids, Asking(self._shell, requests, rollout, tokens, streams=True))
-        async with Asking(self._shell, requests, rollout, tokens) as asking:
+            return await self._streamed(
+                request, known, requests, rids, Asking(self._shell, requests, rollout, tokens, streams=True, rids=rids)
+            )
+        async with Asking(self._shell, requests, rollout, tokens, rids=rids) as asking:
             answers = await asking.all()
         made = await off_the_loop(encoded_size(answers), self._encoded, known, requests, answers, rids)
         return json_response(made if batch else made[0])

@@ -8,12 +8,18 @@ from typing import Any, Final, Self
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from engines.gateway.routes.about.engine_routes import EngineRoutes
+from engines.gateway.routes.about.model_routes import ModelRoutes
 from engines.gateway.routes.acceptor import Acceptor
 from engines.gateway.routes.access import OPEN, Access, only_with
+from engines.gateway.routes.agents.chat_bodies import Parsers
+from engines.gateway.routes.agents.chat_routes import Chats
+from engines.gateway.routes.agents.messages_api import MessagesRoutes
+from engines.gateway.routes.agents.responses_api import ResponsesRoutes
 from engines.gateway.routes.body_reader import BodyReader
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.generate import GenerateRoutes
-from engines.gateway.routes.openai_routes import OpenAIRoutes
+from engines.gateway.routes.openai_routes import CompletionRoutes
 from engines.gateway.routes.responses import json_response, respond
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
@@ -22,27 +28,42 @@ _SHUTDOWN_S: Final = 0.2
 _BACKLOG: Final = 1024
 
 
-def application(shell: Shell, text: Text, *, pipeline: str, model: str, access: Access | None, log: Callable[..., Any]) -> web.Application:
-    """Return all routes over one shell, for who has `access` (None: for everybody). `model` is the path that `/model_info` gives, as SGLang's does."""
+def application(
+    shell: Shell,
+    text: Text,
+    *,
+    pipeline: str,
+    model: str,
+    access: Access | None,
+    log: Callable[..., Any],
+    context: int | None = None,
+    parsers: Parsers | None = None,
+) -> web.Application:
+    """Return all routes over one shell, for who has `access` (None: for everybody). `model` is the path that `/model_info` gives, as SGLang's does.
+
+    `context`: tokens that engines take, prompt and answer together. Without `parsers` they are guessed.
+    """
     bodies = BodyReader()
-    native, openai = GenerateRoutes(shell, text, bodies), OpenAIRoutes(shell, text, pipeline, bodies)
+    native, completions = GenerateRoutes(shell, text, bodies), CompletionRoutes(shell, text, pipeline, bodies)
+    known = parsers or Parsers.of(text, None, None)
+    chats = Chats(shell, text, pipeline, bodies, known)
 
     async def health(request: web.Request) -> web.Response:
         return web.Response()
 
-    async def model_info(request: web.Request) -> web.Response:
-        version = str(shell.version)
-        return json_response({"model_path": model, "served_model_name": pipeline, "is_generation": True, "weight_version": version})
-
     app = web.Application(middlewares=[_errors(log), *only_with(access)])
     app.router.add_get("/health", health)
-    app.router.add_get("/model_info", model_info)
-    app.router.add_get("/v1/models", openai.models)
     app.router.add_post("/generate", native.generate)
     app.router.add_post("/rollouts/{rollout}/samples", native.samples)
     app.router.add_post("/rollouts/{rollout}/cancel", native.cancel)
-    app.router.add_post("/v1/completions", openai.completions)
-    app.router.add_post("/v1/chat/completions", openai.chat)
+    app.router.add_post("/v1/completions", completions.completions)
+    app.router.add_post("/v1/chat/completions", chats.chat)
+    messages, other = MessagesRoutes(chats), ResponsesRoutes(chats)
+    app.router.add_post("/v1/responses", other.responses)
+    app.router.add_post("/v1/messages", messages.messages)
+    app.router.add_post("/v1/messages/count_tokens", messages.count)
+    app.add_routes(ModelRoutes(shell, text, bodies, known, name=pipeline, path=model, context=context).routes())
+    app.add_routes(EngineRoutes(shell, text, bodies, name=pipeline, path=model, context=context).routes())
     return app
 
 

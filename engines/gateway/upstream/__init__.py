@@ -2,6 +2,8 @@
 
     http_connection  connections to engines that are kept; bytes out, and what comes told at once
     engine_client    POST /generate (streamed) and POST /abort_request; an attempt's result is `Finished`, `Refused` or `Broken`
+    questions        what costs an engine no step of the model: parsing a text, saying what it is
+    http_connection  HTTP/1.1 to engines over connections that are kept
     sglang_stream    bytes of the event stream into `Tokens` and the end
 
 It imports the data types of `core` and decides nothing; it raises nothing for what an engine does.

@@ -11,6 +11,7 @@ Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e7)]
 NAME = r"^[a-z][a-z0-9_-]{0,31}\Z"
 Name = Annotated[str, msgspec.Meta(pattern=NAME)]
+PARSER = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}\Z"
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -213,6 +214,10 @@ class GatewayTable(_Table, frozen=True, forbid_unknown_fields=True):
     """… unless it is busier than the least busy one by more than this share of its slots."""
     auth: bool = True
     """Answer only who has the pipeline's key (`bin/supervise env p1`); `false`: every user of the machine, and every web page."""
+    tool_parser: Annotated[str, msgspec.Meta(pattern=PARSER)] | None = None
+    """SGLang's parser of the model's tool calls (`"qwen25"`, `"llama3"` …), or `"none"`. Without it: what the chat template tells of."""
+    reasoning_parser: Annotated[str, msgspec.Meta(pattern=PARSER)] | None = None
+    """SGLang's parser of the model's reasoning (`"qwen3"`, `"deepseek-r1"` …), or `"none"`. Without it: what the chat template tells of."""
 
 
 class PipelineTable(_Table, frozen=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import inspect as kinds
 
 from supervisor.config.schema.findings import Finding
-from supervisor.config.schema.tables import NAME
+from supervisor.config.schema.tables import NAME, PARSER
 from supervisor.config.schema.toml_text import join, shown
 
 BAD: Final[Any] = object()
@@ -44,7 +44,10 @@ def read(node: kinds.Type, value: Any, path: str, complain: Complain) -> Any:
             return _scalar(node, value, path, complain)
 
 
-_FORMS: Final = {NAME: 'a name of lower-case letters, digits, - and _ (a letter first, at most 32), for example "math-1"'}
+_FORMS: Final = {
+    NAME: 'a name of lower-case letters, digits, - and _ (a letter first, at most 32), for example "math-1"',
+    PARSER: 'the name of one of SGLang\'s parsers, for example "qwen25", or "none"',
+}
 """Each pattern asks for this, as an operator would say it."""
 
 

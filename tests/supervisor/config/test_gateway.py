@@ -37,9 +37,10 @@ def test_the_defaults_change_nothing(tmp_path: Path) -> None:
 
 
 def test_everything_that_can_be_written(tmp_path: Path) -> None:
-    table = '[pipeline.gateway]\non_publish = "finish"\nmax_version_lag = 2\nprefix_affinity = true\nprefix_slack = 0.5\nauth = false'
+    table = '[pipeline.gateway]\non_publish = "finish"\nmax_version_lag = 2\nprefix_affinity = true\nprefix_slack = 0.5\nauth = false\n'
+    table += 'tool_parser = "qwen25"\nreasoning_parser = "none"'
     gateway = read(tmp_path, table)
-    assert gateway == GatewayTable("finish", 2, True, 0.5, False)
+    assert gateway == GatewayTable("finish", 2, True, 0.5, False, "qwen25", "none")
     assert arguments(gateway, HealthTable(drain_s=3.0)) == [
         "--on-publish",
         "finish",
@@ -49,6 +50,10 @@ def test_everything_that_can_be_written(tmp_path: Path) -> None:
         "2",
         "--prefix-slack",
         "0.5",
+        "--tool-parser",
+        "qwen25",
+        "--reasoning-parser",
+        "none",
         "--no-auth",
     ]
 
@@ -65,6 +70,8 @@ def test_what_kills_the_engines_is_refused_by_the_gateway() -> None:
     [
         ('on_publish = "stop"', "pipeline[0].gateway.on_publish"),
         ("max_version_lag = -1", "pipeline[0].gateway.max_version_lag"),
+        ('tool_parser = "--x"', "pipeline[0].gateway.tool_parser"),
+        ('reasoning_parser = ""', "pipeline[0].gateway.reasoning_parser"),
         ('on_publish = "restart"\nmax_version_lag = 1', "pipeline[0].gateway.max_version_lag"),
         ("prefix_affinity = 1", "pipeline[0].gateway.prefix_affinity"),
         ("prefix_slack = 0.5", "pipeline[0].gateway.prefix_slack"),
