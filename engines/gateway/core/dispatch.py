@@ -22,6 +22,8 @@ from engines.gateway.core.rollouts import Rollouts
 from engines.gateway.core.samples import Failure, Outcome, Request, SampleKey, State, cut
 from trainers.protocol import gateway_messages
 
+MAX_TOKENS: Final = 1 << 29
+"""Tokens of all prompts that are held for samples which are not done: 2 GiB."""
 _CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
 
 
@@ -167,8 +169,8 @@ class Dispatch:
 
     def _ask(self, ask: events.Ask) -> None:
         rollout = self.rollouts.place(ask.rollout, self._now)
-        if rollout is None:
-            self._effects.append(events.Deliver(ask.asker, Failure(404, "rollout_closed", f"rollout {ask.rollout} is closed")))
+        if isinstance(rollout, Failure):
+            self._effects.append(events.Deliver(ask.asker, rollout))
             return
         key = SampleKey(rollout.number, ask.token) if ask.token is not None else SampleKey(rollout.number, "", self._next())
         sample = rollout.samples.get(key)
@@ -180,7 +182,7 @@ class Dispatch:
             sample = rollout.samples[key] = Sample(
                 key=key, request=ask.request, rollout=rollout, serial=self._next(), seed=key.seed(self._seed), prompt=prompt
             )
-            rollout.count(None, State.WAITING, self._now)
+            rollout.count(None, State.WAITING, self._now, len(ask.request.prompt))
             self._waiting.count += 1
             self._forecast.joined(sample)
             if rollout.phase is Phase.OPEN:
@@ -206,6 +208,8 @@ class Dispatch:
             return Failure(404, "rollout_closed", f"rollout {rollout.number} is closed")
         if self._hopeless:
             return Failure(503, "no_engine", self._hopeless)
+        if (held := sum(one.tokens for one in self.rollouts)) + len(request.prompt) > MAX_TOKENS:
+            return Failure(503, "full", f"prompts of {held} tokens are held already; ask again when some samples are done")
         return self._waiting.full(rollout)
 
     def _leave(self, asker: int) -> None:
@@ -283,7 +287,7 @@ class Dispatch:
     def _move(self, sample: Sample, state: State) -> None:
         if sample.state is not state:
             self._waiting.count += (state is State.WAITING) - (sample.state is State.WAITING)
-            sample.rollout.count(sample.state, state, self._now)
+            sample.rollout.count(sample.state, state, self._now, len(sample.request.prompt))
             sample.state = state
 
     def _complete(self, sample: Sample, reason: Mapping[str, Any], meta: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -295,6 +299,7 @@ class Dispatch:
         sample.outcome = outcome
         for mate in self._forecast.ended(sample, outcome):
             self._waiting.moved(mate)
+        sample.forget_prompt()
         self._deliver(sample, outcome)
         if sample.key.anonymous:
             sample.rollout.samples.pop(sample.key, None)
@@ -302,7 +307,7 @@ class Dispatch:
     def _discard(self, sample: Sample, failure: Failure | None) -> None:
         """Drop the sample, because nobody wants it (no failure) or nobody can make it: a later asker starts it anew."""
         self._waiting.count -= sample.state is State.WAITING
-        sample.rollout.count(sample.state, None, self._now)
+        sample.rollout.count(sample.state, None, self._now, len(sample.request.prompt))
         sample.state = State.DONE
         self._forecast.ended(sample, None)
         sample.rollout.samples.pop(sample.key, None)

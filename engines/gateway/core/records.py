@@ -7,7 +7,7 @@ module: `samples`, `askers`, `closing`, `outcome`, `state` and `target`/`phase` 
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -50,6 +50,10 @@ class Work(NamedTuple):
     longest: float = 0.0
 
 
+_AT_REST: Final = (None, State.DONE)
+"""Nothing is held for a sample that is not there (None), or done: its prompt is needed no more."""
+
+
 class Phase(Enum):
     EXPECTED = "expected"  # named by a request, not opened by the supervisor yet; nothing of it is dispatched
     OPEN = "open"
@@ -60,7 +64,8 @@ class Phase(Enum):
 class Rollout:
     """A rollout of the pipeline. `since`: when it was first named (expected), or last had something waiting or running (open).
 
-    `opened_after` counts the rollouts that have opened after it. `work` is what is expected of it, as it was at `work_at`.
+    `tokens` are those of the prompts of its samples that are not done. `opened_after` counts the rollouts that have opened after it. `work` is
+    what is expected of it, as it was at `work_at`.
     """
 
     number: int
@@ -70,6 +75,7 @@ class Rollout:
     target: int = 0
     opened_after: int = 0
     samples: "dict[SampleKey, Sample]" = field(default_factory=dict)
+    tokens: int = 0
     counts: dict[State, int] = field(default_factory=lambda: dict.fromkeys(State, 0))
     work: Work | None = None
     work_at: float = 0.0
@@ -101,8 +107,9 @@ class Rollout:
             longest=work.longest,
         )
 
-    def count(self, before: State | None, after: State | None, now: float) -> None:
-        """Count a sample's change of state; None: the sample was not, or is not any more, one of this rollout."""
+    def count(self, before: State | None, after: State | None, now: float, tokens: int) -> None:
+        """Count the change of state of a sample whose prompt has so many tokens; None: it was not, or is not any more, one of this rollout."""
+        self.tokens += tokens * ((after not in _AT_REST) - (before not in _AT_REST))
         if before is not None:
             self.counts[before] -= 1
         if after is not None:
@@ -237,6 +244,10 @@ class Sample:
         """Forget every token, and what was said of the prompt."""
         del self.ids[:], self.logprobs[:], self.spans[:]
         self.rows, self.prompt_meta = {}, {}
+
+    def forget_prompt(self) -> None:
+        """Let go of the prompt of a sample that is done: its answer is all that is asked for yet."""
+        self.request = replace(self.request, prompt=array(TOKENS))
 
     def keep(self, count: int) -> None:
         """Forget every token after the first `count`."""
