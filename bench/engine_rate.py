@@ -1,4 +1,4 @@
-"""Tokens a second of real SGLang on a CPU: asked directly, through the gateway, and with seeds that hold (`deterministic`).
+"""Tokens a second of real SGLang on a CPU: asked directly, streamed as the gateway asks, through the gateway, and with seeds that hold.
 
     TRAINSHED_SGLANG=DIR bin/bench engine_rate [ROUNDS]       DIR: made by `bin/sglang-cpu`; ROUNDS: 7
 
@@ -7,16 +7,19 @@ in turn, so that all see the same load of the machine; what is printed are media
 """
 
 import asyncio
+import json
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, Final
 
 import aiohttp
 import uvloop
 
 from bench.gateway import model
+from engines.gateway.core.attempts import tokens_at_once
 from tests.harness.gateway_box import KEY as GATEWAY_KEY
 from tests.harness.gateway_box import box
 from tests.harness.sglang.served import KEY, REAL, SLOTS, serving
@@ -25,14 +28,21 @@ TOKENS = 160
 SAMPLES = 2 * SLOTS
 
 
-async def rate(url: str, key: str) -> float:
-    """Return tokens a second of `SAMPLES` requests, `SLOTS` at once."""
+AS_THE_GATEWAY: Final = {"stream": True, "return_logprob": True, "logprob_start_len": -1}
+
+
+async def rate(url: str, key: str, **more: object) -> float:
+    """Return tokens a second of `SAMPLES` requests, `SLOTS` at once; `more` is in the body of each."""
     gate = asyncio.Semaphore(SLOTS)
 
     async def one(session: aiohttp.ClientSession, seed: int) -> int:
-        params = {"max_new_tokens": TOKENS, "temperature": 1.0, "ignore_eos": True, "sampling_seed": seed}
-        async with gate, session.post(f"{url}/generate", json={"input_ids": [5, 9, 13, 21], "sampling_params": params}) as response:
-            return len((await response.json())["output_ids"])
+        params: dict[str, Any] = {"max_new_tokens": TOKENS, "temperature": 1.0, "ignore_eos": True, "sampling_seed": seed}
+        params |= {"stream_interval": tokens_at_once(SLOTS, False)} if more else {}
+        body = {"input_ids": [5, 9, 13, 21], "sampling_params": params, **more}
+        async with gate, session.post(f"{url}/generate", json=body) as response:
+            text = await response.text()
+        events = [line.removeprefix("data: ") for line in text.splitlines() if line and not line.endswith("[DONE]")]
+        return int(json.loads(events[-1])["meta_info"]["completion_tokens"])
 
     began = time.monotonic()
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
@@ -46,11 +56,17 @@ async def play(plain: str, seeded: str, folder: Path, rounds: int) -> None:
     made = await asyncio.to_thread(model, folder / "tokenizer")
     async with box(made, folder) as (gateway, _):
         await gateway.route(plain, key=KEY, slots=SLOTS)
-        ways = {"direct": (plain, KEY), "gateway": (gateway.url, GATEWAY_KEY), "deterministic": (seeded, KEY)}
+        ways: dict[str, tuple[str, str, dict[str, object]]] = {
+            "direct": (plain, KEY, {}),
+            "direct, streamed": (plain, KEY, AS_THE_GATEWAY),
+            "gateway": (gateway.url, GATEWAY_KEY, {}),
+            "deterministic": (seeded, KEY, {}),
+        }
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(rounds + 1):
-            for way in [*ways][number % 3 :] + [*ways][: number % 3]:
-                got = await rate(*ways[way])
+            for way in [*ways][number % len(ways) :] + [*ways][: number % len(ways)]:
+                url, key, more = ways[way]
+                got = await rate(url, key, **more)
                 rates[way] += [got] if number else []
     first = statistics.median(rates["direct"])
     for way, got in rates.items():

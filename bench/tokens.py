@@ -31,6 +31,8 @@ from tests.harness.gateway_box import KEY, box
 PACED = ((0.02, 64, 1024), (0.02, 256, 1024), (0.02, 1024, 2048))
 """Seconds a token, samples, tokens of each."""
 HELD = (0.05, 20_000, 4096)
+AT_ONCE = 4096
+"""A gateway takes so many samples in one request."""
 SPARE = 200
 """Descriptors that are no connections of samples."""
 LOOK_S = 2.0
@@ -56,23 +58,33 @@ class Cost:
 async def rollout(url: str, pid: int, number: int, count: int, tokens: int, **params: Any) -> Cost:
     """Ask for `count` samples of so many tokens as one rollout of the gateway at `url`, whose process is `pid`."""
     process = psutil.Process(pid)
-    base, received = process.memory_info().rss, 0
+    base = process.memory_info().rss
     highest = [base]
     params = {"max_new_tokens": tokens, "temperature": 1.0, "ignore_eos": True, **params}
     samples = [{"sample": index, "input_ids": list(range(4, 34)) * 2, "sampling_params": params} for index in range(count)]
     before, began = sum(process.cpu_times()[:2]), time.monotonic()
     watching = asyncio.create_task(_watch(lambda: process.memory_info().rss, highest))
-    async with (
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3600), read_bufsize=2**24) as session,
-        session.post(f"{url}/rollouts/{number}/samples", json={"samples": samples}, headers={"Authorization": f"Bearer {KEY}"}) as response,
-    ):
-        async for line in response.content:
-            if line.strip():
-                received += len(json.loads(line)["output_ids"])
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=3600), read_bufsize=2**24, headers={"Authorization": f"Bearer {KEY}"}
+    ) as session:
+        parts = [samples[first : first + AT_ONCE] for first in range(0, count, AT_ONCE)]
+        received = sum(await asyncio.gather(*(_part(session, f"{url}/rollouts/{number}/samples", part) for part in parts)))
     watching.cancel()
     cpu_s = sum(process.cpu_times()[:2]) - before
     after = process.memory_info().rss
     return Cost(received, time.monotonic() - began, cpu_s, base, max(after, *highest), after)
+
+
+async def _part(session: aiohttp.ClientSession, url: str, samples: list[dict[str, Any]]) -> int:
+    """Return how many tokens came for these samples."""
+    received = 0
+    async with session.post(url, json={"samples": samples}) as response:
+        async for line in response.content:
+            if line.strip():
+                sample = json.loads(line)
+                assert "error" not in sample, sample
+                received += len(sample["output_ids"])
+    return received
 
 
 async def _watch(memory: Callable[[], int], seen: list[int]) -> None:

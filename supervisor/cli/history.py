@@ -78,7 +78,7 @@ def _configuration(attempt: Path) -> dict[str, object] | None:
     """Return the resolved configuration of an attempt; None where there is none that can be read."""
     import msgspec
 
-    from supervisor.config.load import RESOLVED
+    from supervisor.config.sources import RESOLVED
     from supervisor.host.regular_file import read_regular
 
     try:
