@@ -227,11 +227,7 @@ class Dispatch:
             self._askers[ask.asker] = sample
 
     def _refusal(self, rollout: Rollout, request: Request) -> Failure | None:
-<<<<<<< HEAD
         """Return why no new sample of the rollout is taken; None if one is."""
-=======
-        """Return why this new sample of the rollout is not taken; None if it is."""
->>>>>>> rate
         if deadly := [name for name in self._refused if request.params.get(name)]:
             return Failure(400, "bad_request", f"{deadly[0]} is refused: this pipeline's engines, as they are configured, would die of it")
         if rollout.phase is Phase.CLOSED:
