@@ -11,6 +11,7 @@ count from the file's own folder, so that a file means the same from everywhere.
 - `builtin_trainer`: the options of the built-in trainer and of its model.
 - `interpreter`: the version of a package that another interpreter has. The only process that is started here, with a deadline.
 - `port_windows`: whether `[host] ports` has room for every group of the file.
+- `process_limits`: whether we may have as many open files and processes as it needs.
 
 Two rules hold for all of it. Only what is sure is complained of: an interpreter that does not answer in time is believed, and a module
 that builds its names as it runs may have any. And nothing that a file names may hold us up: files are opened without blocking and read up
