@@ -326,7 +326,7 @@ class Dispatch:
             sample, engine = pair
             self._restart_if_stale(sample)
             self._move(sample, State.IN_FLIGHT)
-            self._effects.append(self._attempts.begin(self._next(), sample, engine))
+            self._effects.append(self._attempts.begin(self._next(), sample, engine, self.engines.slots))
 
     def _fail_over(self, engine: Engine) -> None:
         """Cut everything that runs on a dead engine; its rest is queued at once."""

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from engines.gateway.core.engines import Engine
-from engines.gateway.core.samples import LOGPROBS, TOKENS, Answer, Mark, Outcome, Request, Rows, SampleKey, Span, State
+from engines.gateway.core.samples import SINGLE, TOKENS, Answer, Mark, Outcome, Request, Rows, SampleKey, Span, State, joined
 from trainers.protocol.gateway_messages import RolloutProgress
 
 MAX_LIVES: Final = 2
@@ -89,6 +89,11 @@ class Rollout:
     def idle(self) -> bool:
         """Whether nothing of it waits or runs."""
         return not self.counts[State.WAITING] and not self.counts[State.IN_FLIGHT]
+
+    @property
+    def unfinished(self) -> int:
+        """Samples of it that are still to come, asked for already or not."""
+        return max(self.target - self.counts[State.DONE], self.counts[State.WAITING] + self.counts[State.IN_FLIGHT])
 
     def progress(self, work: Work) -> RolloutProgress:
         """Return what the supervisor is shown of it."""
@@ -183,7 +188,7 @@ class Sample:
     state: State = State.WAITING
     askers: dict[int, bool] = field(default_factory=dict)
     ids: "array[int]" = field(default_factory=lambda: array(TOKENS))
-    logprobs: "array[float]" = field(default_factory=lambda: array(LOGPROBS))
+    logprobs: "array[float]" = field(default_factory=lambda: array(SINGLE))
     rows: dict[str, list[Any]] = field(default_factory=dict)
     prompt_meta: Mapping[str, Any] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
@@ -194,6 +199,11 @@ class Sample:
     furthest: int = 0
     lost_lives: tuple[tuple[int, int], ...] = ()
     outcome: Outcome | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody reads its tokens as they come."""
+        return True in self.askers.values()
 
     @property
     def suspect(self) -> bool:
@@ -208,11 +218,12 @@ class Sample:
 
     def grow(self, ids: Sequence[int], logprobs: Sequence[float], rows: Rows) -> None:
         """Add tokens, and the rows that come with them. An engine that makes some does not fail with the request."""
-        for name in {*self.rows, *rows}:
-            known = self.rows.setdefault(name, [None] * len(self.ids))
-            known.extend(rows.get(name) or [None] * len(ids))
+        if rows or self.rows:
+            for name in {*self.rows, *rows}:
+                known = self.rows.setdefault(name, [None] * len(self.ids))
+                known.extend(rows.get(name) or [None] * len(ids))
         self.ids.extend(ids)
-        self.logprobs.extend(logprobs)
+        self.logprobs = joined(self.logprobs, logprobs)
         self.losses = 0
         if len(self.ids) > self.furthest:
             self.furthest, self.lost_lives = len(self.ids), ()

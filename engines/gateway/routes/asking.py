@@ -12,10 +12,9 @@ from aiohttp import web
 from engines.gateway.core.events import Deliver, Grew
 from engines.gateway.core.samples import MAX_TOKEN, Answer, Failure, Request
 from engines.gateway.routes.errors import RequestError
+from engines.gateway.routes.responses import KEEP_ALIVE_S
 from engines.gateway.shell import Inbox, Shell
 
-KEEP_ALIVE_S: Final = 10.0
-"""A stream is sent something at least this often, so that its reader can tell waiting from a lost connection."""
 AT_ONCE: Final = 64
 """So many samples are asked in one go; then others are served, before the next."""
 ROLLOUT: Final = "X-Trainshed-Rollout"
