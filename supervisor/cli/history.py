@@ -83,7 +83,7 @@ def _configuration(attempt: Path) -> dict[str, object] | None:
 
     try:
         found: dict[str, object] = msgspec.json.decode(read_regular(attempt / RESOLVED), type=dict[str, object])
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found
 

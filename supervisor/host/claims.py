@@ -116,7 +116,7 @@ def claims(folder: Path = FOLDER, *, clear: bool = False) -> list[Held]:
     for file in locked_files(folder, PREFIX, _MOST, clear=clear):
         try:
             claim = _printable(msgspec.json.decode(file.content, type=Claim))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             continue
         if lives(claim.pid, claim.start, claim.namespace, file.uid):
             found.append(Held(claim, file.uid, file.path, file.age))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import assert_never
+from typing import Final, assert_never
 
 from engines.lifecycle.state import TRANSITIONS, EngineState, Transition, advance
 from supervisor.scheduler.planning.costs import MoveCost, Pace
@@ -283,6 +283,10 @@ class Figures:
             self.rewards.append(metrics["reward"])
 
 
+MAKE_AGAIN_S: Final = (0.0, 2.0, 10.0)
+"""Seconds until a model is made again whose maker was lost, each time."""
+
+
 @dataclass(slots=True)
 class Pipeline:
     spec: PipelineSpec
@@ -311,6 +315,15 @@ class Pipeline:
     @property
     def ended(self) -> bool:
         return self.trainer.state in (TrainerState.FINISHED, TrainerState.RETIRED)
+
+    def lose_maker(self, now: float) -> float | None:
+        """Record that who was making the model is lost; return the seconds until it is made again, None if it has been too often."""
+        if self.model_losses == len(MAKE_AGAIN_S):
+            return None
+        wait = MAKE_AGAIN_S[self.model_losses]
+        self.model_losses += 1
+        self.model_not_before = now + wait
+        return wait
 
     @property
     def settled(self) -> bool:

@@ -1,7 +1,7 @@
 """`Scheduler.handle` takes every decision, in one synchronous, deterministic call without I/O. The rest of the class is read-only."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, assert_never
+from typing import assert_never
 
 from engines.lifecycle.state import EngineState
 from supervisor.scheduler.groups.lease_violations import intruders, only_theirs
@@ -63,10 +63,6 @@ from .records import Engine, Fleet, Gateway, Group, Pipeline, Trainer, TrainerSt
 from .spec import BoxSpec
 
 NOT_MEASURED = "not measured yet"
-
-
-MAKE_AGAIN_S: Final = (0.0, 2.0, 10.0)
-"""Seconds until a model is made again whose maker was lost, each time."""
 
 
 class Scheduler:
@@ -253,10 +249,7 @@ class Scheduler:
             pipeline.model_ready = True
             return
         assert isinstance(answer, ActionFailed)
-        if answer.code == MAKER_LOST and pipeline.model_losses < len(MAKE_AGAIN_S):
-            wait = MAKE_AGAIN_S[pipeline.model_losses]
-            pipeline.model_losses += 1
-            pipeline.model_not_before = self._ctx.now + wait
+        if answer.code == MAKER_LOST and (wait := pipeline.lose_maker(self._ctx.now)) is not None:
             self._ctx.note("warning", pipeline.id, f"its model is made again in {wait:g} s: {answer.reason}")
             return
         pipeline.failed = f"its model could not be made: {answer.reason}"

@@ -33,6 +33,9 @@ def findings(engine: EngineTable, path: str) -> Iterator[Finding]:
     if engine.kv_tokens is not None:
         problem = 'is for kind = "sglang": an embedded engine has slots x context'
         yield Finding(f"{path}.kv_tokens", engine.kv_tokens, problem, "Remove it.", also)
+    if engine.args:
+        problem = "makes no sense for an embedded engine, whose every argument is ours"
+        yield Finding(f"{path}.args", " ".join(engine.args), problem, 'Use slots and context, or write kind = "sglang".', also)
     if engine.context is not None and engine.context < 2:
         yield Finding(f"{path}.context", engine.context, "leaves no room for a prompt and a token", "Write 32 or more.")
 

@@ -12,6 +12,7 @@ count from the file's own folder, so that a file means the same from everywhere.
 - `interpreter`: the version of a package that another interpreter has, and what of CUDA. The only processes that are started here, with a deadline.
 - `host_room`: memory that is left, below a container's limit too, and how shared memory is mounted.
 - `port_windows`: whether `[host] ports` has room for every group of the file.
+- `process_limits`: whether we may have as many open files and processes as it needs.
 
 Two rules hold for all of it. Only what is sure is complained of: an interpreter that does not answer in time is believed, and a module
 that builds its names as it runs may have any. And nothing that a file names may hold us up: files are opened without blocking and read up

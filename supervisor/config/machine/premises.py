@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from supervisor.config.child_environment import choose
 from supervisor.config.kinds.kind import Cuda, Installed, ModelFiles
 from supervisor.config.kinds.registry import kind_of
-from supervisor.config.machine import builtin_trainer, entry_points, hf_cache, interpreter, port_windows, programs
+from supervisor.config.machine import builtin_trainer, entry_points, hf_cache, interpreter, port_windows, process_limits, programs
 from supervisor.config.machine.model_files import model_context, model_quantised, model_size
 from supervisor.config.machine.programs import at
 from supervisor.config.schema.findings import Finding, GpuFact
@@ -34,6 +34,7 @@ def findings(draft: Draft, base: Path, name: str, ask: bool, gpus: Sequence[GpuF
     if draft.host is not None:
         yield from _host(draft.host, base, name)
         yield from port_windows.findings(draft.host, draft)
+    yield from process_limits.findings(draft)
     for pipeline in draft.pipelines:
         cwd = at(base, (pipeline.trainer.cwd if pipeline.trainer is not None else None) or ".")
         if pipeline.engine is not None:

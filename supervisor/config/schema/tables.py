@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e7)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.001, le=1e7)]
 NAME = r"^[a-z][a-z0-9_-]{0,31}\Z"
 Name = Annotated[str, msgspec.Meta(pattern=NAME)]
 PARSER = r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}\Z"
@@ -98,8 +98,8 @@ class HealthTable(_Table, frozen=True, forbid_unknown_fields=True):
     """The supervisor's own loop does not turn, or it is stopped, for so long: the guardian ends the run."""
     lag_s: Seconds = 1.0
     """Probes that end while the supervisor itself was late by so much do not count."""
-    restarts: Positive = 3
-    """So many restarts of a group within `restart_window_s`, then it is retired."""
+    restarts: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 3
+    """So many restarts of a group within `restart_window_s`, then it is retired; 0: at its first failure."""
     restart_window_s: Seconds = 600.0
     """The time in which restarts are counted."""
 

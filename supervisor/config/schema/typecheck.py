@@ -111,7 +111,8 @@ def _union(node: kinds.UnionType, value: Any, path: str, complain: Complain) -> 
     for member in node.types:
         table = isinstance(member, kinds.StructType | kinds.DictType) and isinstance(value, dict)
         array = isinstance(member, kinds.ListType | kinds.TupleType) and isinstance(value, list)
-        if table or array:
+        text = isinstance(member, kinds.StrType) and isinstance(value, str)
+        if table or array or text:
             return read(member, value, path, complain)
     members = [member for member in node.types if not isinstance(member, kinds.NoneType)]
     if len(members) == 1:

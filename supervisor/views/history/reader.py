@@ -117,7 +117,7 @@ def _scheduler(path: Path, opened: Opened) -> Scheduler:
         return Scheduler(opened.box, opened.at)
     try:
         state = restored(msgspec.json.decode(opened.state))
-    except (Damaged, msgspec.DecodeError) as error:
+    except (Damaged, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: the state in its first line cannot be read: {error}.") from error
     if not isinstance(state, Scheduler):
         raise UsageError(f"{path}: the state in its first line is no scheduler's.")

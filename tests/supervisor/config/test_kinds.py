@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from supervisor.config import fit
-from supervisor.config.kinds import registry
+from supervisor.config.kinds import embedded, registry
 from supervisor.config.kinds.kind import Installed, Machine, Program
 from supervisor.config.load import load
 from supervisor.config.schema.findings import Finding, GpuFact, ModelSize
@@ -123,3 +123,9 @@ def test_choices_of_an_added_kind_are_named(tmp_path: Path, vllm: Vllm) -> None:
         'is not one of the choices (did you mean "vllm"?)',
         'Give "embedded" or "sglang" or "vllm".',
     )
+
+
+@pytest.mark.parametrize("args", [["--host", "0.0.0.0", "--port", "1"], ["--gp=cpu"], ["--nonsense"]])
+def test_an_embedded_engine_takes_no_arguments_by_hand(args: list[str]) -> None:
+    engine = EngineTable(kind="embedded", model="/m", gpus=[0], args=args)
+    assert [finding.key for finding in embedded.findings(engine, "engine")] == ["engine.args"]

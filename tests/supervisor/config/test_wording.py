@@ -48,6 +48,14 @@ def lines(folder: Path, old: str, new: str) -> list[str]:
             "gpus = [0, 1]", 'gpus = { targets = "x", more = [1, {}] }',
             'pipeline code: engine.gpus = { targets = "x", more = [1, {}] }: is a table. Give a list of whole numbers.',
         ),
+        (
+            '{ make = "trainers.grpo.tiny:make" }', '"/x\\u0000y"',
+            'pipeline code: engine.model = "/x\\u0000y": contains a NUL character. Give a string.',
+        ),
+        (
+            "virtual = 2", "virtual = 2\n[health]\nprobe_s = 1e-300\nrestarts = 0",
+            "health.probe_s = 1e-300: is too small. Give a number of at least 0.001 up to 1e+07.",
+        ),
     ],
 )  # fmt: skip
 def test_a_line(tmp_path: Path, old: str, new: str, line: str) -> None:
