@@ -1,9 +1,9 @@
 # ruff: noqa: E501 - a mutant is a line of a table
 """Each defence taken out in turn, in a copy of the checkout: the tests named beside it must then fail.
 
-    bin/check --long mutants [groups | scheduler | NAME …]      all that this commit has not done yet, or these
+    bin/check --long mutants [groups | watchers | scheduler | NAME …]      all that this commit has not done yet, or these
 
-Of engine groups the list is here, of the scheduler in tests/harness/scheduler_mutants.py. A mutant that survives is a promise without a test.
+Of engine groups, and of whoever watches, the lists are here, of the scheduler in tests/harness/scheduler_mutants.py. A mutant that survives is a promise without a test.
 """
 
 import sys
@@ -20,6 +20,19 @@ PURE, RULES, HOST = "tests/engines/lifecycle/test_health.py", "tests/supervisor/
 ENDINGS, ENDS = "supervisor/scheduler/groups/engine_teardown.py", "tests/supervisor/scheduler/test_engine_teardown.py"
 PORTS, WINDOWS = "supervisor/host/ports.py", "tests/supervisor/host/test_ports.py"
 STRANGERS, METRICS, CONTEXT = "supervisor/host/foreign.py", "supervisor/views/metrics.py", "supervisor/scheduler/context.py"
+GUARDIAN, LINK, LINEAGE = (f"supervisor/host/processes/{name}.py" for name in ("guardian", "guardian_link", "lineage"))
+POOL, GROUP, BEATS, SILENCE = (
+    "supervisor/host/processes/pool.py",
+    "supervisor/host/processes/group.py",
+    "supervisor/runtime/watch/heartbeat.py",
+    "supervisor/runtime/watch/silence.py",
+)
+AT_GUARDIAN, AT_POOL, AT_LEFT, WATCHED = (
+    "tests/supervisor/host/test_guardian.py",
+    "tests/supervisor/host/test_pool.py",
+    "tests/supervisor/host/test_left_over.py",
+    "tests/runs/test_watch.py",
+)
 
 
 MUTANTS = {
@@ -31,7 +44,7 @@ MUTANTS = {
     "f2 the canary at the start": Mutant("supervisor/runtime/kinds/engine_kind.py", "await control.canary(within)", "pass", HOST, "green_light"),
     "f3 one probe at a time": Mutant(HEALTH, "if pulse.asked is not None or pulse.condemned:", "if pulse.condemned:", PURE, "f3"),
     "f4 the default limits": Mutant(TABLES, "progress_timeout_s: Seconds = 25.0", "progress_timeout_s: Seconds = 0.5", PURE, "f4"),
-    "f5 descendants": Mutant("supervisor/host/processes/proc.py", "if stat.pid not in known and stat.start >= born", "if False and stat.start >= born", HOST, "f5_r15"),
+    "f5 descendants": Mutant(LINEAGE, "if stat.pid not in known and stat.start >= born", "if False and stat.start >= born", HOST, "f5_r15"),
     "f6 ports before confirmed": Mutant(LIFE, "if isinstance(group, EngineId) and (held :=", "if False and (held :=", HOST, "f6_r16"),
     "f6 unconfirmed is stuck": Mutant(GROUPS, "case GroupGone(confirmed=True):", "case GroupGone(confirmed=_):", RULES, "f6_not"),
     "f6 stuck keeps its lease": Mutant(ENDINGS, "engine.transition(Transition.UNCONFIRMED, ctx.now)", "engine.transition(Transition.UNCONFIRMED, ctx.now); ctx.leases.release(engine.id)", RULES, "f6"),
@@ -47,7 +60,7 @@ MUTANTS = {
     "f5 memory of one that died asleep": Mutant(ENDINGS, "    elif not ctx.leases.held_by(engine.id):  #", "    elif False:  #", ENDS, "f5"),
     "f5 memory of others on a lent GPU": Mutant(ENDINGS, "if leases.lease(gpu) is None and gpu not in fences)", "if gpu not in fences)", ENDS, "f5_what"),
     "f7 a port that is passed over is told once": Mutant(PORTS, "        if port not in self._reported:", "        if True:", WINDOWS, "told_once"),
-    "f7 another supervisor's ports": Mutant(PORTS, "elsewhere = marked if not self._ours(marked) else elsewhere", "pass", WINDOWS, "another_supervisor"),
+    "f7 another supervisor's ports": Mutant(PORTS, "elsewhere = other\n                    continue\n                blocked", "continue\n                blocked", WINDOWS, "another_supervisor"),
     "f7 ports that can be bound": Mutant(PORTS, "blocked = next((port for port in window if not can_bind(port)), None)", "blocked = None", "tests/supervisor/host/test_ports.py", "passed_over_and_its_holder"),
     "f8 identity of the listener": Mutant("engines/control.py", "if status not in (401, 403):", "if False:", HOST, "f8"),
     "f9 an exit of any member": Mutant(SCHEDULER, "        if record.incarnation != event.incarnation:\n            return  # of a life before this one\n", "        if record.incarnation != event.incarnation:\n            return  # of a life before this one\n        if isinstance(record, Engine) and event.member != 0:\n            return\n", HOST, "f9_r4 and per-gpu-2"),
@@ -111,9 +124,33 @@ MUTANTS = {
     "a lent GPU starts nothing": Mutant(GROUPS, "    if not ctx.leases.all_free(engine.gpus):", "    if False:", "tests/supervisor/simulate", "seed"),
 }  # fmt: skip
 
+WATCHERS = {
+    "h4 silence has a limit": Mutant(GUARDIAN, "        if self._seconds >= limit:\n            return True", "", AT_GUARDIAN, "f27"),
+    "h4 silence is said": Mutant(GUARDIAN, "        if not self._told and self._seconds >=", "        if False and self._seconds >=", AT_GUARDIAN, "f27"),
+    "h4 who speaks again goes on": Mutant(GUARDIAN, "if registered.beats != self._beats or registered.watchdog == 0.0", "if registered.watchdog == 0.0", AT_GUARDIAN, "speaks_again"),
+    "h4 children are asked first": Mutant(GUARDIAN, "        kill(pid, signal.SIGTERM, signal.SIGCONT)", "        pass", AT_GUARDIAN, "f27"),
+    "h4 the stack is written": Mutant(GUARDIAN, "for numbers in ((signal.SIGABRT, signal.SIGCONT), (signal.SIGKILL,)):", "for numbers in ((signal.SIGKILL,),):", AT_GUARDIAN, "f27"),
+    "h4 the kernel, when the guardian is dead": Mutant(LINK, "self._deadman = Deadman(1.5 * limit_s + grace_s + LATER_S)", "pass", AT_GUARDIAN, "does_not_save_it"),
+    "h4 a stopped guardian does not block us": Mutant(LINK, "    os.set_blocking(int(descriptor), False)\n", "", AT_GUARDIAN, "stopped_guardian"),
+    "h4 the loop beats": Mutant(BEATS, "    guard.watch(health.watchdog_s, health.grace_s)\n", "    pass\n", WATCHED, "a_supervisor_that_is_stopped"),
+    "h4 a silent pool is replaced": Mutant(POOL, "            if why := await server.fails_to_answer():", "            if why := \"\":", AT_POOL, "does_not_answer"),
+    "h4 codes outlive the pool": Mutant(POOL, "        await self.end_server()  #", "        return Status()  #", AT_POOL, "codes_of_children"),
+    "h4 a stopped rank": Mutant(SILENCE, "and stat.state == \"T\"", "and False", WATCHED, "stopped and rank"),
+    "h4 a silent rank": Mutant(SILENCE, "if silent >= limit else", "if False else", WATCHED, "silent and rank"),
+    "h4 who waits for us is not silent": Mutant(SILENCE, "if busy or waits_for_us(pipeline) or", "if busy or", WATCHED, "waits_for_us"),
+    "h5 the mark": Mutant(LINEAGE, "    mark = _mark(pid)", "    mark = 0", AT_LEFT, "as_long_as"),
+    "h5 the mark, in the sweep": Mutant(LINEAGE, "    mark = _mark(pid)", "    mark = 0", AT_LEFT, "double_kill"),
+    "h5 the mark tells more than the tag": Mutant(LINEAGE, "return self.mark == mark_of_tag(tag) if self.mark else self.tag == tag", "return self.mark == mark_of_tag(tag) or self.tag == tag", "tests/supervisor/host/test_lineage.py", "mark"),
+    "h5 the pool's children have their own": Mutant("supervisor/host/processes/pool_child.py", "    bootstrap.bear(order.mark)\n", "", AT_POOL, "marked"),
+    "h5 who belongs to nobody": Mutant(GROUP, "            await self._end_strays()\n", "", AT_LEFT, "cannot_be_attributed"),
+    "h5 a living group's stay": Mutant(GROUP, "if not any(sign.is_of(tag) for tag in tags)}", "}", AT_LEFT, "as_long_as"),
+    "h5 the end without a guardian": Mutant(GROUP, "            survivors |= await self._end_left()\n", "", AT_LEFT, "without_a_guardian"),
+    "m5 another user's marks": Mutant(PORTS, "        for respect in (True, False):  #", "        for respect in (True,):  #", WINDOWS, "cannot_keep_us"),
+    "m5 a mark is its owner's": Mutant("supervisor/host/locked_file.py", "    return found.start == start and owner == uid", "    return True", "tests/supervisor/host/test_claims.py"),
+}  # fmt: skip
 
-LISTS = {"groups": MUTANTS, "scheduler": scheduler_mutants.MUTANTS}
-EVERY = {**MUTANTS, **scheduler_mutants.MUTANTS}
+LISTS = {"groups": MUTANTS, "watchers": WATCHERS, "scheduler": scheduler_mutants.MUTANTS}
+EVERY = {**MUTANTS, **WATCHERS, **scheduler_mutants.MUTANTS}
 
 
 def kill(name: str) -> dict[str, object]:

@@ -28,7 +28,8 @@ from trainers.lossy_log import tolerate_full_disk
 from trainers.process_title import name_this_process
 from trainers.protocol.child_env import API_KEY
 
-OPEN = ("/health", "/health_generate", "/ready")
+OPEN = ("/health", "/ready")
+"""What needs no key. SGLang answers `/health_generate` to everybody, too; it computes a token, and can find the engine unhealthy."""
 
 
 def main(argv: list[str]) -> None:

@@ -183,6 +183,7 @@ def test_only_who_has_the_key_is_served(engine: EngineProcess) -> None:
     try:
         assert engine.call("GET", "/model_info") == (401, {"error": "Unauthorized"})
         assert engine.call("POST", "/generate", {"input_ids": [1]})[0] == 401
+        assert engine.call("GET", "/health_generate")[0] == 401, "it computes a token"
         assert engine.call("GET", "/health")[0] == 200
     finally:
         engine.key = key

@@ -13,6 +13,7 @@ import pytest
 from supervisor.host.processes import bootstrap
 from supervisor.host.processes import pool as pool_module
 from supervisor.host.processes.group import Command, Group, Processes, SpawnFailed, Status
+from supervisor.host.processes.lineage import sign_of
 from supervisor.host.processes.pool import PRELOAD, PrewarmedPool
 from supervisor.host.processes.proc import read_stat, table, tag_of
 from trainers.protocol.child_env import CHECKOUT, CLIENT
@@ -328,3 +329,23 @@ async def test_a_server_that_answers_stays(tmp_path: Path, monkeypatch: pytest.M
             await group.kill()
         assert on.server == first
         tasks.cancel_scope.cancel()
+
+
+async def test_what_a_child_leaves_behind_is_marked_as_its_group_s(tmp_path: Path) -> None:
+    """It has been forked, and its environment is the pool's for whoever looks."""
+    program = """
+import os, subprocess, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork(): os._exit(0)
+    print(os.getpid(), flush=True); time.sleep(60)
+time.sleep(60)
+"""
+    async with pool(tmp_path) as on:
+        group = await on.group(program)
+        (escapee,) = map(int, await on.says(1))
+        await until(lambda: (stat := read_stat(escapee)) is not None and stat.parent == os.getpid())
+        assert tag_of(escapee) == "t:pool:1"
+        assert sign_of(escapee).is_of("t:p1:1")
+        assert not await group.kill()
+        assert not lives(escapee)
