@@ -8,6 +8,7 @@ imports what it needs when it runs, so that `status` does not pay for `run`.
     logs.py      `logs`, filtered and followed
     run.py       `run`: loads the file, chooses the attempt, calls `runtime.run`
     operate.py   `stop restart pause drain resume reset`: one request to a running supervisor
+    first_steps.py  `init` writes a configuration for this machine, `completion` prints what a shell needs
     simulate.py  `plan` and `simulate`
     replay.py    `replay`
     streams.py   standard output and error that may be lost without ending us
