@@ -1,4 +1,4 @@
-"""These commands look at runs and change nothing: `status` at one of them, `ps` at every run of this box."""
+"""These commands look at runs and change nothing: `status` at one of them, `why` at the engines of a pipeline, `ps` at every run of this box."""
 
 import time
 from collections.abc import Sequence
@@ -49,6 +49,25 @@ def status(
         view.show(snapshot)
         if not names:
             _others(attempt)
+    return int(ExitCode.DONE)
+
+
+def why(pipeline: Annotated[str, Parameter(help="p1")], /, *, run: operate.RunOption = None, json: streams.Json = False) -> int:
+    """Say why a pipeline has the engines that it has now, and why it was not given more."""
+    from supervisor.attempt.find import find_run
+    from supervisor.observe import control_socket
+    from supervisor.views.status import show_why
+    from trainers.protocol.ids import PipelineId
+
+    attempt = find_run(run)
+    reply = control_socket.ask(attempt / "control.sock", control_socket.ExplainRequest(PipelineId(pipeline)))
+    if not isinstance(reply, control_socket.ExplainReply):
+        return operate.report(reply, str(attempt))
+    with streams.lasting():
+        if json:
+            streams.say_json(reply.explanation)
+        else:
+            show_why(reply.explanation)
     return int(ExitCode.DONE)
 
 

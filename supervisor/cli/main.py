@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
-from supervisor.cli import first_steps, logs, look, operate, replay, run, simulate, streams
+from supervisor.cli import first_steps, history, logs, look, operate, replay, run, simulate, streams
 from supervisor.cli.run import load_files
 from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
 
@@ -77,9 +77,10 @@ def _find(run: str | None) -> Path:
 
 
 COMMANDS: Final[tuple[Callable[..., int], ...]] = (
-    run.run, check, look.status, look.ps, logs.logs, env,
+    run.run, check, look.status, look.why, look.ps, logs.logs, env,
     operate.stop, operate.restart, operate.drain, operate.pause, operate.resume, operate.reset,
-    simulate.plan, simulate.simulate, replay.replay, first_steps.init, first_steps.completion,
+    simulate.plan, simulate.simulate, replay.replay, history.timeline, history.report,
+    first_steps.init, first_steps.completion,
 )  # fmt: skip
 for _command in COMMANDS:
     app.command(_command)

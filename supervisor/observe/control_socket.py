@@ -19,6 +19,7 @@ import msgspec
 
 from supervisor.errors import SetUpError, SupervisorError, UsageError
 from supervisor.host.regular_file import user_name
+from supervisor.observe.explanation import PipelineExplanation
 from supervisor.observe.status import Status
 from trainers.protocol import ids
 from trainers.protocol.framing import FrameError, FrameReader, encode
@@ -73,8 +74,18 @@ class ActRequest(_Message, frozen=True, tag="act"):
     target: Target
 
 
+class ExplainRequest(_Message, frozen=True, tag="explain"):
+    """Ask why a pipeline has the engines that it has, and no more. Answered by `ExplainReply` or `Declined`."""
+
+    pipeline: PipelineId
+
+
 class StatusReply(_Message, frozen=True, tag="status_reply"):
     snapshot: Status
+
+
+class ExplainReply(_Message, frozen=True, tag="explain_reply"):
+    explanation: PipelineExplanation
 
 
 class Done(_Message, frozen=True, tag="done"):
@@ -89,8 +100,8 @@ class Declined(_Message, frozen=True, tag="declined"):
     text: str
 
 
-Request = StatusRequest | StopRequest | ActRequest
-Reply = StatusReply | Done | Declined
+Request = StatusRequest | StopRequest | ActRequest | ExplainRequest
+Reply = StatusReply | ExplainReply | Done | Declined
 Handler = Callable[[Request, int], Awaitable[Reply]]
 """It gets a request and the uid of whoever asks, as the kernel knows it."""
 

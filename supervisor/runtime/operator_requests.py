@@ -11,14 +11,25 @@ from supervisor.attempt.outcome import stopped_by
 from supervisor.attempt.resume import EarlierStarts, merge_earlier
 from supervisor.errors import UsageError
 from supervisor.host.regular_file import user_name
-from supervisor.observe.control_socket import ActRequest, Done, Reply, Request, StatusReply, StatusRequest, StopRequest
+from supervisor.observe.control_socket import (
+    ActRequest,
+    Done,
+    ExplainReply,
+    ExplainRequest,
+    Reply,
+    Request,
+    StatusReply,
+    StatusRequest,
+    StopRequest,
+)
+from supervisor.observe.explanation import explained
 from supervisor.observe.status import Status
 from supervisor.observe.status_builder import Constants, build_status
 from supervisor.runtime.driver import Loop
 from supervisor.runtime.gpu_memory import GpuMemory
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.events import OperatorAsked, Part, Stop
-from trainers.protocol.ids import EngineId, GatewayId, TrainerId
+from trainers.protocol.ids import EngineId, GatewayId, PipelineId, TrainerId
 
 
 class StatusSource:
@@ -81,8 +92,15 @@ class OperatorRequests:
             case StopRequest(level=level):
                 self.stopper.stop(level, OPERATOR, uid)
                 return Done("stopping")
+            case ExplainRequest(pipeline=pipeline):
+                return self._explain(pipeline)
             case ActRequest():
                 return self._act(request, uid)
+
+    def _explain(self, pipeline: PipelineId) -> ExplainReply:
+        if pipeline not in self.scheduler.pipelines:
+            raise UsageError(f"There is no pipeline {pipeline!r} in this run; it has {', '.join(sorted(self.scheduler.pipelines))}.")
+        return ExplainReply(explained(self.scheduler.explain(pipeline)))
 
     def _act(self, request: ActRequest, uid: int) -> Done:
         """Tells the scheduler, and the operator what it will do: one line for each group that it concerns."""

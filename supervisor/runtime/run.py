@@ -50,12 +50,13 @@ from supervisor.runtime.group_lifecycle import GroupLifecycle, Groups
 from supervisor.runtime.model_recipe import Models
 from supervisor.runtime.operator_requests import OperatorRequests, StatusSource, Stopper
 from supervisor.runtime.perform import Performer
-from supervisor.runtime.probes import Probes
 from supervisor.runtime.ranks import Ranks
 from supervisor.runtime.run_facts import ChildEnvironment, Pipelines, RunFacts, RunPaths
 from supervisor.runtime.scheduler_spec import box_spec
 from supervisor.runtime.snapshots import SharedMemory, TrainerOutput, folder_of, make_folders
 from supervisor.runtime.startup import DetachedStart, Exposition, Options, ShowProgress, as_setup_error
+from supervisor.runtime.watch.heartbeat import keep_beating, stack_on_crash
+from supervisor.runtime.watch.probes import Probes
 from supervisor.scheduler import Scheduler
 from trainers.protocol.ids import PipelineId
 
@@ -134,6 +135,7 @@ class Run:
         config, directory = self._config, self._directory
         swept = sweep(*(runs for runs in directory.path.parent.parent.iterdir() if runs.is_dir() and not runs.is_symlink()))
         with contextlib.ExitStack() as stack:
+            stack.enter_context(stack_on_crash(directory.stack))
             logs = stack.enter_context(
                 Logs(
                     directory.supervisor_log,
@@ -142,6 +144,7 @@ class Run:
                     console=self._options.console,
                 )
             )
+            self._guard.log(directory.run_id, directory.supervisor_log)
             tables = [env for pipeline in config.pipeline for env in (pipeline.engine.env, pipeline.trainer.env)]
             for value in (value for env in (os.environ, *tables) for value in secret_values(env)):
                 logs.secrets.register(value)
@@ -251,7 +254,7 @@ class Run:
         driver = Driver(scheduler, recorded, time.monotonic, self._observers(logs, results, notifier), logs.secrets.hide)
         loop = Loop(driver.feed, driver.spawn_task, logs.log)
 
-        processes = Processes(_prewarm(facts) if config.host.prewarm else None)
+        processes = Processes(_prewarm(facts, logs) if config.host.prewarm else None)
         groups = Groups(processes, machine.journal)
         lifecycle = GroupLifecycle(groups, loop, machine.ports, config.health, logs.secrets.hide)
         transports = {id: SharedMemory(folder_of(facts.paths.shm, id), facts.paths.model(table)) for id, table in facts.pipelines}
@@ -317,6 +320,7 @@ class Run:
         """Run until every pipeline has ended; then nothing of the run lives any more. Raises SetUpError."""
         async with anyio.create_task_group() as signals:
             await signals.start(wired.stopper.on_signals)  # before the first child: whoever is stopped now is stopped in order
+            signals.start_soon(keep_beating, self._guard, self._config.health, machine.logs.log, name="heartbeat")
             async with wired.processes.running(), anyio.create_task_group() as tasks:
                 self._log_unmeasured(machine)
                 async with wired.engines:
@@ -345,6 +349,7 @@ class Run:
         """Start what runs beside the loop, then the loop."""
         await tasks.start(control_socket.serve, self._directory.control_socket, wired.operator.answer)
         tasks.start_soon(wired.processes.reap_forever, name="reap orphans")
+        tasks.start_soon(wired.processes.watch_pool, name="watch the pool")
         tasks.start_soon(wired.probes.run, name="probes")
         if wired.notifier is not None:
             tasks.start_soon(wired.notifier.run, name="notifications")
@@ -384,7 +389,11 @@ async def _show_progress(show: ShowProgress, status: StatusSource, logs: Logs) -
             logs.say(line)
 
 
-def _prewarm(facts: RunFacts) -> PrewarmedPool:
+def _prewarm(facts: RunFacts, logs: Logs) -> PrewarmedPool:
     directory, environment, tag = facts.paths.directory.path, facts.environment, f"{facts.paths.directory.run_id}:prewarm:1"
     env = environment.complete(environment.inherited("trainer").kept, tag)
-    return PrewarmedPool(env=env, tag=tag, directory=directory, log=directory / "logs" / "prewarm.log")
+
+    def replaced(pid: int, why: str) -> None:
+        logs.log.warning("the prewarmed pool does not answer and is replaced; its children go on", pid=pid, why=why)
+
+    return PrewarmedPool(env=env, tag=tag, directory=directory, log=directory / "logs" / "prewarm.log", replaced=replaced)
