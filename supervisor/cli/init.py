@@ -1,18 +1,15 @@
-"""These commands are for the first day: `init` writes a configuration for this machine, `completion` prints what a shell needs."""
+"""`supervise init` writes a first configuration for this machine."""
 
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
-
-from cyclopts import App, Parameter
+from typing import Final
 
 from supervisor.cli import streams
 from supervisor.errors import ExitCode, SetUpError, UsageError
 
 _SGLANG: Final = ("/opt/sglang/bin/python",)
 _DEFAULT: Final = Path("trainshed.toml")
-SHELLS = Literal["bash", "zsh", "fish"]
 
 
 def init(file: Path = _DEFAULT, /) -> int:
@@ -57,13 +54,3 @@ def _model() -> str | None:
         if next(folder.glob("snapshots/*/*.safetensors"), None) is not None:
             return folder.name.removeprefix("models--").replace("--", "/", 1)
     return None
-
-
-def completion(shell: Annotated[SHELLS, Parameter(help="bash, zsh or fish.")], /) -> int:
-    """Print what makes a shell complete commands and options: eval "$(bin/supervise completion bash)"."""
-    from supervisor.cli.main import app
-
-    assert isinstance(app, App)
-    asked: dict[str, Any] = {"prog_name": "supervise", "shell": shell}  # no shell is started: the name of one
-    streams.say(app.generate_completion(**asked))
-    return int(ExitCode.DONE)
