@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.attempt import summary
-from supervisor.attempt.box_runs import BoxRun, box_runs
 from supervisor.attempt.checkpoints import resumable
 from supervisor.attempt.directory import (
     RunDirectory,
@@ -21,6 +20,7 @@ from supervisor.attempt.directory import (
 )
 from supervisor.errors import ExitCode, UsageError
 from supervisor.host.regular_file import shared_with, user_name
+from supervisor.observe.box_runs import BoxRun, box_runs
 
 # -- what `run` goes on with
 

@@ -11,8 +11,8 @@ from supervisor.cli import history, operate, streams
 from supervisor.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from supervisor.attempt.box_runs import BoxRun
     from supervisor.attempt.find import Foreign
+    from supervisor.observe.box_runs import BoxRun
     from supervisor.observe.status import Status
 
 _PATIENCE_S: Final = 2.0
@@ -73,7 +73,7 @@ def why(pipeline: Annotated[str, Parameter(help="p1")], /, *, run: operate.RunOp
 
 def ps(*, json: streams.Json = False) -> int:
     """List the runs of this box, of all users: whose, since when, on which GPUs, how far, and how to reach them."""
-    from supervisor.attempt.box_runs import box_runs
+    from supervisor.observe.box_runs import box_runs
 
     runs = box_runs()
     steps = {run.directory: told for run in runs if run.ours and (told := _progress(run)) is not None}

@@ -9,11 +9,11 @@ import os
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
-from supervisor.cli import doctor, history, logs, look, operate, replay, run, simulate, streams, top
+from supervisor.cli import doctor, history, init, logs, look, operate, replay, run, simulate, streams, top
 from supervisor.cli.run import load_files
 from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
 
@@ -76,11 +76,19 @@ def _find(run: str | None) -> Path:
     return find_run(run)
 
 
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], Parameter(help="bash, zsh or fish.")], /) -> int:
+    """Print what makes a shell complete commands and options: eval "$(bin/supervise completion bash)"."""
+    asked: dict[str, Any] = {"prog_name": "supervise", "shell": shell}  # no shell is started: this is the name of one
+    streams.say(app.generate_completion(**asked))
+    return int(ExitCode.DONE)
+
+
 COMMANDS: Final[tuple[Callable[..., int], ...]] = (
     run.run, check, doctor.doctor, look.status, look.why, look.ps, logs.logs, env,
     operate.stop, operate.restart, operate.drain, operate.pause, operate.resume, operate.reset,
     simulate.plan, simulate.simulate, replay.replay,
     history.timeline, history.report, top.top,
+    init.init, completion,
 )  # fmt: skip
 for _command in COMMANDS:
     app.command(_command)

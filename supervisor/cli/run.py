@@ -149,8 +149,8 @@ def _begun(attempt: "RunDirectory", asked: _Asked) -> None:
     if not asked.detach:
         streams.say(f"run directory {attempt.path}")
         if streams.on_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            streams.say("starting: a model, the gateways, trainers and engines come up; `bin/supervise status` says what waits for what")
-            streams.say("closing this terminal stops the run gracefully, as Ctrl-C does; what should outlive it is started with --detach")
+            streams.say("starting: `bin/supervise status` says what waits for what")
+            streams.say("closing this terminal stops the run gracefully; use --detach to outlive it")
         return
     from supervisor.attempt.find import display_path
 
@@ -213,8 +213,8 @@ def load_files(files: Sequence[Path], settings: Sequence[str] | None) -> "Loaded
 
 def _refuse_what_runs(file: Path) -> None:
     """Refuse to resume what runs, before its own ports are found to be taken. Raises UsageError."""
-    from supervisor.attempt.box_runs import box_runs
     from supervisor.attempt.directory import already_running
+    from supervisor.observe.box_runs import box_runs
 
     for run in box_runs():
         if run.ours and run.file == os.path.realpath(file):

@@ -14,6 +14,7 @@ attempt: loggers and values are handed to it.
     status_builder.py   fills it from the scheduler's records and a measurement
     waiting_reasons.py  why something waits, in an operator's words
     explanation.py      why a pipeline has its engines, and no more: the planner's reasons as sentences
+    box_runs.py         the runs of this box, of all users: whose each is and which GPUs it holds
     control_socket.py   requests and replies between the command line and a running supervisor
     notifications.py    tells the operator's own command of failures, recoveries and the end
     metrics_server.py   serves `/metrics`

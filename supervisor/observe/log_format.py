@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 from supervisor.observe.sanitize import one_line
 
@@ -42,13 +42,18 @@ def readable(record: Mapping[str, Any], colour: bool, *, width: int | None = Non
     parts = [paint(local(record.get("timestamp", ""), dated), "2", colour), paint(f"{level:7}", _LEVELS.get(level, "0"), colour)]
     if source := source_of(record):
         parts.append(paint(source, colour_of(source), colour))
-    parts.append(paint(one_line(str(record.get("event", ""))), "1" if level != "debug" else "0", colour))
+    room = width if level in ("debug", "info") else None
+    event = one_line(str(record.get("event", "")))
+    if room is not None:
+        event = cut(event, room - _columns(" ".join(parts)) - 1)
+    head = [*parts, paint(event, "1" if level != "debug" else "0", colour)]
+    parts = []
     if record.get("incarnation") not in (None, 1):  # a first life is nothing to mention
         parts.append(paint(f"incarnation={one_line(str(record['incarnation']), 20)}", "2", colour))
     for key, value in record.items():
         if key not in _HIDDEN and value is not None:
             parts.append(paint(f"{one_line(str(key), 64)}=", "2", colour) + _value(value))
-    return _fitted(parts, width if level in ("debug", "info") else None)
+    return _fitted(head, parts, room)
 
 
 def local(stamp: object, dated: bool) -> str:
@@ -61,14 +66,20 @@ def local(stamp: object, dated: bool) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S" if dated else "%H:%M:%S") + f".{time.microsecond // 1000:03}"
 
 
-def _fitted(parts: list[str], width: int | None) -> str:
-    """Join the parts as far as they fit; "…" says that some did not."""
-    line = " ".join(parts)
+def _fitted(head: list[str], parts: list[str], width: int | None) -> str:
+    """Join what must be there and, as far as they fit, the further parts; "…" says that some did not."""
+    line = " ".join((*head, *parts))
     if width is None or _columns(line) <= width:
         return line
-    while len(parts) > 3 and _columns(" ".join((*parts, "…"))) > width:
+    while parts and _columns(" ".join((*head, *parts, "…"))) > width:
         parts = parts[:-1]
-    return " ".join((*parts, "…"))
+    line = " ".join((*head, *parts, "…"))
+    return line if _columns(line) <= width else " ".join(head)
+
+
+def cut(text: str, width: int) -> str:
+    """Return what fits into so many columns; "…" says that something did not."""
+    return text if cell_len(text) <= width else f"{set_cell_size(text, max(0, width - 1)).rstrip()}…"
 
 
 def _columns(text: str) -> int:

@@ -22,7 +22,7 @@ import msgspec
 import structlog
 
 from supervisor.host.regular_file import open_regular
-from supervisor.observe.log_format import readable
+from supervisor.observe.log_format import cut, readable
 from supervisor.observe.sanitize import one_line, plain_value
 
 Console = Literal["readable", "json", "none"]
@@ -151,7 +151,8 @@ class Logs:
     def say(self, line: str) -> None:
         """Show a line to the person at the console only (progress, a hint); nothing with `--json`."""
         if self._console is not None and self._mode == "readable":
-            self._console.write(self.secrets.hide(one_line(line)))
+            text: str = self.secrets.hide(one_line(line))
+            self._console.write(cut(text, shutil.get_terminal_size().columns) if self._terminal else text)
 
     def close(self, timeout_s: float = 2.0) -> None:
         if self._console is not None:

@@ -30,8 +30,8 @@ def refusal(ctx: Context, event: OperatorAsked) -> str:
     if event.rank is not None and event.rank not in pipeline.engines:
         return f"{event.pipeline} has no engine {event.rank}; it has {', '.join(str(engine.id) for engine in pipeline.engines.values())}"
     if event.part and event.verb not in _PARTS:
-        more = f" To end the pipeline: stop {event.pipeline}" if event.verb == "stop" else ""
-        return f"{event.verb} is for {'pipelines' if event.verb == 'stop' else 'engines and pipelines'}, not for a {event.part}.{more}"
+        more = f"; to end the pipeline: stop {event.pipeline}" if event.verb == "stop" else ""
+        return f"{event.verb} is for {'pipelines' if event.verb == 'stop' else 'engines and pipelines'}, not for a {event.part}{more}"
     if event.verb == "stop" and event.rank is not None:
         engine = EngineId(event.pipeline, event.rank)
         return f"stop is for pipelines. To take {engine} off its GPUs: pause {engine}, or drain {engine} to end its processes, too"

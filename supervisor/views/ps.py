@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
-from supervisor.attempt.box_runs import BoxRun
+from supervisor.observe.box_runs import BoxRun
 from supervisor.observe.sanitize import one_line
 from supervisor.observe.status import Status
 from supervisor.views.status import duration

@@ -6,22 +6,30 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from supervisor.attempt.summary import Summary
+from supervisor.attempt.summary import PipelineSummary, Summary
 from supervisor.errors import ExitCode
 from supervisor.observe.sanitize import one_line
 from supervisor.views.status import cell, duration, reward
 
 _COLUMNS = ("pipeline", "steps", "samples", "reward", "weights", "pauses", "resumes", "restarts", "waited")
+_WIDE = 84
+"""Columns that the table needs with room between its own."""
 
 
-def render(summary: Summary, directory: str, costs: Iterable[Text] = ()) -> RenderableType:
+def render(summary: Summary, directory: str, costs: Iterable[Text] = (), *, narrow: bool = False) -> RenderableType:
     """Return the table, what the run cost (`costs`, a line each), why what failed failed, how all ended, and where it lies."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 1 if narrow else 2, 0, 0), header_style="dim")
     for column in _COLUMNS:
         table.add_column(column, justify="left" if column == "pipeline" else "right")
     for name, pipeline in summary.pipelines.items():
         told = reward(pipeline.first_reward, pipeline.last_reward)
-        steps = f"{pipeline.steps}/{pipeline.of}" if pipeline.of and pipeline.steps != pipeline.of else pipeline.steps
+        steps = (
+            None
+            if _stepless(pipeline)
+            else f"{pipeline.steps}/{pipeline.of}"
+            if pipeline.of and pipeline.steps != pipeline.of
+            else pipeline.steps
+        )
         row = (steps, pipeline.samples, told, f"v{pipeline.weight_version}", pipeline.pauses, pipeline.resumes, pipeline.restarts)
         table.add_row(cell(name, "bold"), *(cell(value) for value in row), cell(f"{pipeline.waited_s:.1f} s"))
     return Group(
@@ -41,6 +49,11 @@ def _reasons(summary: Summary, directory: str) -> Iterator[Text]:
     yield from (_unbroken(note, "yellow") for note in summary.notes)
 
 
+def _stepless(pipeline: PipelineSummary) -> bool:
+    """Return whether it ended well and never told of a step, as a script that only sends requests."""
+    return pipeline.outcome == "done" and pipeline.steps == 0 and pipeline.samples > 0
+
+
 def _unbroken(text: str, style: str) -> Text:
     """Return one line however long it is, because it is copied and searched for."""
     return Text(one_line(text, 1000), style=style, no_wrap=True, overflow="ignore")
@@ -58,8 +71,14 @@ def _verdict(summary: Summary) -> Text:
 def _meaning(summary: Summary) -> str:
     """Return the sentence of the exit code, made as exact as this run allows."""
     pipelines = summary.pipelines
-    short = [f"{name} {pipeline.steps} of {pipeline.of}" for name, pipeline in pipelines.items() if pipeline.steps < pipeline.of]
+    short = [
+        f"{name} {pipeline.steps} of {pipeline.of}"
+        for name, pipeline in pipelines.items()
+        if pipeline.steps < pipeline.of and not _stepless(pipeline)
+    ]
     match summary.exit:
+        case ExitCode.DONE if not short and any(map(_stepless, pipelines.values())):
+            return "Every trainer ended by itself with exit code 0"
         case ExitCode.DONE if not short:
             return "Every pipeline did all its steps"
         case ExitCode.DONE:
@@ -81,4 +100,4 @@ def show(summary: Summary, directory: str, console: Console | None = None, costs
     console = console if console is not None else Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=200, no_color=True)
-    console.print(render(summary, directory, costs), crop=False)
+    console.print(render(summary, directory, costs, narrow=console.is_terminal and console.width < _WIDE), crop=False)

@@ -147,7 +147,7 @@ def test_closing_the_terminal_stops_a_run_and_the_summary_says_so(tmp_path: Path
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     seen = b""
-    while b"closing this terminal stops the run gracefully, as Ctrl-C does; what should outlive it is started with --detach" not in seen:
+    while b"closing this terminal stops the run gracefully; use --detach to outlive it" not in seen:
         seen += os.read(ours, 65536)
     os.close(ours)
     assert process.wait(60) == 5

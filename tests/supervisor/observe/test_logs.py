@@ -68,6 +68,9 @@ def test_a_line_for_people_has_the_time_of_the_place_and_a_terminal_s_width(monk
         assert readable(record, False).startswith("08:03:04.123 info    p1/trainer step done a=xxx")
         assert readable(record, False, dated=True).startswith("2026-11-28 08:03:04.123 info ")
         assert readable(record, False, width=60) == "08:03:04.123 info    p1/trainer step done …"
+        long = readable({**record, "event": "virtual GPUs: " + "y" * 50}, False, width=60)
+        assert len(long) == 60
+        assert long.endswith("yyy…")
         assert len(readable({**record, "level": "error"}, False, width=60)) > 60, "what went wrong is told whole"
         assert readable({"timestamp": "nonsense", "event": "x"}, False).startswith("nonsense info")
     finally:

@@ -102,8 +102,8 @@ def test_restart_and_reset_of_what_failed() -> None:
     ("verb", "rank", "part", "why"),
     [
         ("pause", 7, "", "a has no engine 7; it has a/engine/0, a/engine/1"),
-        ("pause", None, "trainer", "pause is for engines and pipelines, not for a trainer."),
-        ("stop", None, "gateway", "stop is for pipelines, not for a gateway. To end the pipeline: stop a"),
+        ("pause", None, "trainer", "pause is for engines and pipelines, not for a trainer"),
+        ("stop", None, "gateway", "stop is for pipelines, not for a gateway; to end the pipeline: stop a"),
         ("stop", 0, "", "stop is for pipelines. To take a/engine/0 off its GPUs: pause a/engine/0, or drain"),
     ],
 )

@@ -76,3 +76,11 @@ def test_steps_that_nobody_did_are_not_said_to_be_done() -> None:
     text = printed(summary.show, Summary(run="q", exit=0, wall_s=3.0, pipelines={"p1": nothing}), "/r")
     assert "Every trainer ended by itself with exit code 0; steps that are known to be done: p1 0 of 5 (exit 0)" in text
     assert "all its steps" not in text
+
+
+def test_a_script_that_only_sends_requests_is_not_said_to_lack_steps() -> None:
+    ask = PipelineSummary(steps=0, of=1, outcome="done", samples=32)
+    told = printed(summary.show, Summary(run="q", exit=0, wall_s=1.0, pipelines={"ask": ask}), "/r")
+    assert "Every trainer ended by itself with exit code 0 (exit 0)" in told
+    assert "0/1" not in told
+    assert "0 of 1" not in told
