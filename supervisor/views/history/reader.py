@@ -95,7 +95,7 @@ class HistoryReader:
                 case Changed(at=at, facts=facts):
                     history.changed(at, facts)
                 case Opened():
-                    history.opened(line.at, line.wall, life=line.box is not None)
+                    history.opened(line.at, line.wall, life=line.box is not None, drawn=line.drawn_s > 0)
                     if not line.wall and path is not None:
                         self._decide_again(path, line)
                         return
