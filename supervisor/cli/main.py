@@ -15,7 +15,7 @@ from typing import Annotated, Final
 
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
-from supervisor.cli import history, look, operate, replay, run, simulate, streams, top
+from supervisor.cli import history, look, operate, replay, run, simulate, streams, top, ui
 from supervisor.cli.run import gpus
 from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
 
@@ -120,7 +120,7 @@ COMMANDS: Final[tuple[Callable[..., int], ...]] = (
     run.run, check, look.status, look.why, look.ps, logs, env,
     operate.stop, operate.restart, operate.drain, operate.pause, operate.resume, operate.reset,
     simulate.plan, simulate.simulate, replay.replay,
-    history.timeline, history.report, top.top,
+    history.timeline, history.report, top.top, ui.ui,
 )  # fmt: skip
 for _command in COMMANDS:
     app.command(_command)

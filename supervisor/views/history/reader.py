@@ -128,9 +128,14 @@ def read_history(attempt: Path, now: float) -> History:
     """Return the history of an attempt up to `now`, in seconds since the epoch. Raises UsageError when nothing is recorded or it cannot be read."""
     reader = HistoryReader(attempt)
     try:
-        reader.poll(now)
+        return read_on(reader, now)
     finally:
         reader.close()
+
+
+def read_on(reader: HistoryReader, now: float) -> History:
+    """Return the history up to `now` of an attempt that is read again and again. Raises UsageError."""
+    reader.poll(now)
     if not reader.history.pipelines:
-        raise UsageError(f"{attempt} has no history: nothing is recorded in its folder {FOLDER}.")
+        raise UsageError(f"{reader.attempt} has no history: nothing is recorded in its folder {FOLDER}.")
     return reader.history
