@@ -24,6 +24,7 @@ import msgspec
 from supervisor.attempt.outcome import stopped_by
 from supervisor.attempt.state_codec import plain
 from supervisor.history.changes import Changes
+from supervisor.history.compaction import WIDTHS, compacted
 from supervisor.history.facts import Fact
 from supervisor.host.regular_file import open_regular
 from supervisor.scheduler import Scheduler
@@ -34,6 +35,8 @@ from supervisor.scheduler.spec import BoxSpec
 FOLDER: Final = "events"
 SEGMENT_BYTES: Final = 8 << 20
 KEPT_BYTES: Final = 256 << 20
+KEPT_HISTORY_BYTES: Final = 64 << 20
+"""Of what remains of segments that were removed."""
 HISTORY_SUFFIX: Final = ".history.gz"
 """Of what remains of a segment that was removed."""
 RETRY_S: Final = 60.0
@@ -48,6 +51,7 @@ class Opened(_Line, frozen=True, tag="opened"):
     """A segment begins. `at` is the clock of the events, `handled` counts this life's events before it; either `box` (a life begins) or `state` is given.
 
     `wall` is the same moment in seconds since the epoch; 0 in recordings of before it was written, which have no `changed` either.
+    `drawn_s`: what changed was compacted, in buckets of so many seconds (`supervisor.history.compaction`); 0: it was not.
     """
 
     at: float
@@ -55,6 +59,7 @@ class Opened(_Line, frozen=True, tag="opened"):
     box: BoxSpec | None = None
     state: msgspec.Raw = msgspec.Raw(b"null")
     wall: float = 0.0
+    drawn_s: float = 0.0
 
 
 class Heard(_Line, frozen=True, tag="heard"):
@@ -98,14 +103,15 @@ class RecordedScheduler:
         *,
         segment: int = SEGMENT_BYTES,
         kept: int = KEPT_BYTES,
+        kept_history: int = KEPT_HISTORY_BYTES,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """`now` is what the scheduler was made with. `segment` and `kept` are bytes; `wall` gives seconds since the epoch."""
+        """`now` is what the scheduler was made with. `segment`, `kept` and `kept_history` are bytes; `wall` gives seconds since the epoch."""
         self.handled = 0
         self.lost = 0
         self._scheduler = scheduler
         self._folder = folder
-        self._segment, self._kept = segment, kept
+        self._segment, self._kept, self._kept_history = segment, kept, kept_history
         self._encoder = msgspec.json.Encoder()
         self._packer = ThreadPoolExecutor(1, thread_name_prefix="recording")
         self._number = max((_number(path) for path in segments(folder)), default=0)
@@ -160,7 +166,7 @@ class RecordedScheduler:
         if self._retry_at is not None and now < self._retry_at:
             return
         self._close_segment()
-        self._packer.submit(_pack, self._folder, self._number, self._kept)
+        self._packer.submit(_pack, self._folder, self._number, self._kept, self._kept_history)
         state = msgspec.Raw(self._encoder.encode(plain(self._scheduler)))
         self._open(Opened(now, self.handled, state=state, wall=self._wall()))
         self._changes.tell_whole()
@@ -203,7 +209,7 @@ class RecordedScheduler:
         self._retry_at = now + RETRY_S
 
 
-def _pack(folder: Path, number: int, kept: int) -> None:
+def _pack(folder: Path, number: int, kept: int, kept_history: int) -> None:
     """Compress one segment, and remove the oldest beyond `kept` bytes. A full disk changes nothing."""
     plain = folder / f"{number:06}.jsonl"
     part = folder / f"{number:06}.part"
@@ -215,23 +221,66 @@ def _pack(folder: Path, number: int, kept: int) -> None:
         plain.unlink()
     with contextlib.suppress(OSError):
         sizes = [(path, path.stat().st_size) for path in segments(folder)]
+        over = len(sizes) > 2 and sum(size for _, size in sizes) > kept
         while len(sizes) > 2 and sum(size for _, size in sizes) > kept:
             oldest, _ = sizes.pop(0)
             _keep_history(oldest)
             oldest.unlink()
+        if over:
+            _bound_histories(folder, kept_history)
 
 
 def _keep_history(segment: Path) -> None:
     """Write what changed in a segment beside it, because it goes. A damaged one leaves as much as can be read."""
-    part = segment.with_name(f"{_number(segment):06}.history.part")
+    _write_history(segment.with_name(f"{_number(segment):06}{HISTORY_SUFFIX}"), _remains(segment))
+
+
+def _remains(segment: Path) -> Iterator[bytes]:
+    """Yield the lines that a history is made of, without the scheduler's state."""
+    for text in texts(segment):
+        if text.startswith(_OPENED):
+            yield msgspec.json.encode(msgspec.structs.replace(_OPENED_LINE.decode(text), state=msgspec.Raw(b"null"))) + b"\n"
+        elif text.startswith(_TOLD):
+            yield text
+
+
+def _write_history(path: Path, lines: Iterable[bytes]) -> None:
+    """Replace a file of remains in one step. Raises OSError; then it is as it was."""
+    part = path.with_name(f"{_number(path):06}.history.part")
     descriptor = open_regular(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with open(descriptor, "wb") as raw, gzip.open(raw, "wb", 6) as packed, contextlib.suppress(EOFError, zlib.error):
-        for text in texts(segment):
-            if text.startswith(_OPENED):
-                packed.write(msgspec.json.encode(msgspec.structs.replace(_OPENED_LINE.decode(text), state=msgspec.Raw(b"null"))) + b"\n")
-            elif text.startswith(_TOLD):
-                packed.write(text)
-    part.rename(part.with_name(f"{_number(segment):06}{HISTORY_SUFFIX}"))
+        packed.writelines(lines)
+    part.rename(path)
+
+
+def _bound_histories(folder: Path, kept: int) -> None:
+    """Compact what remains of removed segments, the oldest first and further and further, until all of it has `kept` bytes at most.
+
+    Where nothing can be compacted any more, the oldest goes: a run of years.
+    """
+    sizes = {path: path.stat().st_size for path in sorted(folder.glob(f"[0-9]*{HISTORY_SUFFIX}"))}
+    for width in WIDTHS:
+        for path in sizes:
+            if sum(sizes.values()) <= kept:
+                return
+            _compact(path, width)
+            sizes[path] = path.stat().st_size
+    while len(sizes) > 1 and sum(sizes.values()) > kept:
+        oldest = min(sizes)
+        oldest.unlink()
+        del sizes[oldest]
+
+
+def _compact(path: Path, width: float) -> None:
+    """Rewrite what remains of a segment in buckets of so many seconds, unless they are as wide already."""
+    lines = list(told(texts(path)))
+    opened = lines[0] if lines and isinstance(lines[0], Opened) else None
+    if opened is None or opened.drawn_s >= width:
+        return
+    changes = [(line.at, line.facts) for line in lines if isinstance(line, Changed)]
+    fewer = compacted(changes, width, began=opened.at if opened.box is not None else None, drawn=opened.drawn_s > 0)
+    written = [msgspec.structs.replace(opened, drawn_s=width), *(Changed(at, facts) for at, facts in fewer)]
+    _write_history(path, (msgspec.json.encode(line) + b"\n" for line in (*written, *(line for line in lines if isinstance(line, Closed)))))
 
 
 def segments(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ imports what it needs when it runs, so that `status` does not pay for `run`.
     replay.py    `replay`
     history.py   `timeline` and `report`: files made of a run's history
     top.py       `top`: a run on one screen, and its keys
+    ui.py        `ui`: the report in a browser, live
     streams.py   standard output and error that may be lost without ending us
 
 To add a command, write a function with a docstring (it is the help) and name it in `COMMANDS`. `bin/supervise` has no list: it puts a guardian

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from supervisor.views.history.page_data import PageData
+    from supervisor.views.history.reader import HistoryReader
 
 RunName = Annotated[str | None, Parameter(help="A run's directory, its name, or name/attempt_N. Default: the latest here.")]
 AT_ONCE_BYTES: Final = 16 << 20
@@ -47,13 +48,13 @@ def report(run: RunName = None, /, *, output: Output = None, json: streams.Json 
     return _say(str(file))
 
 
-def data_of(attempt: Path) -> "PageData":
-    """Return what the page of an attempt shows now. Raises UsageError."""
+def data_of(attempt: Path, reader: "HistoryReader | None" = None) -> "PageData":
+    """Return what the page of an attempt shows now; a `reader` that is kept reads on. Raises UsageError."""
     from supervisor.attempt import summary
     from supervisor.views.history.page_data import page_data
-    from supervisor.views.history.reader import read_history
+    from supervisor.views.history.reader import read_history, read_on
 
-    history = read_history(attempt, time.time())
+    history = read_on(reader, time.time()) if reader is not None else read_history(attempt, time.time())
     told = None if history.running else summary.read(attempt)
     return page_data(history, run=name_of(attempt), directory=str(attempt), summary=told, configuration=_configuration(attempt))
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
-from supervisor.cli import doctor, history, init, logs, look, operate, replay, run, simulate, streams, top
+from supervisor.cli import doctor, history, init, logs, look, operate, replay, run, simulate, streams, top, ui
 from supervisor.cli.run import load_files
 from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
 
@@ -87,7 +87,7 @@ COMMANDS: Final[tuple[Callable[..., int], ...]] = (
     run.run, check, doctor.doctor, look.status, look.why, look.ps, logs.logs, env,
     operate.stop, operate.restart, operate.drain, operate.pause, operate.resume, operate.reset,
     simulate.plan, simulate.simulate, replay.replay,
-    history.timeline, history.report, top.top,
+    history.timeline, history.report, top.top, ui.ui,
     init.init, completion,
 )  # fmt: skip
 for _command in COMMANDS:

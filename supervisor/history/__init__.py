@@ -7,6 +7,8 @@ This package is PURE: time is an argument, and nothing is read or written here. 
     lanes.py    a lane: what one GPU or one pipeline did from moment to moment, without gaps and overlaps
     records.py  waits, marks, lives, figures over time, and what is known of one pipeline
     fold.py     `History`: facts in, lanes, waits, series and marks out
+    thinning.py    a lane in fewer slices, with the same totals
+    compaction.py  an old segment in few facts, with the same totals
     totals.py   how the time of a GPU or a pipeline splits, and who was waited for
 
 Facts are made once, where the event is handled: the recorder (`attempt.recording`) asks `Changes` after each event and writes what it says

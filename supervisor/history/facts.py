@@ -191,7 +191,15 @@ class StopAsked(_Fact, frozen=True, tag="stop"):
     uid: int | None = None
 
 
+class Drawn(_Fact, frozen=True, tag="drawn"):
+    """What a GPU or a pipeline (`gpu` is -1) did in a segment that was compacted: when each slice began, its kind, who and what."""
+
+    gpu: int
+    pipeline: str
+    slices: tuple[tuple[float, str, str, str], ...]
+
+
 Fact = (
     BoxIs | EngineIs | GpuLent | GpuWithheld | TrainerIs | GatewayIs | Waits | Waited | Demand | PublishedIs | Reported | Checkpointed
-    | FaultChanged | Noted | Asked | StopAsked
+    | FaultChanged | Noted | Asked | StopAsked | Drawn
 )  # fmt: skip

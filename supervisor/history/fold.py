@@ -9,6 +9,7 @@ from .facts import (
     BoxIs,
     Checkpointed,
     Demand,
+    Drawn,
     EngineIs,
     Fact,
     FaultChanged,
@@ -52,24 +53,30 @@ class History:
         self.withheld: dict[int, str] = {}
         self.open_waits: dict[tuple[str, str], Wait] = {}
         self.facts = 0
+        self._told = 0.0  # the time of the last event
         self._offset: float | None = None  # from the clock of the events to seconds since it began
         self._take: dict[type, Callable[[Any, float], None]] = {
             BoxIs: self._box, EngineIs: self._engine, GpuLent: self._lent, GpuWithheld: self._withheld_gpu, TrainerIs: self._trainer,
             GatewayIs: self._gateway, Waits: self._waits, Waited: self._waited, Demand: self._demand, PublishedIs: self._published,
             Reported: self._reported, Checkpointed: self._checkpointed, FaultChanged: self._fault, Noted: self._noted, Asked: self._asked,
-            StopAsked: self._stop,
+            StopAsked: self._stop, Drawn: self._draw,
         }  # fmt: skip
+        self._drawn = False  # lanes come as they are, not from what the facts say
         self._dirty_gpus: set[int] = set()
         self._dirty: set[str] = set()
 
     # -- what is fed
 
-    def opened(self, at: float, wall: float, *, life: bool) -> None:
-        """A segment begins, with a `life` of a supervisor or within one. `wall`: seconds since the epoch, 0 when the recording does not say."""
+    def opened(self, at: float, wall: float, *, life: bool, drawn: bool = False) -> None:
+        """A segment begins, with a `life` of a supervisor or within one. `wall`: seconds since the epoch, 0 when the recording does not say.
+
+        `drawn`: it was compacted, and tells lanes as they are.
+        """
+        self._drawn = drawn
         if life and self._offset is not None:
             self._life_over("killed", "")
         if self._offset is None:
-            begin = self.until
+            begin = self._told
             if wall and self.began_at:
                 begin = max(begin, wall - self.began_at)
             elif wall and not self.lives:
@@ -78,6 +85,7 @@ class History:
             self.lives.append(Life(begin, begin))
             self._mark(begin, "life", "info", "", "the supervisor starts" if life or len(self.lives) > 1 else "what was before is not kept")
         self._pass(at)
+        self.withheld.clear()  # the first facts of a segment tell all that is withheld
 
     def changed(self, at: float, facts: Iterable[Fact]) -> None:
         """An event at `at` has changed this."""
@@ -86,6 +94,9 @@ class History:
         for fact in facts:
             self.facts += 1
             take[type(fact)](fact, now)
+        if self._drawn:
+            self._dirty_gpus.clear()
+            self._dirty.clear()
         if self._dirty_gpus:
             for gpu in self._dirty_gpus:
                 self.gpus[gpu].set(now, self._gpu_doing(gpu))
@@ -107,7 +118,7 @@ class History:
         if not running:
             self._life_over("killed", "")
         elif self.began_at:
-            self.until = max(self.until, now - self.began_at)
+            self.until = max(self._told, now - self.began_at)  # the next event may be told for an earlier moment: clocks differ
             self.lives[-1].end = self.until
 
     @property
@@ -117,14 +128,15 @@ class History:
     # -- time
 
     def _pass(self, at: float) -> float:
-        now = max(self.until, at + (self._offset or 0.0))
-        self.until = now
+        now = max(self._told, at + (self._offset or 0.0))
+        self._told = self.until = now
         if self.lives:
             self.lives[-1].end = now
         return now
 
     def _life_over(self, how: str, why: str) -> None:
-        now, life = self.until, self.lives[-1]
+        now, life = self._told, self.lives[-1]
+        self.until = now
         life.how, life.why, life.end = how, why, now
         self._offset = None
         for lane in self.gpus.values():
@@ -283,6 +295,11 @@ class History:
     def _stop(self, fact: StopAsked, now: float) -> None:
         how = {1: "gracefully", 2: "without waiting", 3: "by killing"}.get(fact.level, str(fact.level))
         self._mark(now, "stop", "warning", "", f"stop {how}: {fact.why or 'asked for'}{_by(fact.uid)}")
+
+    def _draw(self, fact: Drawn, now: float) -> None:
+        lane = self.gpus[fact.gpu] if fact.gpu >= 0 else self.pipelines[fact.pipeline].lane
+        for at, kind, who, what in fact.slices:
+            lane.set(max(lane.since, at + (self._offset or 0.0)), Doing(kind, who, what))
 
     # -- what a lane does
 

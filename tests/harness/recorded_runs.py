@@ -25,6 +25,7 @@ def record(
     steps: int = 3,
     segment: int = 1 << 20,
     kept: int = 1 << 30,
+    kept_history: int = 1 << 30,
     faults: Faults | None = FAULTS,
     look: Look | None = None,
     close: bool = True,
@@ -32,7 +33,9 @@ def record(
     """Run a simulation to its end and record it under `attempt`. `look` is called after every event; without `close` it ends as if killed."""
     attempt.mkdir(parents=True, exist_ok=True)
     world = Simulation(box(), seed, steps=steps, faults=faults)
-    recorded = RecordedScheduler(world.scheduler, 0.0, attempt / FOLDER, segment=segment, kept=kept, wall=lambda: EPOCH + world.now)
+    recorded = RecordedScheduler(
+        world.scheduler, 0.0, attempt / FOLDER, segment=segment, kept=kept, kept_history=kept_history, wall=lambda: EPOCH + world.now
+    )
 
     def handle(event: Event, now: float) -> list[Action]:
         actions = recorded.handle(event, now)

@@ -6,7 +6,6 @@
     page.py       the page itself: one HTML file without any outside address (`page.html` beside it, and the data)
     costs.py      a few lines below a summary: where the time went, who was waited for, what sharing has brought
     screen.py     `top`: one screen of text, as wide and as high as it is told
-    thinning.py   lanes of very long runs in fewer slices, with the same totals
 
 Text in it came from children, models and files. In the page it is data that a script puts into text nodes, never markup; a policy in the page
 (`Content-Security-Policy`) lets no other script run and nothing be fetched. On the screen it goes through `observe.sanitize`.

@@ -220,4 +220,14 @@ $("in").addEventListener("click", () => zoom(0.5)); $("out").addEventListener("c
 $("by").addEventListener("click", () => { byPipeline = !byPipeline; timeline(); }); $("axis").addEventListener("click", () => { byStep = !byStep; curves(); });
 window.addEventListener("resize", draw); matchMedia("(prefers-color-scheme: dark)").addEventListener("change", render);
 render();
+async function readOn() { // `supervise ui`: the same data again, as it is by then
+  try {
+    const answer = await fetch("data" + location.search, { cache: "no-store" }); if (!answer.ok) throw new Error(answer.status);
+    const before = data.seconds; data = await answer.json();
+    if (view[0] <= 0 && view[1] >= before) view = null; else if (view[1] >= before) { const w = view[1] - view[0]; view = [data.seconds - w, data.seconds]; }
+    render();
+  } catch { $("state").textContent = "not connected"; $("state").className = "chip killed"; }
+  setTimeout(readOn, data.state === "runs" ? 2000 : 10000);
+}
+if (document.documentElement.dataset.live) setTimeout(readOn, 2000);
 })();

@@ -38,7 +38,8 @@ def page(data: PageData, connect: str = NOTHING) -> bytes:
 def _around(connect: str) -> tuple[bytes, bytes]:
     """Return what stands before and behind the data."""
     template, style, script = ((_HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    parts = {"CONNECT": connect, "SCRIPT_HASH": _hash(script), "STYLE_HASH": _hash(style), "STYLE": style, "SCRIPT": script}
+    parts = {"CONNECT": connect, "LIVE": "" if connect == NOTHING else "yes"}
+    parts |= {"SCRIPT_HASH": _hash(script), "STYLE_HASH": _hash(style), "STYLE": style, "SCRIPT": script}
     for name, part in parts.items():
         template = template.replace(f"@@{name}@@", part)
     before, mark, after = template.partition("@@DATA@@")

@@ -13,9 +13,9 @@ from supervisor.history import totals
 from supervisor.history.fold import History
 from supervisor.history.lanes import GPU_KINDS, PIPELINE_KINDS, Lane
 from supervisor.history.records import Figure
+from supervisor.history.thinning import thinned, width_for
 from supervisor.observe.sanitize import one_line
 from supervisor.simulate.workloads.measured import Worth, worth
-from supervisor.views.history.thinning import thinned, width_for
 
 MOST_SLICES: Final = 150_000
 """Of all lanes of a page together: what a browser draws at once without a stutter, in some 2 MB."""

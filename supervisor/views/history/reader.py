@@ -95,7 +95,7 @@ class HistoryReader:
                 case Changed(at=at, facts=facts):
                     history.changed(at, facts)
                 case Opened():
-                    history.opened(line.at, line.wall, life=line.box is not None)
+                    history.opened(line.at, line.wall, life=line.box is not None, drawn=line.drawn_s > 0)
                     if not line.wall and path is not None:
                         self._decide_again(path, line)
                         return
@@ -128,9 +128,14 @@ def read_history(attempt: Path, now: float) -> History:
     """Return the history of an attempt up to `now`, in seconds since the epoch. Raises UsageError when nothing is recorded or it cannot be read."""
     reader = HistoryReader(attempt)
     try:
-        reader.poll(now)
+        return read_on(reader, now)
     finally:
         reader.close()
+
+
+def read_on(reader: HistoryReader, now: float) -> History:
+    """Return the history up to `now` of an attempt that is read again and again. Raises UsageError."""
+    reader.poll(now)
     if not reader.history.pipelines:
-        raise UsageError(f"{attempt} has no history: nothing is recorded in its folder {FOLDER}.")
+        raise UsageError(f"{reader.attempt} has no history: nothing is recorded in its folder {FOLDER}.")
     return reader.history

@@ -26,7 +26,8 @@ _NOW: Final = {
     "train": "trains", "rollout": "generates", "weights": "new weights", "ready": "nothing to do", "free": "free", "withheld": "withheld", "off": "-",
 }  # fmt: skip
 _STATES: Final = {
-    "train": "trains", "generate": "generates", "own": "its own work", "start": "starts", "failed": "restarts", "ended": "ended", "off": "off",
+    "train": "trains", "generate": "generates", "lease": "waits", "engine": "has no engine", "own": "its own work", "start": "starts",
+    "failed": "restarts", "ended": "ended", "off": "off",
 }  # fmt: skip
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _LANE_S: Final = 60.0

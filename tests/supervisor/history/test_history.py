@@ -10,7 +10,7 @@ from hypothesis import strategies as some
 
 from supervisor.attempt.recording import FOLDER, HISTORY_SUFFIX, RecordedScheduler, histories, segments
 from supervisor.history import totals
-from supervisor.history.facts import TRAINER, Party
+from supervisor.history.facts import TRAINER, BoxIs, GpuLent, GpuWithheld, Party
 from supervisor.history.fold import History
 from supervisor.history.lanes import GPU_KINDS, PIPELINE_KINDS, Doing, Lane
 from supervisor.simulate.faults.simulation import Simulation
@@ -143,8 +143,8 @@ def test_a_history_can_begin_at_any_segment(tmp_path: Path) -> None:
     assert rest.began_at > whole.began_at
     shift = rest.began_at - whole.began_at
     for name, slices in lanes(rest).items():
-        ends = [round(end + shift, 3) for _, end, _ in slices[1:]]
-        assert ends == [round(end, 3) for _, end, _ in lanes(whole)[name]][-len(ends) :]
+        ends = [end + shift for _, end, _ in slices[1:]]
+        assert ends == pytest.approx([end for _, end, _ in lanes(whole)[name]][-len(ends) :], abs=1e-4)
     assert {id: one.versions[-1][1] for id, one in rest.pipelines.items()} == {
         id: one.published for id, one in world.scheduler.pipelines.items()
     }
@@ -197,3 +197,17 @@ def test_a_lane_has_neither_gaps_nor_overlaps(moves: list[tuple[float, str]]) ->
         assert one.doing != other.doing
         assert one.end > one.begin
     assert sum(lane.seconds(now).values()) == pytest.approx(now)
+
+
+def test_a_clock_that_is_ahead_moves_no_event() -> None:
+    """A viewer's clock is the time of day, which may be set; the events' clock is not."""
+    history = History()
+    history.opened(100.0, EPOCH, life=True)
+    history.changed(100.0, [BoxIs((0,), ()), GpuLent(0)])
+    history.stands(EPOCH + 3600.0, running=True)
+    assert history.until == 3600.0
+    history.changed(105.0, [GpuLent(0, leaving=True), GpuWithheld(0, "held by something that is not ours")])
+    assert history.until == 5.0
+    assert [(one.begin, one.doing.kind) for one in history.gpus[0].slices(10.0)] == [(0.0, "free"), (5.0, "withheld")]
+    history.stands(EPOCH + 3600.0, running=False)
+    assert (history.until, history.lives[-1].how) == (5.0, "killed")

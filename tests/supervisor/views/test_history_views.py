@@ -22,10 +22,10 @@ from supervisor.history import totals
 from supervisor.history.facts import BoxIs, Demand, EnginesOf, GpuLent, Noted, Party, PipelineOf, Reported, TrainerIs, Waits
 from supervisor.history.fold import History
 from supervisor.history.lanes import Doing, Lane
+from supervisor.history.thinning import thinned, width_for
 from supervisor.views.history.page import data_json, page
 from supervisor.views.history.page_data import HIDDEN, page_data
 from supervisor.views.history.reader import read_history
-from supervisor.views.history.thinning import thinned, width_for
 from supervisor.views.history.trace import GPUS, trace
 from tests.harness.boxes import BOXES
 from tests.harness.recorded_runs import EPOCH, record

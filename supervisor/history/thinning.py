@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from supervisor.history.lanes import Doing, Lane, Slice
+from .lanes import Doing, Lane, Slice
 
 WIDTHS: Final = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 """Seconds of a bucket that are tried; 0: every slice as it was."""
