@@ -12,7 +12,7 @@ from bench.campaigns.harness.campaign import run
 from tests.harness import scheduler_mutants
 from tests.harness.mutation import Mutant, Survived, killer
 
-HEALTH, PROBES, GROUPS = "engines/lifecycle/health.py", "supervisor/runtime/probes.py", "supervisor/scheduler/groups/engines.py"
+HEALTH, PROBES, GROUPS = "engines/lifecycle/health.py", "supervisor/runtime/watch/probes.py", "supervisor/scheduler/groups/engines.py"
 LIFE, ENGINES, SCHEDULER = "supervisor/runtime/group_lifecycle.py", "supervisor/runtime/engines.py", "supervisor/scheduler/scheduler.py"
 FLEET = "engines/gateway/core/engines.py"
 TABLES = "supervisor/config/schema/tables.py"

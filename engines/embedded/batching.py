@@ -56,6 +56,8 @@ class Request:
     sampling: Sampling
     logprobs_from: int = -1  # first prompt token whose log-probability is wanted; -1: none
     streams: bool = False
+    interval: int = 1  # of a stream: no event for fewer tokens, but for the first and the last
+    shown: int = 0
     output: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     prompt_logprobs: dict[int, float] = field(default_factory=dict)  # by position
@@ -70,6 +72,13 @@ class Request:
 
     def token(self, position: int) -> int:
         return self.prompt[position] if position < len(self.prompt) else self.output[position - len(self.prompt)]
+
+    def show(self) -> bool:
+        """Return whether its stream is due for an event, which then counts as sent."""
+        due = self.streams and len(self.output) > self.shown and (self.shown == 0 or len(self.output) - self.shown >= self.interval)
+        if due:
+            self.shown = len(self.output)
+        return due
 
     @property
     def stops(self) -> frozenset[int]:

@@ -113,8 +113,8 @@ class Core:
         self.outbox += [self.answer(request) for request in self.batch.took(feeds, chosen, logprobs, self.version)]
 
     def show_streams(self) -> None:
-        """Put into the outbox how far every running request that streams has come."""
-        self.outbox += [self.answer(request) for request in self.batch.running if request.streams]
+        """Put into the outbox how far every running request has come whose stream is due for an event."""
+        self.outbox += [self.answer(request) for request in self.batch.running if request.show()]
 
     def abort(self, matches: Callable[[str], bool]) -> None:
         """End every request whose id matches; their answers so far go to the outbox."""

@@ -40,7 +40,7 @@ class SamplingIn(msgspec.Struct, forbid_unknown_fields=True):
     presence_penalty: float | None = 0.0
     repetition_penalty: float | None = 1.0
     spaces_between_special_tokens: bool = True
-    stream_interval: int | None = None
+    stream_interval: Annotated[int, msgspec.Meta(ge=1)] | None = None
     json_schema: None = None
     regex: None = None
     ebnf: None = None
@@ -126,6 +126,7 @@ def wishes(body: GenerateIn, limits: Limits, text: Text) -> tuple[list[Wish], bo
             sampling=sampling(wanted, len(prompt), limits),
             logprobs_from=max(start, -1) if with_logprobs else -1,
             streams=body.stream,
+            interval=wanted.stream_interval or 1,
         )
         found.append(Wish(request, with_logprobs, body.return_text_in_logprobs, wanted.skip_special_tokens, not wanted.no_stop_trim))
     return found, batched

@@ -1,18 +1,23 @@
 """This module is the shell around the dispatch core: it gives the core events and the time, and carries out its effects. It decides nothing."""
 
 import asyncio
+import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, assert_never
 
 from engines.gateway.core.dispatch import Dispatch
-from engines.gateway.core.events import Abort, Ask, Broken, Cut, Deliver, Effect, Ended, Event, Grew, Leave, Start, Tick, Tokens
+from engines.gateway.core.events import Abort, Ask, Broken, Cut, Deliver, Effect, End, Ended, Event, Grew, Leave, Start, Tick, Tokens
 from engines.gateway.core.samples import Failure, Request
-from engines.gateway.upstream.engine_client import EngineClient, new_rid
+from engines.gateway.upstream.engine_client import EngineClient, Running, new_rid
 from trainers.protocol.gateway_messages import Done, Order, Progress
 
 TOKENS_EVERY_S: Final = 0.5
 """While only tokens come the supervisor gets a picture this often: that an engine makes some is the best news of its health."""
+LEAVE_AT_ONCE: Final = 64
+"""So many askers leave in one go; then others are served, before the next."""
 _ABORT_AGAIN_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 
@@ -47,9 +52,19 @@ class Inbox:
 
 @dataclass(slots=True)
 class _Running:
-    start: Start
+    """An attempt on its way. `over` is set with its end, where somebody waits for that."""
+
+    engine: int
+    incarnation: int
+    url: str
+    key: str
     rid: str
-    task: "asyncio.Task[None]"
+    sent: Running | None = None
+    over: asyncio.Event | None = None
+
+    def end(self) -> None:
+        if self.over is not None:
+            self.over.set()
 
 
 class Shell:
@@ -68,6 +83,7 @@ class Shell:
         self._askers = 0
         self._tokens_reported_at = 0.0
         self.failed: asyncio.Future[None] = self._loop.create_future()
+        client.on_bug(self._fail)
         self.on_done: Callable[[Done], None] = lambda done: None
         self.on_change: Callable[[], None] = lambda: None
 
@@ -84,9 +100,14 @@ class Shell:
 
     def leave(self, askers: Iterable[int]) -> None:
         """Give up these askers; a sample that nobody wants any more is aborted."""
-        for asker in list(askers):
-            if self._inboxes.pop(asker, None) is not None:
+        self._leave(deque(askers))
+
+    def _leave(self, askers: deque[int]) -> None:
+        for _ in range(min(len(askers), LEAVE_AT_ONCE)):
+            if self._inboxes.pop(asker := askers.popleft(), None) is not None:
                 self._handle(Leave(asker))
+        if askers:
+            self._loop.call_soon(self._leave, askers)
 
     # ---- the supervisor's side
 
@@ -112,22 +133,22 @@ class Shell:
         """Cut every connection to an engine."""
         if self._timer is not None:
             self._timer.cancel()
-        tasks = [*self._tasks, *(running.task for running in self._running.values())]
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.close()
 
     # ---- between
 
     def _handle(self, event: Event) -> None:
-        effects = self._dispatch.handle(event, self._loop.time())
+        now = self._loop.time()
+        effects = self._dispatch.handle(event, now)
         for effect in effects:
             self._perform(effect)
         if effects or not isinstance(event, Tokens):
             self._set_timer()
             self.on_change()
-        elif (now := self._loop.time()) >= self._tokens_reported_at + TOKENS_EVERY_S:
+        elif now >= self._tokens_reported_at + TOKENS_EVERY_S:
             self._tokens_reported_at = now
             self.on_change()
 
@@ -146,17 +167,17 @@ class Shell:
     def _perform(self, effect: Effect) -> None:
         match effect:
             case Start():
-                rid = new_rid()
-                task = self._loop.create_task(self._attempt(effect, rid))
-                task.add_done_callback(self._reap)
-                self._running[effect.attempt] = _Running(effect, rid, task)
+                self._start(effect)
             case Abort(number):
                 if (running := self._running.get(number)) is not None:
-                    self._spawn(self._abort(running))
+                    running.over = asyncio.Event()
+                    self._spawn(self._abort(running, running.over))
             case Cut(number):
                 if (running := self._running.pop(number, None)) is not None:
-                    self._log("attempt cut", engine=running.start.engine, incarnation=running.start.incarnation, rid=running.rid)
-                    running.task.cancel()
+                    self._log("attempt cut", engine=running.engine, incarnation=running.incarnation, rid=running.rid)
+                    assert running.sent is not None, "nothing happens while it is sent"
+                    running.sent.cut()
+                    running.end()
             case Grew(asker, _, _):
                 self._inboxes[asker].put(effect)
             case Deliver(asker, outcome):
@@ -168,22 +189,28 @@ class Shell:
             case _:
                 assert_never(effect)
 
-    async def _attempt(self, start: Start, rid: str) -> None:
-        end = await self._client.run(start, rid, self._handle)
-        if isinstance(end, Broken):
-            self._log("attempt broken", engine=start.engine, incarnation=start.incarnation, rid=rid, cause=end.cause)
-        self._running.pop(start.attempt, None)
-        self._handle(Ended(start.attempt, end))
+    def _start(self, start: Start) -> None:
+        running = _Running(start.engine, start.incarnation, start.url, start.key, new_rid())
+        self._running[start.attempt] = running
+        running.sent = self._client.run(start, running.rid, self._handle, partial(self._ended, start.attempt))
 
-    async def _abort(self, running: _Running) -> None:
+    def _ended(self, number: int, end: End) -> None:
+        running = self._running.pop(number)
+        if isinstance(end, Broken):
+            self._log("attempt broken", engine=running.engine, incarnation=running.incarnation, rid=running.rid, cause=end.cause)
+        running.end()
+        self._handle(Ended(number, end))
+
+    async def _abort(self, running: _Running, over: asyncio.Event) -> None:
         """Ask until it has ended: an engine ignores the abort of a request that has not reached it yet. The core's patience ends it."""
-        start = running.start
         for patience in _ABORT_AGAIN_S:
-            if trouble := await self._client.abort(start, running.rid):
-                self._log("abort failed", engine=start.engine, incarnation=start.incarnation, rid=running.rid, cause=trouble)
-            await asyncio.wait({running.task}, timeout=patience)
-            if running.task.done():
+            if over.is_set():
                 return
+            if trouble := await self._client.abort(running.url, running.key, running.rid):
+                self._log("abort failed", engine=running.engine, incarnation=running.incarnation, rid=running.rid, cause=trouble)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await over.wait()
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)
@@ -192,5 +219,9 @@ class Shell:
         task.add_done_callback(self._reap)
 
     def _reap(self, task: "asyncio.Task[None]") -> None:
-        if not task.cancelled() and (error := task.exception()) is not None and not self.failed.done():
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.failed.done():
             self.failed.set_exception(error)

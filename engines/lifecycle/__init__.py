@@ -9,7 +9,7 @@ configuration's checks.
     members.py  which member of a group has which GPUs and ports
 
 How the three meet. The scheduler moves an engine through `state`'s table; which probes are allowed follows from the state alone (`Mode`).
-`runtime.probes` asks `Health.look` what to ask now, asks the engine, and reports with `Health.ended`. A condemned engine is an event for the
+`runtime.watch.probes` asks `Health.look` what to ask now, asks the engine, and reports with `Health.ended`. A condemned engine is an event for the
 scheduler, which quarantines it; the runtime ends its members and starts new ones in the shape that `members.shape` gives.
 
 Example: a serving engine that has produced no token for 30 s.

@@ -5,6 +5,7 @@ may know the configuration, the scheduler's records, `observe` and `host`; it st
 
     directory.py    makes and locks an attempt; where its files lie; `latest`; how many attempts there are
     find.py         which attempt somebody means; `choose` and `open_chosen` are what `run` needs
+    box_runs.py     the runs of this box, of all users: whose each is and which GPUs it holds
     checkpoints.py  what each trainer saved, in `checkpoints/<pipeline>/resume.json`: recorded, rotated, looked for
     gateway_keys.py  URL and key of each gateway (`gateways.json`, 0600)
     resume.py       what earlier starts of an attempt have done, and what of the configuration is still to do

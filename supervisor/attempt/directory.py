@@ -3,7 +3,7 @@
     <runs>/<config name>/attempt_N/
         config.toml  config.resolved.json  journal.jsonl  events/  gateways.json  supervisor.jsonl  figures.json  summary.json
         logs/<pipeline>.engine.0.log …   checkpoints/<pipeline>/   models/<pipeline>/
-        control.sock  lock  run_id
+        control.sock  lock  run_id  supervisor.stack (when we hung or crashed)
     <runs>/latest -> <config name>/attempt_N
 
 `<runs>` is `[host] directory`, or `runs` in the working directory. All of it is for its owner only (0700).
@@ -56,6 +56,11 @@ class RunDirectory:
     @property
     def supervisor_log(self) -> Path:
         return self.path / "supervisor.jsonl"
+
+    @property
+    def stack(self) -> Path:
+        """Return where the supervisor's stack is written when it hangs or crashes."""
+        return self.path / "supervisor.stack"
 
     @property
     def control_socket(self) -> Path:

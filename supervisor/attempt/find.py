@@ -1,6 +1,6 @@
 """This module finds the attempt that somebody means: the one that is named, the one that runs, the one that can be resumed.
 
-`choose` is all that `run` needs of it, `find_run` what the other commands need.
+`choose` is all that `run` needs of it, `find_run` what the other commands need. A run of another user is never "no run": `Foreign` says whose it is.
 """
 
 import os
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.attempt import summary
+from supervisor.attempt.box_runs import BoxRun, box_runs
 from supervisor.attempt.checkpoints import resumable
 from supervisor.attempt.directory import (
     RunDirectory,
@@ -19,7 +20,7 @@ from supervisor.attempt.directory import (
     runs_directory,
 )
 from supervisor.errors import ExitCode, UsageError
-from supervisor.host.regular_file import shared_with
+from supervisor.host.regular_file import shared_with, user_name
 
 # -- what `run` goes on with
 
@@ -107,57 +108,97 @@ def _number(attempt: Path) -> int:
 # -- what an operator means
 
 
-def find_run(run: str | None, runs: Path | None = None) -> Path:
-    """Find the attempt that an operator means: nothing, a path, or `name` or `name/attempt_N` under `runs`. Raises UsageError.
+class Foreign(UsageError):
+    """What is meant belongs to another user, or lies elsewhere. `runs` are those that go on and may be meant."""
+
+    def __init__(self, text: str, runs: tuple[BoxRun, ...] = ()) -> None:
+        self.runs = runs
+        super().__init__(text)
+
+
+def find_run(run: str | None, runs: Path | None = None, *, acting: bool = False) -> Path:
+    """Find the attempt that an operator means: nothing, a path, or `name` or `name/attempt_N` under `runs`. Raises UsageError, Foreign.
 
     Where several attempts may be meant, one that runs comes before one that has ended, and then the newer before the older. Nothing means
-    the latest; when that has ended and another runs, that one.
+    the latest; when that has ended and another runs, that one. `acting`: something is done to it, so of two that run none is chosen.
+    A name that nothing has here may be that of a run of ours elsewhere on this box.
     """
     runs = runs if runs is not None else runs_directory()
     if run is None:
-        return _latest(runs, f"No run in {runs}. Start one, or name its directory.")
+        return _latest(runs, f"No run in {runs}. Start one, or name its directory.", acting)
     candidates = [Path(run), runs / run]
     for candidate in candidates:
         if os.path.isdir(candidate):
-            return _attempt_in(candidate, f"{run} holds no run.")
+            return _attempt_in(candidate, f"{run} holds no run.", acting)
+    known = [one for one in box_runs() if one.is_called(run) or any(one.is_below(candidate) for candidate in candidates)]
+    if ours := [Path(one.directory) for one in known if one.ours]:
+        return _only(ours)
+    _refuse_foreign(run, known)
+    for candidate in candidates:
+        _refuse_closed(candidate)
     raise UsageError(f"There is no run {run} (looked for {' and '.join(str(candidate.absolute()) for candidate in candidates)}).")
 
 
-def _attempt_in(path: Path, otherwise: str) -> Path:
+def _attempt_in(path: Path, otherwise: str, acting: bool) -> Path:
     if os.path.isfile(path / "run_id"):
         return path.resolve()
-    if found := running(path) or _newest_first(path):
+    alive = running(path)
+    if acting and len(alive) > 1:
+        return _only(alive)
+    if found := alive or _newest_first(path):
         return found[0].resolve()
     _refuse_closed(path)
-    return _latest(path, otherwise)
+    return _latest(path, otherwise, acting)
 
 
-def _latest(runs: Path, otherwise: str) -> Path:
+def _latest(runs: Path, otherwise: str, acting: bool) -> Path:
     latest = (runs / "latest").resolve()
     known = os.path.isfile(latest / "run_id")
-    if known and is_running(latest):
+    if known and not acting and is_running(latest):
         return latest
-    alive = [path.resolve() for path in _running_below(runs)]
-    if len(alive) > 1:
-        raise UsageError(f"Several runs go on here: {', '.join(map(display_path, alive))}. Name the one that you mean.")
+    alive = [path.resolve() for path in running_below(runs)]
     if alive:
-        return alive[0]
+        return _only(alive)
     if known:
         return latest
-    _refuse_closed(latest)
+    _refuse_foreign(str(runs), [one for one in box_runs() if not one.ours and one.is_below(runs)])
+    for attempt in (latest, *_attempts_below(runs)):
+        _refuse_closed(attempt)
+    if known_elsewhere := box_runs():
+        there = "; ".join(map(str, known_elsewhere))
+        raise Foreign(f"{otherwise} Elsewhere on this box: {there}.", tuple(known_elsewhere))
     raise UsageError(otherwise)
 
 
+def _only(alive: list[Path]) -> Path:
+    """Return the only one. Raises UsageError when there are several, and names them."""
+    if len(alive) > 1:
+        raise UsageError(f"Several runs go on here: {', '.join(map(display_path, alive))}. Name the one that you mean.")
+    return alive[0].resolve()
+
+
+def _refuse_foreign(what: str, known: list[BoxRun]) -> None:
+    """Raises Foreign for runs of other users that go on."""
+    if known:
+        users = " and ".join(dict.fromkeys(one.user for one in known))
+        raise Foreign(f"{what} belongs to {users}, and only they may act on it: {'; '.join(map(str, known))}.", tuple(known))
+
+
 def _refuse_closed(path: Path) -> None:
-    """Raises UsageError for a folder of somebody else's that we may not look into."""
-    try:
-        owner = path.stat().st_uid
-    except PermissionError as error:
-        raise UsageError(f"{path} is not yours to look into.") from error
-    except OSError:
+    """Raises Foreign for a folder of somebody else's that we may not look into, or that lies in one."""
+    for folder in (path.absolute(), *path.absolute().parents):
+        try:
+            owner = folder.stat().st_uid
+        except PermissionError:  # whose the folder above is tells whom to ask
+            continue
+        except OSError:
+            return
+        if owner != os.geteuid() and not os.access(folder, os.R_OK | os.X_OK):
+            _refuse_foreign(str(path), [one for one in box_runs() if not one.ours and one.is_below(path)])
+            where = "" if folder == path.absolute() else f" lies in {folder}, which"
+            text = f"{path}{where} belongs to {user_name(owner)} (uid {owner}): only they may look into it."
+            raise Foreign(f"{text} None that goes on is known there.")
         return
-    if owner != os.geteuid() and not os.access(path, os.R_OK | os.X_OK):
-        raise UsageError(f"{path} belongs to another user (uid {owner}): only they may look into it.")
 
 
 def running(parent: Path) -> list[Path]:
@@ -165,7 +206,7 @@ def running(parent: Path) -> list[Path]:
     return [path for path in _newest_first(parent) if is_running(path)]
 
 
-def _running_below(runs: Path) -> list[Path]:
+def running_below(runs: Path) -> list[Path]:
     """Return every attempt below `runs` that a supervisor has now."""
     try:
         with os.scandir(runs) as entries:
@@ -173,6 +214,17 @@ def _running_below(runs: Path) -> list[Path]:
     except OSError:
         return []
     return [path for name in names for path in running(runs / name)]
+
+
+def _attempts_below(runs: Path) -> list[Path]:
+    """Return every folder below `runs` that is called as an attempt is, also one that we may not look into; `runs` may be the folder of one name."""
+    try:
+        with os.scandir(runs) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+    folders = (runs, *(runs / name for name in names))
+    return [folder / f"attempt_{number}" for folder in folders for number in sorted(attempt_numbers(folder), reverse=True)]
 
 
 def _newest_first(parent: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """This module says how a run has ended: for each pipeline what came of it and why, and one exit code for all."""
 
 from collections.abc import Collection, Iterable
+from typing import Final
 
 import msgspec
 
@@ -8,8 +9,16 @@ from engines.lifecycle.state import EngineState
 from supervisor.attempt.directory import RunDirectory
 from supervisor.attempt.summary import Outcome, PipelineSummary
 from supervisor.errors import ExitCode
+from supervisor.host.regular_file import user_name
 from supervisor.scheduler.records import Engine, Pipeline
 from trainers.protocol.ids import GatewayId, PipelineId, TrainerId, log_name, model_log_name
+
+_SIGNALS: Final = {"SIGHUP": "its terminal was closed (SIGHUP)", "SIGINT": "Ctrl-C (SIGINT)", "SIGTERM": "it was told to end (SIGTERM)"}
+
+
+def stopped_by(why: str, uid: int | None) -> str:
+    """Say who or what has stopped a run, in words: `why` is the name of a signal, or who asked over the control socket as the user `uid`."""
+    return _SIGNALS.get(why, f"`stop`, asked by {user_name(uid)}" if uid is not None else why)
 
 
 def ended_by_itself(pipeline: Pipeline) -> bool:

@@ -29,6 +29,7 @@ class RunResults:
         self._directory, self._logs, self._before = directory, logs, before
         self._began = time.monotonic()
         self._stopped: set[PipelineId] = set()  # before their end, by the operator
+        self._stopped_by = ""
         self._figures = before.figures  # as they were last written down
         self._full, self._looked = "", float("-inf")
 
@@ -50,7 +51,8 @@ class RunResults:
                 self._look_at_disk(now)
             case MemberExited(code=code) if code != 0:
                 self._look_at_disk(now)
-            case Stop():
+            case Stop(why=why, uid=uid):
+                self._stopped_by = self._stopped_by or outcome.stopped_by(why, uid)
                 self._stopped |= {id for id, pipeline in scheduler.pipelines.items() if not outcome.ended_by_itself(pipeline)}
             case OperatorAsked(verb="stop", pipeline=id) if not outcome.ended_by_itself(scheduler.pipelines[id]):
                 self._stopped.add(id)
@@ -117,6 +119,7 @@ class RunResults:
             wall_s=figures.wall_s,
             starts=figures.starts,
             pipelines=figures.pipelines,
+            stopped_by=self._stopped_by,
             lost_log_lines=self._logs.lost,
             notes=(f"{self._full[0].upper()}{self._full[1:]}.",) if self._full else (),
         )

@@ -53,6 +53,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What a run came to. `exit` is the exit code; `wall_s` the time from the supervisor's start to its end, summed over the attempt's `starts`.
 
+    `stopped_by` says in words what ended the run before its end: a signal, a closed terminal, a user's `stop`.
     `notes` are what else somebody must know, a sentence each: a full disk, for example.
     """
 
@@ -62,6 +63,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     starts: int = 1
     pipelines: dict[str, PipelineSummary]
     lost_log_lines: int = 0
+    stopped_by: str = ""
     notes: tuple[str, ...] = ()
 
 

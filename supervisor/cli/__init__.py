@@ -3,7 +3,8 @@
 A command parses arguments, calls one room and prints through a view; it holds no logic of its own. It may know every room. Each command
 imports what it needs when it runs, so that `status` does not pay for `run`.
 
-    main.py      the table `COMMANDS`; `check`, `status`, `logs`, `env`; the bare form; exit codes of errors
+    main.py      the table `COMMANDS`; `check`, `logs`, `env`; the bare form; exit codes of errors
+    look.py      `status` of one run, `ps` of every run of the box
     run.py       `run`: loads the file, chooses the attempt, calls `runtime.run`
     doctor.py    `doctor`
     operate.py   `stop restart pause drain resume reset`: one request to a running supervisor

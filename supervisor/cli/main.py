@@ -11,11 +11,11 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
-from supervisor.cli import doctor, operate, replay, run, simulate, streams
+from supervisor.cli import doctor, history, look, operate, replay, run, simulate, streams
 from supervisor.cli.run import gpus
 from supervisor.errors import ConfigError, ExitCode, SupervisorError, UsageError
 
@@ -30,10 +30,8 @@ app = App(
     result_action="return_value",
 )
 
-Json = Annotated[bool, Parameter("--json", negative="", help="For programs: JSON on standard output.")]
 
-
-def check(file: Path, /, *, json: Json = False) -> int:
+def check(file: Path, /, *, json: streams.Json = False) -> int:
     """Say what a configuration file means on this machine, and start nothing."""
     from supervisor.config.load import load
     from supervisor.views import check as view
@@ -43,50 +41,14 @@ def check(file: Path, /, *, json: Json = False) -> int:
     except ConfigError as error:
         if not json:
             raise
-        _print_json({"mistakes": error.mistakes})
+        streams.say_json({"mistakes": error.mistakes})
         return int(error.exit_code)
     picture = view.look(loaded)
     if json:
-        _print_json(picture)
+        streams.say_json(picture)
     else:
         view.show(loaded, picture)
     return int(ExitCode.DONE if picture.fits else ExitCode.CONFIGURATION)
-
-
-def status(run: str | None = None, /, *, json: Json = False) -> int:
-    """Show a run: its pipelines, processes and GPUs, and what waits for what."""
-    from supervisor.observe import control_socket
-    from supervisor.views import status as view
-
-    attempt = _find(run)
-    with streams.lasting():
-        try:
-            reply = control_socket.ask(attempt / "control.sock", control_socket.StatusRequest())
-        except control_socket.NotRunning:
-            return _ended(attempt, json)
-        if not isinstance(reply, control_socket.StatusReply):
-            return operate.report(reply)
-        if json:
-            _print_json(reply.snapshot)
-        else:
-            view.show(reply.snapshot)
-    return int(ExitCode.DONE)
-
-
-def _ended(attempt: Path, json: bool) -> int:
-    """Say how a run stands that nobody answers for."""
-    from supervisor.attempt.post_mortem import post_mortem
-    from supervisor.attempt.summary import Summary
-    from supervisor.views.summary import show
-
-    end = post_mortem(attempt)
-    if json:
-        _print_json(end)
-    elif isinstance(end, Summary):
-        show(end, str(attempt))
-    else:
-        streams.say(str(end))
-    return int(ExitCode.DONE)
 
 
 def logs(
@@ -154,20 +116,19 @@ def _find(run: str | None) -> Path:
     return find_run(run)
 
 
-def _print_json(value: Any) -> None:
-    import msgspec
-
-    streams.say(msgspec.json.encode(value).decode())
-
-
 COMMANDS: Final[tuple[Callable[..., int], ...]] = (
-    run.run, check, doctor.doctor, status, logs, env,
+    run.run, check, doctor.doctor, look.status, look.why, look.ps, logs, env,
     operate.stop, operate.restart, operate.drain, operate.pause, operate.resume, operate.reset,
     simulate.plan, simulate.simulate, replay.replay,
+    history.timeline, history.report,
 )  # fmt: skip
 for _command in COMMANDS:
     app.command(_command)
 _NAMES: Final = tuple(command.__name__ for command in COMMANDS)
+_ACTING: Final = frozenset(
+    ["run", *(command.__name__ for command in COMMANDS if command.__module__ == operate.__name__), "--now", "--kill"]
+)
+"""Words that start, change or end something: no typing error is answered with one of them."""
 
 
 def arranged(arguments: Sequence[str]) -> list[str]:
@@ -178,7 +139,7 @@ def arranged(arguments: Sequence[str]) -> list[str]:
     words = list(arguments)
     if words and words[0] not in _NAMES and words[0] not in _GLOBAL:
         if not words[0].startswith("-") and not words[0].endswith(".toml") and not os.path.exists(words[0]):
-            close = difflib.get_close_matches(words[0], _NAMES, n=1)
+            close = [name for name in difflib.get_close_matches(words[0], _NAMES, n=1) if name not in _ACTING]
             hint = f"did you mean {close[0]}?" if close else "see `supervise --help`."
             raise UsageError(f"{words[0]!r} is neither a command nor a file; {hint}")
         words.insert(0, "run")
@@ -222,6 +183,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _one_sentence(error: CycloptsError) -> str:
+    if isinstance(error, UnknownOptionError):
+        given = error.token.keyword or error.token.value
+        names = [name for argument in error.argument_collection if argument.parse for name in argument.names if name not in _ACTING]
+        close = difflib.get_close_matches(given, names, n=1, cutoff=0.75)
+        return f"Unknown option: {given}." + (f" Did you mean {close[0]}?" if close else "")
     text = " ".join(str(error).split())
     return text if text.endswith((".", "?", "!")) else f"{text}."
 

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 Group = Annotated[str, Parameter(help="p1, p1/engine/0, p1/trainer or p1/gateway.")]
 Engines = Annotated[str, Parameter(help="p1 or p1/engine/0.")]
-RunOption = Annotated[str | None, Parameter("--run", help="A run's directory, its name, or name/attempt_N. Default: the latest here.")]
+RunOption = Annotated[
+    str | None, Parameter("--run", help="A run's directory, its name, or name/attempt_N. Default: the one that goes on here.")
+]
 
 
 def stop(
@@ -65,12 +67,12 @@ def _act(verb: "Verb", target: str, run: str | None) -> int:
 
 
 def _ask(run: str | None, request: "Request") -> int:
-    from supervisor.attempt.find import find_run
+    from supervisor.attempt.find import display_path, find_run
     from supervisor.observe.control_socket import NotRunning, ask
 
-    attempt = find_run(run)
+    attempt = find_run(run, acting=True)
     try:
-        return report(ask(attempt / "control.sock", request))
+        return report(ask(attempt / "control.sock", request), display_path(attempt))
     except NotRunning as error:
         from supervisor.attempt.post_mortem import post_mortem
         from supervisor.attempt.summary import Summary
@@ -80,15 +82,15 @@ def _ask(run: str | None, request: "Request") -> int:
         raise UsageError(text) from error
 
 
-def report(reply: "Reply") -> int:
-    """Print a reply; return the exit code. Raises UsageError when the supervisor declined."""
+def report(reply: "Reply", run: str) -> int:
+    """Print a reply of that run, by its name; return the exit code. Raises UsageError when the supervisor declined."""
     from supervisor.observe.control_socket import Declined, Done
     from supervisor.observe.sanitize import one_line
 
     if isinstance(reply, Declined):
-        raise UsageError(one_line(reply.text))
+        raise UsageError(f"{run}: {one_line(reply.text)}")
     if isinstance(reply, Done):
         for line in (reply.text or "Done.").split("\n"):
-            sys.stdout.write(one_line(line) + "\n")
+            sys.stdout.write(f"{run}: {one_line(line)}\n")
         sys.stdout.flush()
     return int(ExitCode.DONE)

@@ -1,5 +1,7 @@
 """`supervise run` runs a configuration file to its end, from the beginning or from where an attempt stands."""
 
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -82,11 +84,12 @@ def _run(asked: _Asked) -> int:
             conclude_finished(attempt, loaded.config)
             _refuse_to_pass_over(choice)
             return _nothing_left(attempt.path, loaded)
-        _announce(attempt, choice, runs / loaded.name)
+        _announce(choice)
         console: Console = "none" if asked.detach else "json" if asked.json else "readable"
         options = Options(
             console,
             loaded.source if asked.file is not None else b"",
+            os.path.realpath(loaded.path),
             Progress(),
             _metrics(loaded.config.host),
             asked.detach,
@@ -121,6 +124,8 @@ def _begun(attempt: "RunDirectory", asked: _Asked) -> None:
         return
     if not asked.detach:
         streams.say(f"run directory {attempt.path}")
+        if streams.on_terminal() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            streams.say("closing this terminal stops the run gracefully, as Ctrl-C does; what should outlive it is started with --detach")
         return
     from supervisor.attempt.find import display_path
 
@@ -164,6 +169,8 @@ def _loaded(asked: _Asked) -> "tuple[Loaded, Choice | None]":
     from supervisor.config.load import RESOLVED, load
 
     if asked.file is not None:
+        if asked.resume or asked.resume_from is not None:
+            _refuse_what_runs(asked.file)
         loaded = load(asked.file, gpus)
         return loaded, choose(runs_directory(loaded.config), loaded.name, resume=asked.resume, named=asked.resume_from)
     if asked.resume_from is None or (choice := choose(runs_directory(), None, named=asked.resume_from)) is None:
@@ -171,8 +178,18 @@ def _loaded(asked: _Asked) -> "tuple[Loaded, Choice | None]":
     return load(choice.path / RESOLVED, gpus), choice
 
 
-def _announce(attempt: "RunDirectory", choice: "Choice | None", parent: Path) -> None:
-    """Say which attempt goes on and which are passed over, and warn when another of this name runs."""
+def _refuse_what_runs(file: Path) -> None:
+    """Refuse to resume what runs, before its own ports are found to be taken. Raises UsageError."""
+    from supervisor.attempt.box_runs import box_runs
+    from supervisor.attempt.directory import already_running
+
+    for run in box_runs():
+        if run.ours and run.file == os.path.realpath(file):
+            raise already_running(Path(run.directory))
+
+
+def _announce(choice: "Choice | None") -> None:
+    """Say which attempt goes on and which are passed over."""
     from supervisor.attempt import find
 
     if choice is not None:
@@ -180,13 +197,6 @@ def _announce(attempt: "RunDirectory", choice: "Choice | None", parent: Path) ->
         streams.note(f"resumes {find.display_path(choice.path)}: " + (done or "from the beginning, as there is no checkpoint"))
         for path, why in choice.passed:
             streams.note(f"passes over {find.display_path(path)}, which {why}")
-    for other in find.running(parent):
-        if other != attempt.path:
-            name = find.display_path(other)
-            streams.note(
-                f"warning: {name} still runs, and its GPUs may be those of this run: what either holds, the other sees as taken. "
-                f"`supervise stop --run {name}` stops it."
-            )
 
 
 def gpus(host: "HostTable") -> "list[GpuFact]":

@@ -4,7 +4,11 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import Annotated, Any, TextIO
+
+from cyclopts import Parameter
+
+Json = Annotated[bool, Parameter("--json", negative="", help="For programs: JSON on standard output.")]
 
 
 class Lasting:
@@ -74,10 +78,22 @@ def lasting() -> Iterator[None]:
             setattr(sys, name, stream)
 
 
+def on_terminal() -> bool:
+    """Return whether a person sits at one of the standard streams: its end is then our end."""
+    return any(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+
+
 def say(line: str) -> None:
     """Write a line to standard output, at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def say_json(value: Any) -> None:
+    """Write a value for programs, on one line."""
+    import msgspec
+
+    say(msgspec.json.encode(value).decode())
 
 
 def note(text: str) -> None:

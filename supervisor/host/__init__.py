@@ -5,6 +5,7 @@ offers is mechanism: it starts, signals, watches and measures, and decides nothi
 
     processes/      starts groups of processes, ends them with everything they started, and guards us from above
     gpus/           says which GPUs there are and how much of their memory is in use, measured from outside
+    claims.py       says which GPUs of this box which run holds, of all users; a claim ends with its process
     ports.py        reserves windows of ports, and says who holds a port
     foreign.py      tells which processes we certainly did not start (it reads `ports` and `processes`)
     channel.py      carries frames over a child's socket pair, and names a peer that does not play along

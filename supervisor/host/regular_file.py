@@ -57,10 +57,15 @@ def shared_with(folder: Path) -> str | None:
     us = os.geteuid()
     if found.st_uid in (0, us) or (us == 0 and found.st_uid == NOBODY):
         return None
+    return f"it belongs to {user_name(found.st_uid)}"
+
+
+def user_name(uid: int) -> str:
+    """Return what to call a user: a name, or `uid 1234` where this machine knows none."""
     try:
-        return f"it belongs to {pwd.getpwuid(found.st_uid).pw_name}"
-    except KeyError:
-        return f"it belongs to the user {found.st_uid}"
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return f"uid {uid}"
 
 
 def read_regular(path: Path, limit: int = LARGEST) -> bytes:

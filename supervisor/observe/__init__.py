@@ -13,6 +13,7 @@ attempt: loggers and values are handed to it.
     diagnosis.py        whether this machine is fit for runs on GPUs: what was seen, and what to do (`doctor`)
     status_builder.py   fills it from the scheduler's records and a measurement
     waiting_reasons.py  why something waits, in an operator's words
+    explanation.py      why a pipeline has its engines, and no more: the planner's reasons as sentences
     control_socket.py   requests and replies between the command line and a running supervisor
     metrics_server.py   serves `/metrics`
 

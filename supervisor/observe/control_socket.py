@@ -18,6 +18,8 @@ import anyio.abc
 import msgspec
 
 from supervisor.errors import SetUpError, SupervisorError, UsageError
+from supervisor.host.regular_file import user_name
+from supervisor.observe.explanation import PipelineExplanation
 from supervisor.observe.status import Status
 from trainers.protocol import ids
 from trainers.protocol.framing import FrameError, FrameReader, encode
@@ -72,8 +74,18 @@ class ActRequest(_Message, frozen=True, tag="act"):
     target: Target
 
 
+class ExplainRequest(_Message, frozen=True, tag="explain"):
+    """Ask why a pipeline has the engines that it has, and no more. Answered by `ExplainReply` or `Declined`."""
+
+    pipeline: PipelineId
+
+
 class StatusReply(_Message, frozen=True, tag="status_reply"):
     snapshot: Status
+
+
+class ExplainReply(_Message, frozen=True, tag="explain_reply"):
+    explanation: PipelineExplanation
 
 
 class Done(_Message, frozen=True, tag="done"):
@@ -88,9 +100,10 @@ class Declined(_Message, frozen=True, tag="declined"):
     text: str
 
 
-Request = StatusRequest | StopRequest | ActRequest
-Reply = StatusReply | Done | Declined
-Handler = Callable[[Request], Awaitable[Reply]]
+Request = StatusRequest | StopRequest | ActRequest | ExplainRequest
+Reply = StatusReply | ExplainReply | Done | Declined
+Handler = Callable[[Request, int], Awaitable[Reply]]
+"""It gets a request and the uid of whoever asks, as the kernel knows it."""
 
 
 class NotRunning(UsageError):
@@ -167,13 +180,14 @@ async def _serve_one(connection: socket.socket, handler: Handler, places: anyio.
     connection.setblocking(False)
     try:
         with connection, contextlib.suppress(OSError, FrameError), anyio.move_on_after(DEADLINE_S):
-            if _peer_uid(connection) not in (0, os.geteuid()):
+            uid = _peer_uid(connection)
+            if uid not in (0, os.geteuid()):
                 return
             request = await _receive(connection)
             if request is None:
                 return
             try:
-                answer = encode(await handler(request))
+                answer = encode(await handler(request, uid))
             except SupervisorError as error:
                 answer = encode(Declined(str(error)))
             while answer:
@@ -200,11 +214,11 @@ def ask(path: Path, request: Request, timeout_s: float = DEADLINE_S) -> Reply:
         with _short(path) as short, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
             found = os.lstat(short)
             if not stat.S_ISSOCK(found.st_mode) or found.st_uid not in (os.geteuid(), 0):
-                raise UsageError(f"{path} is not a socket of yours; nothing was sent.")
+                raise UsageError(f"{path} is not a socket of yours (it belongs to {user_name(found.st_uid)}); nothing was sent.")
             connection.settimeout(timeout_s)
             connection.connect(short)
-            if _peer_uid(connection) not in (os.geteuid(), 0):
-                raise UsageError(f"At {path} another user's process listens; nothing was sent.")
+            if (owner := _peer_uid(connection)) not in (os.geteuid(), 0):
+                raise UsageError(f"At {path} a process of {user_name(owner)} listens; nothing was sent.")
             connection.sendall(encode(request))
             return _answer(connection, path)
     except TimeoutError as error:

@@ -16,7 +16,7 @@ The facts of a run do not change (`run_facts`: the tables, the paths, the enviro
   model_recipe       version 0 of a pipeline's weights, where a recipe makes it
   snapshots          later versions, by a `WeightTransport`, and checkpoints: what trainers hand over
   gpu_memory         whether a GPU is empty, by measurement; what is used, for those who look on
-  probes             looks at the engines from outside, and reports
+  watch              looks at what could hang without a word: our own loop, engines (by probes), ranks
   scheduler_spec     the configuration as the scheduler's facts
   startup            how a run was asked for, why it cannot begin, when everything has started
   operator_requests  signals and the control socket

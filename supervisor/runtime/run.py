@@ -27,8 +27,10 @@ from supervisor.attempt.resume import earlier_starts, without
 from supervisor.attempt.summary import Summary
 from supervisor.attempt.sweep import hold, sweep
 from supervisor.config.child_environment import secrets as secret_values
+from supervisor.config.load import RESOLVED
 from supervisor.config.schema.tables import Config
 from supervisor.errors import SetUpError
+from supervisor.host.claims import VIRTUAL, Claim, NoPlace, claim_gpus
 from supervisor.host.gpus.inventory import open_meter
 from supervisor.host.gpus.meter import GpuMeter
 from supervisor.host.ports import NoPortFree, Ports, metrics_listener
@@ -47,12 +49,13 @@ from supervisor.runtime.group_lifecycle import GroupLifecycle, Groups
 from supervisor.runtime.model_recipe import Models
 from supervisor.runtime.operator_requests import OperatorRequests, StatusSource, Stopper
 from supervisor.runtime.perform import Performer
-from supervisor.runtime.probes import Probes
 from supervisor.runtime.ranks import Ranks
 from supervisor.runtime.run_facts import ChildEnvironment, Pipelines, RunFacts, RunPaths
 from supervisor.runtime.scheduler_spec import box_spec
 from supervisor.runtime.snapshots import SharedMemory, TrainerOutput, folder_of, make_folders
 from supervisor.runtime.startup import DetachedStart, Exposition, Options, ShowProgress, as_setup_error
+from supervisor.runtime.watch.heartbeat import keep_beating, stack_on_crash
+from supervisor.runtime.watch.probes import Probes
 from supervisor.scheduler import Scheduler
 from trainers.protocol.ids import PipelineId
 
@@ -130,9 +133,11 @@ class Run:
         config, directory = self._config, self._directory
         swept = sweep(*(runs for runs in directory.path.parent.parent.iterdir() if runs.is_dir() and not runs.is_symlink()))
         with contextlib.ExitStack() as stack:
+            stack.enter_context(stack_on_crash(directory.stack))
             logs = stack.enter_context(
                 Logs(directory.supervisor_log, run=directory.run_id, level=config.logging.level, console=self._options.console)
             )
+            self._guard.log(directory.run_id, directory.supervisor_log)
             tables = [env for pipeline in config.pipeline for env in (pipeline.engine.env, pipeline.trainer.env)]
             for value in (value for env in (os.environ, *tables) for value in secret_values(env)):
                 logs.secrets.register(value)
@@ -143,6 +148,7 @@ class Run:
             shm = self._shared_memory(journal, stack)
             meter = open_meter(config.host.gpus, config.host.virtual)
             stack.callback(meter.close)
+            self._claim_gpus(meter, logs, stack)
             ports = Ports(
                 *config.host.ports,
                 run=directory.run_id,
@@ -159,6 +165,27 @@ class Run:
             facts = RunFacts(pipelines, RunPaths(directory, shm), ChildEnvironment(dict(os.environ), directory.path))
             with self._accounted_for(journal, logs):
                 yield Machine(facts, logs, journal, meter, ports, listeners, metrics)
+
+    def _claim_gpus(self, meter: GpuMeter, logs: Logs, stack: contextlib.ExitStack) -> None:
+        """Keep other supervisors, also of other users, off our GPUs until we end. Raises GpusTaken."""
+        directory, host = self._directory, self._all.host
+        file = self._options.file or str(directory.path / RESOLVED)
+        claim = Claim(
+            run=directory.run_id,
+            name="/".join(directory.path.parts[-2:]),
+            directory=str(directory.path),
+            gpus=tuple(gpu.uuid or f"{VIRTUAL}{gpu.id} of {file}" for gpu in meter.gpus),
+            labels=tuple(str(host.gpus[gpu.id] if isinstance(host.gpus, list) else gpu.id) for gpu in meter.gpus),
+            pipelines=tuple(pipeline.name for pipeline in self._all.pipeline),
+            file=file,
+        )
+        try:
+            entry = claim_gpus(claim)
+        except NoPlace as error:
+            logs.log.warning("nothing keeps other supervisors off these GPUs", why=str(error))
+            return
+        stack.callback(entry.close)
+        self._guard.sweep(entry.path)
 
     def _shared_memory(self, journal: Journal, stack: contextlib.ExitStack) -> Path:
         shm = self._directory.shared_memory(self._config.host.shm)
@@ -219,7 +246,7 @@ class Run:
         driver = Driver(scheduler, recorded, time.monotonic, self._observers(logs, results), logs.secrets.hide)
         loop = Loop(driver.feed, driver.spawn_task, logs.log)
 
-        processes = Processes(_prewarm(facts) if config.host.prewarm else None)
+        processes = Processes(_prewarm(facts, logs) if config.host.prewarm else None)
         groups = Groups(processes, machine.journal)
         lifecycle = GroupLifecycle(groups, loop, machine.ports, config.health, logs.secrets.hide)
         transports = {id: SharedMemory(folder_of(facts.paths.shm, id), facts.paths.model(table)) for id, table in facts.pipelines}
@@ -275,6 +302,7 @@ class Run:
         """Run until every pipeline has ended; then nothing of the run lives any more. Raises SetUpError."""
         async with anyio.create_task_group() as signals:
             await signals.start(wired.stopper.on_signals)  # before the first child: whoever is stopped now is stopped in order
+            signals.start_soon(keep_beating, self._guard, self._config.health, machine.logs.log, name="heartbeat")
             async with wired.processes.running(), anyio.create_task_group() as tasks:
                 self._log_unmeasured(machine)
                 async with wired.engines:
@@ -300,6 +328,7 @@ class Run:
         """Start what runs beside the loop, then the loop."""
         await tasks.start(control_socket.serve, self._directory.control_socket, wired.operator.answer)
         tasks.start_soon(wired.processes.reap_forever, name="reap orphans")
+        tasks.start_soon(wired.processes.watch_pool, name="watch the pool")
         tasks.start_soon(wired.probes.run, name="probes")
         if machine.metrics is not None and self._options.metrics is not None:
             await self._serve_metrics(machine.metrics, self._options.metrics, wired, tasks)
@@ -337,8 +366,12 @@ async def _show_progress(show: ShowProgress, status: StatusSource, logs: Logs) -
             logs.say(line)
 
 
-def _prewarm(facts: RunFacts) -> PrewarmedPool:
+def _prewarm(facts: RunFacts, logs: Logs) -> PrewarmedPool:
     directory, environment, tag = facts.paths.directory.path, facts.environment, f"{facts.paths.directory.run_id}:prewarm:1"
     # torch asks the driver, and not CUDA, whether there is a GPU: a context that was made before the fork would be useless after it
     env = environment.complete(environment.inherited("trainer").kept, tag, ours={"PYTORCH_NVML_BASED_CUDA_CHECK": "1"})
-    return PrewarmedPool(env=env, tag=tag, directory=directory, log=directory / "logs" / "prewarm.log")
+
+    def replaced(pid: int, why: str) -> None:
+        logs.log.warning("the prewarmed pool does not answer and is replaced; its children go on", pid=pid, why=why)
+
+    return PrewarmedPool(env=env, tag=tag, directory=directory, log=directory / "logs" / "prewarm.log", replaced=replaced)

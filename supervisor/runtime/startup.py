@@ -38,13 +38,14 @@ class Exposition(Observer, Protocol):
 class Options:
     """What the command line says of a run.
 
-    `source`: the configuration file's bytes, for the record; none leaves the record of the attempt as it is.
+    `source`: the configuration file's bytes, for the record; none leaves the record of the attempt as it is. `file`: its path.
     `detach`: somebody waits until everything has started, and lets go of the terminal then. `begun` is called once, when nothing more can
     refuse the run and before anything of it is started. Whether it goes on from checkpoints, the directory says.
     """
 
     console: Console = "readable"
     source: bytes = b""
+    file: str = ""
     progress: ShowProgress | None = None
     metrics: Exposition | None = None
     detach: bool = False

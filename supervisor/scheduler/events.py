@@ -161,18 +161,21 @@ class GatewaySaid(_Event, frozen=True):
 
 
 class OperatorAsked(_Event, frozen=True):
-    """An operator asks for something: of a pipeline, of its engine `rank`, or of its `part`."""
+    """An operator asks for something: of a pipeline, of its engine `rank`, or of its `part`. `uid`: whose process asked, as the kernel says."""
 
     verb: Verb
     pipeline: PipelineId
     rank: int | None = None
     part: Part = ""
+    uid: int | None = None
 
 
 class Stop(_Event, frozen=True):
-    """The operator wants an end: 1 gracefully, 2 without draining, 3 kill."""
+    """The operator wants an end: 1 gracefully, 2 without draining, 3 kill. `why`: the signal's name, or "operator"; `uid`: whose process asked."""
 
     level: int
+    why: str = ""
+    uid: int | None = None
 
 
 class Tick(_Event, frozen=True):

@@ -5,6 +5,7 @@ scheduler's records and the simulator's figures. It must not know the runtime or
 
     check.py        `check`: what a configuration means on this machine; also how mistakes are printed
     status.py       `status`: a status as tables; formats of sizes, times and rewards that other views use
+    ps.py           `ps`: a row a run of this box
     table.py        tables that fit a terminal, or a pipe
     logs.py         `logs [-f]`: merges the supervisor's records with the children's own files
     log_sources.py  which file belongs to whom, and what an operator may name

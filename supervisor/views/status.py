@@ -1,8 +1,9 @@
-"""This module shows a status as tables. Text of children is made plain and never read as markup."""
+"""This module shows a status as tables, and why a pipeline has its engines. Text of children is made plain and never read as markup."""
 
 from rich.console import Console
 from rich.text import Text
 
+from supervisor.observe.explanation import PipelineExplanation
 from supervisor.observe.sanitize import one_line
 from supervisor.observe.status import EngineView, FailureView, GpuView, PipelineView, Status
 from supervisor.observe.waiting_reasons import priority_words, role_words
@@ -173,4 +174,30 @@ def show(status: Status, console: Console | None = None) -> None:
     console = console if console is not None else Console()
     width = console.width if console.is_terminal else None
     for line in lines(status, width):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def why_lines(found: PipelineExplanation, width: int | None) -> list[Text]:
+    """Return one line for the pipeline, and a row with the planner's reason for each engine. `width` is as in `lines`."""
+    columns = (Column("engine"), Column("GPUs"), Column("awake"), Column("in the plan"))
+    rows = []
+    for engine in found.engines:
+        cells = (engine.engine, _numbers(engine.gpus), "yes" if engine.awake else "no", "yes" if engine.planned else "no")
+        rows.append(Row(cells, (engine.text,), ("bold",), "dim"))
+    return [Text(_why_head(found), style="bold"), Text(), *render("Engines", columns, rows, width)]
+
+
+def _why_head(found: PipelineExplanation) -> str:
+    engines = f"{len(found.engines)} engine{'s' if len(found.engines) != 1 else ''}"
+    awake = f"awake are {found.awake}"
+    if not found.unfinished:
+        return f"{found.pipeline} has no unfinished samples. Of its {engines}, {awake}."
+    work = f"{found.unfinished} unfinished samples, which can fill {found.cap} of its {engines}"
+    return f"{found.pipeline} has {work}. The plan gives it {found.planned}; {awake}."
+
+
+def show_why(found: PipelineExplanation) -> None:
+    """Print it, as wide as the terminal; on a pipe no line is wrapped."""
+    console = Console()
+    for line in why_lines(found, console.width if console.is_terminal else None):
         console.print(line, soft_wrap=True, highlight=False)

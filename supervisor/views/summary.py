@@ -61,6 +61,8 @@ def _meaning(summary: Summary) -> str:
             failed = [name for name, pipeline in pipelines.items() if pipeline.outcome == "failed"]
             others = len(pipelines) - len(failed)
             return f"{' and '.join(failed) or 'A pipeline'} failed for good" + ("; the others went on" if others else "")
+        case ExitCode.STOPPED if summary.stopped_by:
+            return f"Stopped before its end: {one_line(summary.stopped_by)}. `run --resume` continues"
     try:
         meaning = ExitCode(summary.exit).meaning
     except ValueError:

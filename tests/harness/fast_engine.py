@@ -3,12 +3,14 @@
     python tests/harness/fast_engine.py PORT PACE_S [INTERVAL]
 
 Every request gets `max_new_tokens` tokens; one a `PACE_S` for all that run, as a batch makes them, or all at once (0). Streamed, there is an
-event for the first token and then for every `INTERVAL` (1), incremental, as SGLang sends them with `--incremental-streaming-output`.
+event for the first token and then for every `INTERVAL` (1; the request's own `stream_interval` wins), incremental, as SGLang sends them with
+`--incremental-streaming-output`.
 """
 
 import asyncio
 import json
 import sys
+from collections.abc import Iterator
 from functools import cache
 from typing import cast
 
@@ -22,6 +24,7 @@ END = b"\r\n"
 
 class _Params(msgspec.Struct):
     max_new_tokens: int = 16
+    stream_interval: int | None = None
 
 
 class _Ask(msgspec.Struct):
@@ -46,11 +49,11 @@ def _event(first: int, count: int, limit: int) -> bytes:
 
 
 @cache
-def _streamed(limit: int) -> list[bytes]:
+def _streamed(limit: int, interval: int) -> list[bytes]:
     """What is sent after each token: a chunk of HTTP, or nothing; the last also ends the answer."""
     chunks, sent = [], 0
     for count in range(1, limit + 1):
-        if count not in (1, limit) and count - sent < INTERVAL:
+        if count not in (1, limit) and count - sent < interval:
             chunks.append(b"")
             continue
         line = b"data: " + _event(sent, count, limit) + b"\n\n" + (b"data: [DONE]\n\n" if count == limit else b"")
@@ -74,36 +77,40 @@ INFO = json.dumps(
 OTHER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(INFO) + INFO
 
 
+Answer = Iterator[bytes]
+"""What is sent after each token."""
+
+
 class Batch:
     """Requests that run: each gets one token a tick."""
 
     def __init__(self, pace: float) -> None:
         self._pace = pace
-        self._running: dict[Connection, tuple[int, int, bool]] = {}
+        self._running: dict[Connection, Answer] = {}
 
-    def add(self, connection: "Connection", limit: int, stream: bool) -> None:
+    def add(self, connection: "Connection", limit: int, interval: int) -> None:
+        """`interval` 0: whole."""
         if self._pace == 0.0:
-            connection.transport.write(STREAM + b"".join(_streamed(limit)) if stream else _whole(limit))
+            connection.transport.write(STREAM + b"".join(_streamed(limit, interval)) if interval else _whole(limit))
             return
         if not self._running:
             asyncio.get_running_loop().call_later(self._pace, self._tick)
-        if stream:
+        if interval:
             connection.transport.write(STREAM)
-        self._running[connection] = (0, limit, stream)
+        self._running[connection] = iter(_streamed(limit, interval) if interval else [b""] * (limit - 1) + [_whole(limit)])
 
     def leave(self, connection: "Connection") -> None:
         self._running.pop(connection, None)
 
     def _tick(self) -> None:
-        for connection, (made, limit, stream) in list(self._running.items()):
-            if stream and (chunk := _streamed(limit)[made]):
+        ended = []
+        for connection, answer in self._running.items():
+            if (chunk := next(answer, None)) is None:
+                ended.append(connection)
+            elif chunk:
                 connection.transport.write(chunk)
-            if made + 1 == limit:
-                if not stream:
-                    connection.transport.write(_whole(limit))
-                del self._running[connection]
-            else:
-                self._running[connection] = (made + 1, limit, stream)
+        for connection in ended:
+            self.leave(connection)
         if self._running:
             asyncio.get_running_loop().call_later(self._pace, self._tick)
 
@@ -131,7 +138,8 @@ class Connection(asyncio.Protocol):
             body, self._buffer = self._buffer[end + 4 : end + 4 + length], self._buffer[end + 4 + length :]
             if head.startswith(b"post /generate "):
                 asked = _DECODER.decode(body)
-                self._batch.add(self, asked.sampling_params.max_new_tokens, asked.stream)
+                params = asked.sampling_params
+                self._batch.add(self, params.max_new_tokens, (params.stream_interval or INTERVAL) if asked.stream else 0)
             else:
                 self.transport.write(OTHER)
 

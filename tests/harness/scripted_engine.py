@@ -49,7 +49,7 @@ def expected(prompt: Sequence[int], params: dict[str, Any]) -> tuple[list[int], 
 @dataclass
 class Script:
     """What it does. Times in seconds; `die_after` counts tokens over all requests (-1: never); a prompt with token `lethal` kills it; an event has
-    `interval` tokens.
+    `interval` tokens where the request does not say it (`stream_interval`).
     """
 
     delay: float = 0.0
@@ -87,6 +87,7 @@ class _Answer:
         self.versions: list[dict[str, Any]] = []
         self.reason: dict[str, Any] | None = None
         self._sent = 0
+        self._interval = self.params.get("stream_interval") or script.interval
         limit = self.params.get("max_new_tokens", 128)
         self._limit = 40 if limit is None else limit
 
@@ -107,6 +108,12 @@ class _Answer:
         if self.reason is None and len(self.made) >= self._limit:
             self.reason = {"type": "length", "length": self._limit}
         return made
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a stream is sent an event now: for the first token, for so many more, and for the end."""
+        unsent = len(self.made) - self._sent
+        return self.reason is not None or unsent >= self._interval or (self._sent == 0 and unsent > 0)
 
     def everything(self) -> dict[str, Any]:
         """All of it so far."""
@@ -271,7 +278,7 @@ class ScriptedEngine:
                 self.tokens += 1
             if 0 <= self.script.die_after <= self.tokens:
                 await self.die()
-            if response is not None and (answer.reason is not None or len(answer.made) % self.script.interval == 0):
+            if response is not None and answer.is_due:
                 await response.write(b"data: " + msgspec.json.encode(answer.event()) + b"\n\n")
         if response is None:
             return web.json_response(body=msgspec.json.encode(answer.everything()))

@@ -65,12 +65,16 @@ def test_a_second_start_that_fails_a_kill_and_two_resumes(start: Callable[..., R
     file = configuration(tmp_path / "story.toml", steps=3)
     run = start(file)
     run.wait_until(lambda: run.status() is not None, "its beginning")
-    limited = f"ulimit -f 40; exec {sys.executable} -I -S -E {GUARDIAN} run story.toml"  # KiB: too little for what a run keeps in reserve
+    copy = tmp_path / "copy" / "story.toml"  # with virtual GPUs of its own
+    copy.parent.mkdir()
+    copy.write_bytes(file.read_bytes())
+    limited = (
+        f"ulimit -f 40; exec {sys.executable} -I -S -E {GUARDIAN} run copy/story.toml"  # KiB: too little for what a run keeps in reserve
+    )
     refused = subprocess.run(["bash", "-c", limited], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode == 3, refused.stderr
     assert "a run cannot begin there: File too large" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert "runs/story/attempt_1 still runs" in refused.stderr
     assert [path.name for path in (tmp_path / "runs" / "story").iterdir()] == ["attempt_1"]
     assert json.loads(supervise(tmp_path, "status", "--json").stdout)["run"] == run.run_id
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.observe.control_socket import ActRequest, Done, Verb, ask
+from supervisor.observe.control_socket import ActRequest, Declined, Done, ExplainReply, ExplainRequest, Verb, ask
 from tests.harness.supervised_run import TINY, Run
 from trainers.protocol.ids import EngineId, PipelineId
 
@@ -68,6 +68,12 @@ def test_what_an_operator_sees(run: Run, port: int) -> None:
     again = run.when("p1", lambda view: view.gateway.incarnation == 2 and view.gateway.state == "serving", "the next gateway")
     assert again.gateway.failure is not None
     assert (again.gateway.failure.reason, again.gateway.failure.over) == ("ended with signal 9: killed", True)
+    found = ask(run.directory / "control.sock", ExplainRequest(P1))
+    assert isinstance(found, ExplainReply), found
+    assert [engine.engine for engine in found.explanation.engines] == [f"p1/engine/{rank}" for rank in range(4)]
+    assert all(engine.rule and engine.text for engine in found.explanation.engines)
+    refused = ask(run.directory / "control.sock", ExplainRequest(PipelineId("p9")))
+    assert refused == Declined("There is no pipeline 'p9' in this run; it has p1, p2.")
     assert done(run, "resume", 3).startswith("p1/engine/3: nothing to resume: it is ")
     assert "until `resume`" in (told := done(run, "pause", 3)) or "will be paused" in told
     assert "already" in done(run, "pause", 3)

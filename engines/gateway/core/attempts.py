@@ -15,6 +15,18 @@ PATIENCE: Final = 5.0
 """Seconds for an engine to end a request that we have aborted; then the connection is cut and the tokens so far are kept. A drain must
 be done before the supervisor takes the gateway for the one that hangs: at most a quarter of `drain_s`."""
 
+RUNNING_PER_TOKEN: Final = 8
+MOST_AT_ONCE: Final = 32
+MOST_READ_AT_ONCE: Final = 8
+"""An engine is asked for an event for so many tokens (SGLang's `stream_interval`): one more for every `RUNNING_PER_TOKEN` attempts that run
+here or are about to, up to `MOST_AT_ONCE`, or `MOST_READ_AT_ONCE` where a client reads them as they come. So events do not come more often, the more runs.
+An engine that dies takes at most so many tokens of a sample with it, and they are made again; a drained one says all that it has."""
+
+
+def tokens_at_once(running: int, read: bool) -> int:
+    """Return how many tokens an attempt's events should have that is one of `running`. `read`: a client reads them as they come."""
+    return max(1, min(running // RUNNING_PER_TOKEN, MOST_READ_AT_ONCE if read else MOST_AT_ONCE))
+
 
 @dataclass(slots=True)
 class _Pending:
@@ -56,15 +68,17 @@ class Attempts:
         """Return the attempts that run on this engine."""
         return [attempt for attempt in self._running.values() if attempt.engine is engine]
 
-    def begin(self, number: int, sample: Sample, engine: Engine) -> Start:
-        """Start an attempt at the rest of the sample."""
+    def begin(self, number: int, sample: Sample, engine: Engine, slots: int) -> Start:
+        """Start an attempt at the rest of the sample. `slots`: of all engines, so that no more than these will run."""
         attempt = Attempt(number=number, engine=engine, version=engine.version, start=len(sample.ids), sample=sample)
         sample.attempted(attempt)
         self._running[number] = attempt
         engine.running += 1
         engine.unproven += 1
         engine.trial = engine.trial or sample.suspect
-        body = continuation.body_of_rest(sample.request, sample.ids, sample.seed)
+        soon = max(len(self._running), min(slots, sample.rollout.unfinished))
+        at_once = tokens_at_once(soon, sample.is_read)
+        body = continuation.body_of_rest(sample.request, sample.ids, sample.seed, at_once)
         return Start(
             attempt=number,
             engine=engine.rank,
@@ -118,8 +132,10 @@ def receive(attempt: Attempt, sample: Sample, event: Tokens, decode: continuatio
     attempt.engine.tokens += len(event.ids)
     attempt.marks = event.marks
     request, known = sample.request, len(sample.ids)
-    room = len(event.ids) if request.limit is None else max(0, request.limit - known)
-    ids, logprobs, rows = event.ids[:room], event.logprobs[:room], cut(event.rows, 0, room)
+    ids, logprobs, rows = event.ids, event.logprobs, event.rows
+    if request.limit is not None and known + len(ids) > request.limit:
+        room = max(0, request.limit - known)
+        ids, logprobs, rows = ids[:room], logprobs[:room], cut(rows, 0, room)
     if attempt.start == 0 and event.prompt_meta:
         sample.prompt_meta = event.prompt_meta
     sample.grow(ids, logprobs, rows)
@@ -128,17 +144,16 @@ def receive(attempt: Attempt, sample: Sample, event: Tokens, decode: continuatio
         found = continuation.straddling(request, sample.ids, attempt.start, known, decode)
         if found is not None:
             match = StopMatch(*found)
-            ids = ids[: max(0, match.kept - known)]
-    return _grown(sample, ids, logprobs[: len(ids)], cut(rows, 0, len(ids))), match
+            kept = max(0, match.kept - known)
+            ids, logprobs, rows = ids[:kept], logprobs[:kept], cut(rows, 0, kept)
+    return _grown(sample, ids, logprobs, rows), match
 
 
 def _grown(sample: Sample, ids: Sequence[int], logprobs: Sequence[float], rows: Rows) -> list[Grew]:
-    if sample.request.atomic or not ids:
+    if not sample.is_read or sample.request.atomic or not ids:
         return []
-    grown = [Grew(asker, ids, logprobs, rows) for asker, streams in sample.askers.items() if streams]
-    if grown:
-        sample.streamed = True
-    return grown
+    sample.streamed = True
+    return [Grew(asker, list(ids), list(logprobs), rows) for asker, streams in sample.askers.items() if streams]
 
 
 def prove(attempt: Attempt, sample: Sample) -> bool:

@@ -45,12 +45,17 @@ def asks_for_rows(request: Request) -> bool:
     return not PLAIN_OPTIONS.issuperset(request.options)
 
 
-def body_of_rest(request: Request, ids: Sequence[int], seed: int | None) -> dict[str, Any]:
-    """Return the body of `POST /generate` for the rest after the output tokens `ids`; `seed` is for a request that brings none."""
+def body_of_rest(request: Request, ids: Sequence[int], seed: int | None, at_once: int = 1) -> dict[str, Any]:
+    """Return the body of `POST /generate` for the rest after the output tokens `ids`, to be told so many at once.
+
+    `seed` and `at_once` are for a request that brings none.
+    """
     params = dict(request.params)
     params["max_new_tokens"] = None if request.limit is None else request.limit - len(ids)
     if seed is not None:
         params.setdefault("sampling_seed", seed)
+    if at_once > 1:  # else an engine's own default holds
+        params.setdefault("stream_interval", at_once)
     if ids and isinstance(least := params.get("min_new_tokens"), int):
         params["min_new_tokens"] = max(0, least - len(ids))
     return {

@@ -19,9 +19,11 @@ from engines.gateway.core.ordering.waiting import MAX_WAITING, Waiting
 from engines.gateway.core.publish_policy import PublishPolicy
 from engines.gateway.core.records import Attempt, Phase, Rollout, Sample
 from engines.gateway.core.rollouts import Rollouts
-from engines.gateway.core.samples import Failure, Outcome, SampleKey, State, cut
+from engines.gateway.core.samples import Failure, Outcome, Request, SampleKey, State, cut
 from trainers.protocol import gateway_messages
 
+MAX_TOKENS: Final = 1 << 29
+"""Tokens of all prompts that are held for samples which are not done: 2 GiB."""
 _CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
 
 
@@ -164,20 +166,20 @@ class Dispatch:
 
     def _ask(self, ask: events.Ask) -> None:
         rollout = self.rollouts.place(ask.rollout, self._now)
-        if rollout is None:
-            self._effects.append(events.Deliver(ask.asker, Failure(404, "rollout_closed", f"rollout {ask.rollout} is closed")))
+        if isinstance(rollout, Failure):
+            self._effects.append(events.Deliver(ask.asker, rollout))
             return
         key = SampleKey(rollout.number, ask.token) if ask.token is not None else SampleKey(rollout.number, "", self._next())
         sample = rollout.samples.get(key)
         if sample is None:
-            if (refusal := self._refusal(rollout)) is not None:
+            if (refusal := self._refusal(rollout, ask.request)) is not None:
                 self._effects.append(events.Deliver(ask.asker, refusal))
                 return
             prompt = hash(ask.request.prompt.tobytes())
             sample = rollout.samples[key] = Sample(
                 key=key, request=ask.request, rollout=rollout, serial=self._next(), seed=key.seed(self._seed), prompt=prompt
             )
-            rollout.count(None, State.WAITING, self._now)
+            rollout.count(None, State.WAITING, self._now, len(ask.request.prompt))
             self._waiting.count += 1
             self._forecast.joined(sample)
             if rollout.phase is Phase.OPEN:
@@ -195,12 +197,14 @@ class Dispatch:
             sample.askers[ask.asker] = ask.streams
             self._askers[ask.asker] = sample
 
-    def _refusal(self, rollout: Rollout) -> Failure | None:
+    def _refusal(self, rollout: Rollout, request: Request) -> Failure | None:
         """Return why no new sample of the rollout is taken; None if one is."""
         if rollout.phase is Phase.CLOSED:
             return Failure(404, "rollout_closed", f"rollout {rollout.number} is closed")
         if self._hopeless:
             return Failure(503, "no_engine", self._hopeless)
+        if (held := sum(one.tokens for one in self.rollouts)) + len(request.prompt) > MAX_TOKENS:
+            return Failure(503, "full", f"prompts of {held} tokens are held already; ask again when some samples are done")
         return self._waiting.full(rollout)
 
     def _leave(self, asker: int) -> None:
@@ -278,7 +282,7 @@ class Dispatch:
     def _move(self, sample: Sample, state: State) -> None:
         if sample.state is not state:
             self._waiting.count += (state is State.WAITING) - (sample.state is State.WAITING)
-            sample.rollout.count(sample.state, state, self._now)
+            sample.rollout.count(sample.state, state, self._now, len(sample.request.prompt))
             sample.state = state
 
     def _complete(self, sample: Sample, reason: Mapping[str, Any], meta: Mapping[str, Any] = MappingProxyType({})) -> None:
@@ -290,6 +294,7 @@ class Dispatch:
         sample.outcome = outcome
         for mate in self._forecast.ended(sample, outcome):
             self._waiting.moved(mate)
+        sample.forget_prompt()
         self._deliver(sample, outcome)
         if sample.key.anonymous:
             sample.rollout.samples.pop(sample.key, None)
@@ -297,7 +302,7 @@ class Dispatch:
     def _discard(self, sample: Sample, failure: Failure | None) -> None:
         """Drop the sample, because nobody wants it (no failure) or nobody can make it: a later asker starts it anew."""
         self._waiting.count -= sample.state is State.WAITING
-        sample.rollout.count(sample.state, None, self._now)
+        sample.rollout.count(sample.state, None, self._now, len(sample.request.prompt))
         sample.state = State.DONE
         self._forecast.ended(sample, None)
         sample.rollout.samples.pop(sample.key, None)
@@ -321,7 +326,7 @@ class Dispatch:
             sample, engine = pair
             self._restart_if_stale(sample)
             self._move(sample, State.IN_FLIGHT)
-            self._effects.append(self._attempts.begin(self._next(), sample, engine))
+            self._effects.append(self._attempts.begin(self._next(), sample, engine, self.engines.slots))
 
     def _fail_over(self, engine: Engine) -> None:
         """Cut everything that runs on a dead engine; its rest is queued at once."""

@@ -126,6 +126,11 @@ class Engines:
         has_room = engine.running < engine.slots and not engine.trial
         return engine.routed and engine.version == self.newest and has_room and engine.retry_at <= now
 
+    @property
+    def slots(self) -> int:
+        """Slots of all routed engines."""
+        return sum(engine.slots for engine in self._engines.values() if engine.routed)
+
     def pick(self, now: float) -> Engine | None:
         """Return the least loaded engine with a free slot; of equals the one with the lowest rank."""
         free = [engine for engine in self._engines.values() if self.eligible(engine, now)]

@@ -7,14 +7,14 @@ module: `samples`, `askers`, `closing`, `outcome`, `state` and `target`/`phase` 
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from engines.gateway.core.engines import Engine
-from engines.gateway.core.samples import LOGPROBS, TOKENS, Answer, Mark, Outcome, Request, Rows, SampleKey, Span, State
+from engines.gateway.core.samples import SINGLE, TOKENS, Answer, Mark, Outcome, Request, Rows, SampleKey, Span, State, joined
 from trainers.protocol.gateway_messages import RolloutProgress
 
 MAX_LIVES: Final = 2
@@ -50,6 +50,10 @@ class Work(NamedTuple):
     longest: float = 0.0
 
 
+_AT_REST: Final = (None, State.DONE)
+"""Nothing is held for a sample that is not there (None), or done: its prompt is needed no more."""
+
+
 class Phase(Enum):
     EXPECTED = "expected"  # named by a request, not opened by the supervisor yet; nothing of it is dispatched
     OPEN = "open"
@@ -60,7 +64,8 @@ class Phase(Enum):
 class Rollout:
     """A rollout of the pipeline. `since`: when it was first named (expected), or last had something waiting or running (open).
 
-    `opened_after` counts the rollouts that have opened after it. `work` is what is expected of it, as it was at `work_at`.
+    `tokens` are those of the prompts of its samples that are not done. `opened_after` counts the rollouts that have opened after it. `work` is
+    what is expected of it, as it was at `work_at`.
     """
 
     number: int
@@ -70,6 +75,7 @@ class Rollout:
     target: int = 0
     opened_after: int = 0
     samples: "dict[SampleKey, Sample]" = field(default_factory=dict)
+    tokens: int = 0
     counts: dict[State, int] = field(default_factory=lambda: dict.fromkeys(State, 0))
     work: Work | None = None
     work_at: float = 0.0
@@ -84,6 +90,11 @@ class Rollout:
         """Whether nothing of it waits or runs."""
         return not self.counts[State.WAITING] and not self.counts[State.IN_FLIGHT]
 
+    @property
+    def unfinished(self) -> int:
+        """Samples of it that are still to come, asked for already or not."""
+        return max(self.target - self.counts[State.DONE], self.counts[State.WAITING] + self.counts[State.IN_FLIGHT])
+
     def progress(self, work: Work) -> RolloutProgress:
         """Return what the supervisor is shown of it."""
         return RolloutProgress(
@@ -96,8 +107,9 @@ class Rollout:
             longest=work.longest,
         )
 
-    def count(self, before: State | None, after: State | None, now: float) -> None:
-        """Count a sample's change of state; None: the sample was not, or is not any more, one of this rollout."""
+    def count(self, before: State | None, after: State | None, now: float, tokens: int) -> None:
+        """Count the change of state of a sample whose prompt has so many tokens; None: it was not, or is not any more, one of this rollout."""
+        self.tokens += tokens * ((after not in _AT_REST) - (before not in _AT_REST))
         if before is not None:
             self.counts[before] -= 1
         if after is not None:
@@ -176,7 +188,7 @@ class Sample:
     state: State = State.WAITING
     askers: dict[int, bool] = field(default_factory=dict)
     ids: "array[int]" = field(default_factory=lambda: array(TOKENS))
-    logprobs: "array[float]" = field(default_factory=lambda: array(LOGPROBS))
+    logprobs: "array[float]" = field(default_factory=lambda: array(SINGLE))
     rows: dict[str, list[Any]] = field(default_factory=dict)
     prompt_meta: Mapping[str, Any] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
@@ -187,6 +199,11 @@ class Sample:
     furthest: int = 0
     lost_lives: tuple[tuple[int, int], ...] = ()
     outcome: Outcome | None = None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody reads its tokens as they come."""
+        return True in self.askers.values()
 
     @property
     def suspect(self) -> bool:
@@ -201,11 +218,12 @@ class Sample:
 
     def grow(self, ids: Sequence[int], logprobs: Sequence[float], rows: Rows) -> None:
         """Add tokens, and the rows that come with them. An engine that makes some does not fail with the request."""
-        for name in {*self.rows, *rows}:
-            known = self.rows.setdefault(name, [None] * len(self.ids))
-            known.extend(rows.get(name) or [None] * len(ids))
+        if rows or self.rows:
+            for name in {*self.rows, *rows}:
+                known = self.rows.setdefault(name, [None] * len(self.ids))
+                known.extend(rows.get(name) or [None] * len(ids))
         self.ids.extend(ids)
-        self.logprobs.extend(logprobs)
+        self.logprobs = joined(self.logprobs, logprobs)
         self.losses = 0
         if len(self.ids) > self.furthest:
             self.furthest, self.lost_lives = len(self.ids), ()
@@ -226,6 +244,10 @@ class Sample:
         """Forget every token, and what was said of the prompt."""
         del self.ids[:], self.logprobs[:], self.spans[:]
         self.rows, self.prompt_meta = {}, {}
+
+    def forget_prompt(self) -> None:
+        """Let go of the prompt of a sample that is done: its answer is all that is asked for yet."""
+        self.request = replace(self.request, prompt=array(TOKENS))
 
     def keep(self, count: int) -> None:
         """Forget every token after the first `count`."""

@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from engines.gateway.core.records import Phase, Rollout, Work
+from engines.gateway.core.samples import Failure
 from trainers.protocol.gateway_messages import RolloutProgress
 
 QUIET: Final = 5.0
 """An implicit rollout closes after so many seconds with nothing waiting or running."""
 GRACE: Final = 8.0
 """For so many seconds a request may name a rollout that is not open yet (the gateway has just restarted, or the order is on its way)."""
+MAX_EXPECTED: Final = 64
+"""So many rollouts that are not open may be named at a time: every event looks at all of them."""
 KEPT_OPENS: Final = 2
 """Answers of a closed rollout are kept until this many others have opened after it."""
 
@@ -49,14 +52,16 @@ class Rollouts:
         self._expire_answers(rollout)
         return rollout
 
-    def expect(self, number: int, now: float) -> Rollout | None:
-        """Return a place to wait for a rollout that may be about to open; None if it has been closed."""
+    def expect(self, number: int, now: float) -> Rollout | Failure:
+        """Return a place to wait for a rollout that may be about to open, or why there is none."""
         if number <= self._last_closed:
-            return None
+            return Failure(404, "rollout_closed", f"rollout {number} is closed")
+        if sum(rollout.phase is Phase.EXPECTED for rollout in self) >= MAX_EXPECTED:
+            return Failure(503, "full", f"{MAX_EXPECTED} rollouts that are not open are waited for already; ask again when this one is")
         return self._new(number, Phase.EXPECTED, now)
 
-    def place(self, number: int | None, now: float) -> Rollout | None:
-        """Return where a request belongs that names rollout `number`, or none; None if that rollout has been closed."""
+    def place(self, number: int | None, now: float) -> Rollout | Failure:
+        """Return where a request belongs that names rollout `number`, or none; or why it cannot be taken."""
         if number is not None:
             return self.get(number) or self.expect(number, now)
         return self.oldest_open() or self.open_implicit(now)

@@ -14,6 +14,8 @@ TOKENS: Final = "i"
 """The array type of token ids: 4 bytes each, because answers are kept for late askers."""
 LOGPROBS: Final = "d"
 """The array type of log-probabilities: 8 bytes, so that what the engine said is what the trainer gets, bit for bit."""
+SINGLE: Final = "f"
+"""The array type in which they are held while 4 bytes say the same: engines compute them in single precision."""
 MAX_TOKEN: Final = 2**31 - 1
 Rows = Mapping[str, Sequence[Any]]
 """Fields of meta_info that have one row for each output token (top log-probs and the like), beside ids and log-probs themselves."""
@@ -22,6 +24,18 @@ Rows = Mapping[str, Sequence[Any]]
 def cut(rows: Rows, start: int | None, end: int | None) -> dict[str, Sequence[Any]]:
     """Return the rows of the tokens [start, end)."""
     return {name: values[start:end] for name, values in rows.items()}
+
+
+def joined(held: "array[float]", more: Sequence[float]) -> "array[float]":
+    """Return `held` with `more` at its end, in 4 bytes each as long as all of them are numbers of single precision, else in 8."""
+    if held.typecode == SINGLE:
+        short = array(SINGLE, more)
+        if short.tolist() == list(more):
+            held.extend(short)
+            return held
+        held = array(LOGPROBS, held)
+    held.extend(array(LOGPROBS, more))
+    return held
 
 
 class SampleKey(msgspec.Struct, frozen=True, order=True):

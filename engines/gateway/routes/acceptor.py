@@ -1,20 +1,34 @@
-"""This module accepts new connections, as many as have come.
+"""This module accepts new connections, as many as have come, and closes those from which nothing is heard.
 
 libuv accepts one in each iteration of its loop, and an iteration of a busy gateway lasts a tenth of a second: the last of 256 clients
 that come together would first be served when others have had ten answers each.
+
+Whoever may not ask can still connect. So a connection over which nothing was asked that may be asked is closed after a time, and the oldest
+of such connections when there are many: a client that sends its request at once is never among those.
 """
 
 import asyncio
 import errno
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 AT_ONCE: Final = 1024
 """So many are accepted in one iteration of the loop: as many as the kernel keeps."""
 FULL_S: Final = 1.0
 """Where there are no descriptors, the listener is looked at again after so many seconds."""
+SILENT_S: Final = 30.0
+"""So many seconds a connection may say nothing that is listened to."""
+MAX_SILENT: Final = 1024
+"""So many such connections there may be."""
 _FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclass(slots=True)
+class _Silent:
+    since: float
+    transport: asyncio.BaseTransport | None = None
 
 
 class Acceptor:
@@ -25,6 +39,12 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._arriving: set[asyncio.Task[object]] = set()
         self._later: asyncio.TimerHandle | None = None
+        self._silent: dict[asyncio.BaseProtocol, _Silent] = {}  # in the order of their arrival
+        self._watch: asyncio.TimerHandle | None = None
+
+    def heard(self, protocol: asyncio.BaseProtocol) -> None:
+        """Note that who is at the other end may ask: its connection may be silent from now on."""
+        self._silent.pop(protocol, None)
 
     def start(self) -> None:
         """Accept from now on."""
@@ -34,8 +54,9 @@ class Acceptor:
     def stop(self) -> None:
         """Accept nobody any more; the listener stays open."""
         self._loop.remove_reader(self._listener)
-        if self._later is not None:
-            self._later.cancel()
+        for timer in (self._later, self._watch):
+            if timer is not None:
+                timer.cancel()
 
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
@@ -59,7 +80,24 @@ class Acceptor:
             task.add_done_callback(self._arriving.discard)
 
     async def _arrive(self, connection: socket.socket) -> None:
+        protocol = self._factory()
+        self._silent[protocol] = _Silent(self._loop.time())
         try:
-            await self._loop.connect_accepted_socket(self._factory, connection)
+            transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, connection)
         except OSError:  # it has gone already
             connection.close()
+            self.heard(protocol)
+            return
+        if (silent := self._silent.get(protocol)) is not None:
+            silent.transport = transport
+        self._end_silent()
+
+    def _end_silent(self) -> None:
+        """Close what has been silent for too long, and what is too much; look again when the next is due."""
+        now = self._loop.time()
+        while self._silent and (len(self._silent) > MAX_SILENT or next(iter(self._silent.values())).since + SILENT_S <= now):
+            silent = self._silent.pop(next(iter(self._silent)))
+            if silent.transport is not None:
+                silent.transport.close()
+        if self._silent and (self._watch is None or self._watch.when() <= now):
+            self._watch = self._loop.call_at(next(iter(self._silent.values())).since + SILENT_S, self._end_silent)

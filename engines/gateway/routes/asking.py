@@ -2,27 +2,21 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Container, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Container, Sequence
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
-from typing import Final, ParamSpec, Self, TypeVar
+from typing import Final, Self
 
 from aiohttp import web
 
 from engines.gateway.core.events import Deliver, Grew
 from engines.gateway.core.samples import MAX_TOKEN, Answer, Failure, Request
 from engines.gateway.routes.errors import RequestError
+from engines.gateway.routes.responses import KEEP_ALIVE_S
 from engines.gateway.shell import Inbox, Shell
 
-KEEP_ALIVE_S: Final = 10.0
-"""A stream is sent something at least this often, so that its reader can tell waiting from a lost connection."""
-SMALL_BODY: Final = 1 << 15
-"""A body of so many bytes is decoded and encoded within a few milliseconds."""
-_THREADS: Final = ThreadPoolExecutor(2, "bodies")
-P = ParamSpec("P")
-T = TypeVar("T")
+AT_ONCE: Final = 64
+"""So many samples are asked in one go; then others are served, before the next."""
 ROLLOUT: Final = "X-Trainshed-Rollout"
 SAMPLE: Final = "X-Trainshed-Sample"
 EXPECTED: Final = "X-Trainshed-Expected-Tokens"
@@ -65,13 +59,6 @@ def sample_names(token: str | None, count: int) -> list[str | None]:
     return [token] if count == 1 else [None if token is None else f"{token}.{index}" for index in range(count)]
 
 
-async def off_the_loop(raw: bytes, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return `work(…)` on the body `raw`: done at once for a small one, else in a thread, so that others are served meanwhile."""
-    if len(raw) <= SMALL_BODY:
-        return work(*args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(work, *args, **kwargs))
-
-
 class Asking:
     """`async with`: these requests are asked; what is still open at the end of the block is given up, also when the client has hung up."""
 
@@ -79,14 +66,21 @@ class Asking:
         self, shell: Shell, requests: Sequence[Request], rollout: int | None, tokens: Sequence[str | None], *, streams: bool = False
     ) -> None:
         self._shell, self._inbox = shell, Inbox()
-        asked = zip(requests, tokens, strict=True)
-        self._index = {
-            shell.ask(self._inbox, request, rollout=rollout, token=token, streams=streams): index
-            for index, (request, token) in enumerate(asked)
-        }
-        self._open = len(self._index)
+        self._asked = list(zip(requests, tokens, strict=True))
+        self._rollout, self._streams = rollout, streams
+        self._index: dict[int, int] = {}
+        self._open = len(self._asked)
 
     async def __aenter__(self) -> Self:
+        try:
+            for index, (request, token) in enumerate(self._asked):
+                if index and not index % AT_ONCE:
+                    await asyncio.sleep(0)
+                asker = self._shell.ask(self._inbox, request, rollout=self._rollout, token=token, streams=self._streams)
+                self._index[asker] = index
+        except BaseException:
+            self._shell.leave(self._inbox.open)
+            raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -100,7 +94,7 @@ class Asking:
                 if isinstance(outcome.outcome, Failure):
                     raise RequestError.of(outcome.outcome)
                 answers[item[0]] = outcome.outcome
-        return [answers[index] for index in range(len(self._index))]
+        return [answers[index] for index in range(len(self._asked))]
 
     async def begin(self, fatal: Container[str] | None = None) -> list[tuple[int, Grew | Deliver]]:
         """Wait for what comes first, at most for `KEEP_ALIVE_S`; returns it.
@@ -110,7 +104,7 @@ class Asking:
         first = await self._inbox.get(KEEP_ALIVE_S)
         items = [] if first is None else [self._item(first), *(self._item(more) for more in self._inbox.arrived())]
         failures = [item.outcome for _, item in items if isinstance(item, Deliver) and isinstance(item.outcome, Failure)]
-        same = len(failures) == len(self._index) and len({failure.code for failure in failures}) == 1
+        same = len(failures) == len(self._asked) and len({failure.code for failure in failures}) == 1
         if same and (fatal is None or failures[0].code in fatal):
             raise RequestError.of(failures[0])
         return items

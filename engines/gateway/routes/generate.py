@@ -1,5 +1,6 @@
 """This module serves SGLang's own `POST /generate`, and `POST /rollouts/{rollout}/samples` for our clients."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 from uuid import uuid4
 
@@ -9,7 +10,8 @@ from aiohttp import web
 from engines.gateway.core.events import Deliver, Grew
 from engines.gateway.core.samples import Answer, Failure, Request, Rows
 from engines.gateway.routes import request_bodies
-from engines.gateway.routes.asking import Asking, hinted, identity, number, off_the_loop, sample_names
+from engines.gateway.routes.asking import Asking, hinted, identity, number, sample_names
+from engines.gateway.routes.body_reader import BodyReader, off_the_loop
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.responses import DONE, LINE_ALIVE, SSE_ALIVE, json_response, open_stream, sse, sse_failed
 from engines.gateway.routes.text import Text, TextStream
@@ -24,14 +26,13 @@ _LOGPROBS: Final = ("input_token_", "input_top_", "output_token_", "output_top_"
 class GenerateRoutes:
     """The two routes, over one shell."""
 
-    def __init__(self, shell: Shell, text: Text) -> None:
-        self._shell, self._text = shell, text
+    def __init__(self, shell: Shell, text: Text, bodies: BodyReader) -> None:
+        self._shell, self._text, self._bodies = shell, text, bodies
 
     async def samples(self, request: web.Request) -> web.StreamResponse:
         """Answer with one line of JSON a sample, as it finishes; a blank line is a keep-alive."""
         rollout = number(request.match_info["rollout"], "the rollout")
-        raw = await request.read()
-        asked = await off_the_loop(raw, request_bodies.our_samples, raw, self._text)
+        asked = await self._bodies.decoded(request, lambda body: request_bodies.our_samples(body, self._text))
         tokens = [str(sample) for sample, _ in asked]
         async with Asking(self._shell, hinted(request, [one for _, one in asked]), rollout, tokens) as asking:
             first = await asking.begin(_NOT_THE_SAMPLES)
@@ -56,8 +57,7 @@ class GenerateRoutes:
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """Answer with one object or a list of them; streamed, each event holds all tokens of its sample so far, as SGLang's do by default."""
         rollout, token = identity(request)
-        raw = await request.read()
-        known, requests, batch = await off_the_loop(raw, request_bodies.generate, raw, self._text)
+        known, requests, batch = await self._bodies.decoded(request, lambda body: request_bodies.generate(body, self._text))
         requests = hinted(request, requests)
         rids = self._rids(known.rid, len(requests))
         tokens = sample_names(token, len(requests))
@@ -65,7 +65,7 @@ class GenerateRoutes:
             return await self._streamed(request, known, requests, rids, Asking(self._shell, requests, rollout, tokens, streams=True))
         async with Asking(self._shell, requests, rollout, tokens) as asking:
             answers = await asking.all()
-        made = [self._answer(known, one, answer, rid) for one, answer, rid in zip(requests, answers, rids, strict=True)]
+        made = await off_the_loop(encoded_size(answers), self._encoded, known, requests, answers, rids)
         return json_response(made if batch else made[0])
 
     async def _streamed(
@@ -112,6 +112,13 @@ class GenerateRoutes:
         text = self._text.answer(answer.ids, answer.finish_reason, request.params)
         return {"text": text, "output_ids": answer.ids.tolist(), "meta_info": meta_info(answer, rid, logprobs=bool(known.return_logprob))}
 
+    def _encoded(
+        self, known: request_bodies.Generate, requests: list[Request], answers: list[Answer], rids: list[str]
+    ) -> list[msgspec.Raw]:
+        """Return the answers one by one: the encoder, too, holds the interpreter's lock."""
+        answered = zip(requests, answers, rids, strict=True)
+        return [msgspec.Raw(msgspec.json.encode(self._answer(known, one, answer, rid))) for one, answer, rid in answered]
+
     @staticmethod
     def _rids(given: str | list[str] | None, count: int) -> list[str]:
         if given is None:
@@ -150,6 +157,11 @@ class _PartialAnswer:
 
 def _failed_line(sample: int, code: str, message: str) -> bytes:
     return msgspec.json.encode({"sample": sample, "error": {"code": code, "message": message}}) + b"\n"
+
+
+def encoded_size(answers: Iterable[Answer]) -> int:
+    """Return about how many bytes of JSON the answers become."""
+    return sum(32 * len(answer.ids) for answer in answers)
 
 
 def meta_info(answer: Answer, rid: str, *, logprobs: bool) -> dict[str, Any]:

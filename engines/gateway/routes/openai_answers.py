@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import uuid4
 
+import msgspec
+
 from engines.gateway.core.samples import Answer, Request, Rows, cut
 from engines.gateway.routes.text import Text, TextStream
 
@@ -25,7 +27,8 @@ class Shape:
 
     def complete(self, requests: Sequence[Request], answers: Sequence[Answer]) -> dict[str, Any]:
         """Return the answer of a request that is not streamed."""
-        choices = [self._choice(index, pair) for index, pair in enumerate(zip(requests, answers, strict=True))]
+        pairs = enumerate(zip(requests, answers, strict=True))
+        choices = [msgspec.Raw(msgspec.json.encode(self._choice(index, pair))) for index, pair in pairs]  # one by one: others run between
         return {**self._head, "object": self._object, "choices": choices, "usage": usage(answers)}
 
     def piece(

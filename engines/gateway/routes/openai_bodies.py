@@ -7,7 +7,7 @@ import msgspec
 
 from engines.gateway.core.samples import MAX_TOKEN, Request
 from engines.gateway.routes.errors import RequestError
-from engines.gateway.routes.request_bodies import MAX_COPIES, TokenId, copies, token_prompts
+from engines.gateway.routes.request_bodies import MAX_COPIES, TokenId, copies, decode, refuse_many, samples_of, token_prompts
 from engines.gateway.routes.text import Text
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKEN)]
@@ -116,15 +116,18 @@ class Chat(_Common, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-def completion_requests(body: Completion, text: Text) -> list[Request]:
-    """Return the requests prompt by prompt, copy by copy: OpenAI's order of choices. Raises RequestError(400)."""
+def completion(raw: bytes | bytearray, text: Text) -> tuple[Completion, list[Request]]:
+    """Return the body, and the requests prompt by prompt, copy by copy: OpenAI's order of choices. Raises RequestError(400)."""
+    body = decode(raw, Completion)
     params = _params(body, _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens)
     options = _options(body.logprobs or 0)
-    return [request for prompt in _prompts(body.prompt, text) for request in copies(prompt, params, text, options=options)]
+    prompts = _prompts(body.prompt, text)
+    return body, samples_of([(prompt, params) for prompt in prompts], text, options=options)
 
 
-def chat_requests(body: Chat, text: Text) -> list[Request]:
-    """Return the requests, copy by copy. Without a limit the answer may go as far as the context reaches, as with SGLang."""
+def chat(raw: bytes | bytearray, text: Text) -> tuple[Chat, list[Request]]:
+    """Return the body, and the requests copy by copy. Without a limit the answer may go as far as the context reaches, as with SGLang."""
+    body = decode(raw, Chat)
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     messages = [
         {"role": message.role, "content": _content(message), **({"name": message.name} if message.name else {})}
@@ -138,7 +141,8 @@ def chat_requests(body: Chat, text: Text) -> list[Request]:
     prompt = text.chat(messages, kwargs)
     if not prompt:
         raise RequestError(400, "bad_request", "the messages make an empty prompt")
-    return copies(prompt, _params(body, limit), text, options=_options((body.top_logprobs or 0) if body.logprobs else 0))
+    options = _options((body.top_logprobs or 0) if body.logprobs else 0)
+    return body, copies(prompt, _params(body, limit), text, options=options)
 
 
 def _params(body: _Common, limit: int | None) -> dict[str, Any]:
@@ -180,6 +184,7 @@ def _prompts(prompt: str | Sequence[int | str | list[int]], text: Text) -> list[
     tokens = [] if isinstance(prompt, str) else [one for one in prompt if not isinstance(one, str)]
     if texts and tokens:
         raise RequestError(400, "bad_request", "prompts are either texts or token ids, not both")
+    refuse_many(len(texts or tokens))
     prompts = [text.encode(one) for one in texts] or token_prompts(tokens)[0]
     if not prompts or not all(prompts):
         raise RequestError(400, "bad_request", "a prompt is empty")

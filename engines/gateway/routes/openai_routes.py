@@ -7,10 +7,11 @@ from aiohttp import web
 from engines.gateway.core.events import Deliver, Grew
 from engines.gateway.core.samples import Answer, Failure, Request
 from engines.gateway.routes import openai_bodies
-from engines.gateway.routes.asking import Asking, hinted, identity, off_the_loop, sample_names
+from engines.gateway.routes.asking import Asking, hinted, identity, sample_names
+from engines.gateway.routes.body_reader import BodyReader, off_the_loop
 from engines.gateway.routes.errors import RequestError
+from engines.gateway.routes.generate import encoded_size
 from engines.gateway.routes.openai_answers import ChoiceStream, Shape
-from engines.gateway.routes.request_bodies import decode
 from engines.gateway.routes.responses import DONE, SSE_ALIVE, json_response, open_stream, sse, sse_failed
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
@@ -21,8 +22,8 @@ _CREATED: Final = 0
 class OpenAIRoutes:
     """The three routes, over one shell. `model`: the name under which the pipeline's model is listed; any name is accepted."""
 
-    def __init__(self, shell: Shell, text: Text, model: str) -> None:
-        self._shell, self._text, self._model = shell, text, model
+    def __init__(self, shell: Shell, text: Text, model: str, bodies: BodyReader) -> None:
+        self._shell, self._text, self._model, self._bodies = shell, text, model, bodies
 
     async def models(self, request: web.Request) -> web.Response:
         """Answer `GET /v1/models`."""
@@ -32,17 +33,13 @@ class OpenAIRoutes:
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """Answer `POST /v1/completions`."""
-        raw = await request.read()
-        body = await off_the_loop(raw, decode, raw, openai_bodies.Completion)
-        requests = await off_the_loop(raw, openai_bodies.completion_requests, body, self._text)
+        body, requests = await self._bodies.decoded(request, lambda raw: openai_bodies.completion(raw, self._text))
         shape = Shape(self._text, body.model or self._model, chat=False, top=body.logprobs)
         return await self._answer(request, requests, shape, stream=bool(body.stream), usage=_wants_usage(body.stream_options))
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """Answer `POST /v1/chat/completions`."""
-        raw = await request.read()
-        body = await off_the_loop(raw, decode, raw, openai_bodies.Chat)
-        requests = await off_the_loop(raw, openai_bodies.chat_requests, body, self._text)
+        body, requests = await self._bodies.decoded(request, lambda raw: openai_bodies.chat(raw, self._text))
         shape = Shape(self._text, body.model or self._model, chat=True, top=(body.top_logprobs or 0) if body.logprobs else None)
         return await self._answer(request, requests, shape, stream=bool(body.stream), usage=_wants_usage(body.stream_options))
 
@@ -55,7 +52,8 @@ class OpenAIRoutes:
         requests = hinted(request, requests)
         async with Asking(self._shell, requests, rollout, sample_names(token, len(requests)), streams=stream) as asking:
             if not stream:
-                return json_response(shape.complete(requests, await asking.all()))
+                answers = await asking.all()
+                return json_response(await off_the_loop(encoded_size(answers), shape.complete, requests, answers))
             return await self._streamed(request, asking, requests, shape, usage=usage)
 
     async def _streamed(

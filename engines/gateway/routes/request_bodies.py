@@ -13,7 +13,11 @@ from engines.gateway.routes.text import Text
 
 T = TypeVar("T")
 
+MAX_SAMPLES: Final = 4096
+"""Samples that one request may ask for."""
 MAX_COPIES: Final = 1024
+MAX_PROMPT: Final = 1 << 20
+"""Tokens of one prompt: more than any model's context."""
 DEFAULT_LIMIT: Final = 128
 """SGLang's own `max_new_tokens` for `/generate`."""
 _OPTIONS: Final = (
@@ -86,7 +90,7 @@ class _Options(msgspec.Struct):
     token_ids_logprob: list[TokenId] | None = None
 
 
-def decode(body: bytes, into: type[T]) -> T:
+def decode(body: bytes | bytearray, into: type[T]) -> T:
     """Decode a body of JSON. Raises RequestError(400) that says what is wrong and where."""
     try:
         return msgspec.json.decode(body, type=into)
@@ -94,7 +98,7 @@ def decode(body: bytes, into: type[T]) -> T:
         raise RequestError(400, "bad_request", f"the body is not what this route takes: {error}") from error
 
 
-def generate(body: bytes, text: Text) -> tuple[Generate, list[Request], bool]:
+def generate(body: bytes | bytearray, text: Text) -> tuple[Generate, list[Request], bool]:
     """Return the body, the requests it makes in order (prompt by prompt, copy by copy), and whether its answer is a list."""
     known = decode(body, Generate)
     options = _options(decode(body, dict[str, Any]))
@@ -103,12 +107,25 @@ def generate(body: bytes, text: Text) -> tuple[Generate, list[Request], bool]:
     each = params if isinstance(params, list) else [params or {}] * len(prompts)
     if len(each) != len(prompts):
         raise RequestError(400, "bad_request", f"{len(each)} sampling_params for {len(prompts)} prompts")
-    requests = [
-        request
-        for prompt, own in zip(prompts, each, strict=True)
-        for request in copies(prompt, own, text, options=options, expected=known.expected_tokens)
-    ]
+    requests = samples_of(list(zip(prompts, each, strict=True)), text, options=options, expected=known.expected_tokens)
     return known, requests, batch or len(requests) > 1
+
+
+def refuse_many(samples: int) -> None:
+    """Raise RequestError(413) for more samples than one request may ask for."""
+    if samples > MAX_SAMPLES:
+        raise RequestError(413, "too_large", f"a request asks for at most {MAX_SAMPLES} samples: send several requests")
+
+
+def samples_of(
+    asked: Sequence[tuple[Sequence[int], Mapping[str, Any]]], text: Text, *, options: Mapping[str, Any], expected: int | None = None
+) -> list[Request]:
+    """Return the requests for prompts, each with its sampling parameters: prompt by prompt, copy by copy."""
+    made: list[Request] = []
+    for prompt, params in asked:
+        made += copies(prompt, params, text, options=options, expected=expected)
+        refuse_many(len(made))
+    return made
 
 
 def copies(
@@ -128,13 +145,14 @@ def copies(
     if stops:
         rest["stop"] = list(stops)
     atomic = is_atomic(rest, options, stops=bool(stops), can_decode=text.known)
+    essence = msgspec.json.encode([{**rest, "sampling_seed": None}, known.max_new_tokens, dict(options)], order="sorted")
+    tokens = array(TOKENS, prompt)
+    stop_ids, content = frozenset(known.stop_token_ids or ()), tokens.tobytes()
     made = []
     for copy in range(known.n or 1):
         own = dict(rest)
         if known.sampling_seed is not None:
             own["sampling_seed"] = (known.sampling_seed + copy) % 2**63
-        essence = msgspec.json.encode([own, known.max_new_tokens, dict(options)], order="sorted")
-        tokens = array(TOKENS, prompt)
         made.append(
             Request(
                 tokens,
@@ -143,19 +161,21 @@ def copies(
                 options=options,
                 expected_tokens=expected,
                 stops=stops,
-                stop_ids=frozenset(known.stop_token_ids or ()),
+                stop_ids=stop_ids,
                 atomic=atomic,
-                fingerprint=hash((tokens.tobytes(), essence)),
+                fingerprint=hash((content, essence, own.get("sampling_seed"))),
                 session=session,
             )
         )
     return made
 
 
-def our_samples(body: bytes, text: Text) -> list[tuple[int, Request]]:
+def our_samples(body: bytes | bytearray, text: Text) -> list[tuple[int, Request]]:
     """Return sample numbers and their requests."""
+    samples = decode(body, OurSamples).samples
+    refuse_many(len(samples))
     made = []
-    for sample in decode(body, OurSamples).samples:
+    for sample in samples:
         session = sample.session or ""
         requests = copies(sample.input_ids, sample.sampling_params, text, expected=sample.expected_tokens, session=session)
         if len(requests) != 1:
@@ -174,7 +194,9 @@ def _typed(fields: Mapping[str, Any], into: type[T], where: str = "") -> T:
 
 
 def _check_tokens(prompt: Sequence[int], params: _Params, options: _Options, vocabulary: int | None) -> None:
-    """Refuse what SGLang (0.5.23) does not look at, and dies of. Raises RequestError(400)."""
+    """Refuse what no model takes, and what SGLang (0.5.23) does not look at and dies of. Raises RequestError."""
+    if len(prompt) > MAX_PROMPT:
+        raise RequestError(413, "too_large", f"a prompt has at most {MAX_PROMPT} tokens, and this one has {len(prompt)}")
     if options.logprob_start_len > len(prompt):
         raise RequestError(400, "bad_request", f"logprob_start_len is {options.logprob_start_len}, and the prompt has {len(prompt)} tokens")
     if vocabulary is None:
@@ -212,7 +234,9 @@ def _prompts(known: Generate, text: Text) -> tuple[list[list[int]], bool]:
         raise RequestError(400, "bad_request", "give either input_ids or text")
     if known.text is not None:
         many = isinstance(known.text, list)
-        prompts = [text.encode(one) for one in ([known.text] if isinstance(known.text, str) else known.text)]
+        texts = [known.text] if isinstance(known.text, str) else known.text
+        refuse_many(len(texts))
+        prompts = [text.encode(one) for one in texts]
     else:
         prompts, many = token_prompts(known.input_ids or [])
     if not prompts or not all(prompts):

@@ -1,4 +1,4 @@
-"""This module writes the answers of every route: JSON bodies, events of a stream, and streams that say something while nothing comes."""
+"""This module writes the answers of every route: JSON bodies, events of a stream, and keep-alives while nothing comes."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -10,6 +10,8 @@ from engines.gateway.routes.errors import RequestError
 
 DONE: Final = b"data: [DONE]\n\n"
 """The last event of a stream, in SGLang's dialect and in OpenAI's."""
+KEEP_ALIVE_S: Final = 10.0
+"""A stream is sent something at least this often, so that its reader can tell waiting from a lost connection."""
 SSE_ALIVE: Final = b": keep-alive\n\n"
 LINE_ALIVE: Final = b"\n"
 

@@ -9,7 +9,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from engines.gateway.routes.acceptor import Acceptor
-from engines.gateway.routes.access import Access, only_with
+from engines.gateway.routes.access import OPEN, Access, only_with
+from engines.gateway.routes.body_reader import BodyReader
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.generate import GenerateRoutes
 from engines.gateway.routes.openai_routes import OpenAIRoutes
@@ -17,14 +18,14 @@ from engines.gateway.routes.responses import json_response, respond
 from engines.gateway.routes.text import Text
 from engines.gateway.shell import Shell
 
-MAX_BODY: Final = 64 << 20
 _SHUTDOWN_S: Final = 0.2
 _BACKLOG: Final = 1024
 
 
 def application(shell: Shell, text: Text, *, pipeline: str, model: str, access: Access | None, log: Callable[..., Any]) -> web.Application:
     """Return all routes over one shell, for who has `access` (None: for everybody). `model` is the path that `/model_info` gives, as SGLang's does."""
-    native, openai = GenerateRoutes(shell, text), OpenAIRoutes(shell, text, pipeline)
+    bodies = BodyReader()
+    native, openai = GenerateRoutes(shell, text, bodies), OpenAIRoutes(shell, text, pipeline, bodies)
 
     async def health(request: web.Request) -> web.Response:
         return web.Response()
@@ -33,7 +34,7 @@ def application(shell: Shell, text: Text, *, pipeline: str, model: str, access: 
         version = str(shell.version)
         return json_response({"model_path": model, "served_model_name": pipeline, "is_generation": True, "weight_version": version})
 
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors(log), *only_with(access)])
+    app = web.Application(middlewares=[_errors(log), *only_with(access)])
     app.router.add_get("/health", health)
     app.router.add_get("/model_info", model_info)
     app.router.add_get("/v1/models", openai.models)
@@ -48,6 +49,7 @@ class Serving:
     """The application as it serves on `listener` (bound already), from `start` to `end`. A client that hangs up cancels its handler."""
 
     def __init__(self, app: web.Application, listener: socket.socket, log: Callable[..., Any]) -> None:
+        app.middlewares.append(self._heard())  # the innermost: what `access` lets pass
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S)
         self._listener, self._log = listener, log
 
@@ -60,6 +62,15 @@ class Serving:
         self._acceptor = Acceptor(self._listener, self._runner.server, self._log)
         self._acceptor.start()
         return self
+
+    def _heard(self) -> Middleware:
+        @web.middleware
+        async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+            if request.path != OPEN:
+                self._acceptor.heard(request.protocol)
+            return await handler(request)
+
+        return middleware
 
     async def end(self) -> None:
         """Cancel the requests that run, and close every connection."""

@@ -1,97 +1,127 @@
 """This module makes one attempt on one engine over HTTP (`POST /generate`, streamed, in SGLang's dialect), or aborts it."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Final
 from uuid import uuid4
 
-import aiohttp
 import msgspec
 
 from engines.gateway.core.events import CLIENT_ERRORS, Broken, End, Refused, Start, Tokens
+from engines.gateway.upstream.http_connection import Connections, Exchange, NotConnected, post
 from engines.gateway.upstream.sglang_stream import Stream, StreamError, error_text
 
-CONNECT_S: Final = 5.0
-SILENCE_S: Final = 900.0
-"""Without a byte for so long an attempt counts as lost. The supervisor's probes find a hung engine much earlier; weights may load meanwhile."""
 ABORT_S: Final = 3.0
 """An engine must answer an abort within so many seconds."""
 REST_S: Final = 0.5
-"""The little that follows the end of a stream is awaited for so many seconds."""
+"""The little that follows the end of a stream must come within so many seconds, or the connection is not used again."""
 BUSY: Final = (429, 503)
 """With these statuses an engine says that it takes no more now."""
-_READ: Final = 1 << 18
+_MOST_ERROR: Final = 1 << 16
 
 
 class EngineClient:
-    """A client of all engines. `run` never raises for what an engine does: its result says how the attempt ended."""
+    """A client of all engines. It never raises for what an engine does: the end of an attempt says how it came."""
 
     def __init__(self) -> None:
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout, read_bufsize=_READ)
+        self._connections = Connections()
+
+    def on_bug(self, tell: Callable[[BaseException], None]) -> None:
+        """Give what an attempt's callbacks raise to `tell`: nobody else would hear of it."""
+        self._connections.on_bug = tell
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._session.close()
+        await self._connections.close()
 
-    async def run(self, start: Start, rid: str, on_tokens: Callable[[Tokens], None]) -> End:
-        """Send the request under `rid`, hand on its tokens as they come. Cancel it to close the connection (the engine then aborts)."""
-        accepted = False
-        stream = Stream(start.attempt, rows=start.rows)
+    def run(self, start: Start, rid: str, on_tokens: Callable[[Tokens], object], on_end: Callable[[End], object]) -> "Running":
+        """Send the request under `rid`. Its tokens are given on as they come, and then its end, once; `cut` it and neither is (the engine aborts)."""
+        running = Running(start, on_tokens, on_end)
         body = msgspec.json.encode({**start.body, "rid": rid})
-        try:
-            async with self._session.post(f"{start.url}/generate", data=body, headers=_headers(start.key)) as response:
-                if response.status != 200:
-                    text = error_text(await response.content.read(1 << 16))
-                    if response.status in CLIENT_ERRORS:
-                        return Refused(response.status, text)
-                    return Broken(f"HTTP {response.status}: {text}", accepted=response.status == 500, busy=response.status in BUSY)
-                accepted = True
-                async for data in response.content.iter_any():
-                    for tokens in stream.feed(data):
-                        on_tokens(tokens)
-                    if stream.end is not None:
-                        await _read_rest(response)
-                        return stream.end
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return Broken(f"{type(error).__name__}: {error}", accepted=accepted, died=_is_death(error, accepted))
-        except StreamError as error:
-            return Broken(str(error), accepted=True)
-        return Broken("the stream ended before the request", accepted=True, died=True)
+        self._connections.send(start.url, post(start.url, "/generate", start.key, body), running)
+        return running
 
-    async def abort(self, start: Start, rid: str) -> str:
+    async def abort(self, url: str, key: str, rid: str) -> str:
         """Ask the engine to end `rid`; it answers at once, whatever it does. Returns what went wrong, or nothing."""
-        body = msgspec.json.encode({"rid": rid})
+        asked = _Abort()
+        self._connections.send(url, post(url, "/abort_request", key, msgspec.json.encode({"rid": rid})), asked)
         try:
-            async with (
-                asyncio.timeout(ABORT_S),
-                self._session.post(f"{start.url}/abort_request", data=body, headers=_headers(start.key)) as got,
-            ):
-                return "" if got.status == 200 else f"HTTP {got.status}"
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return f"{type(error).__name__}: {error}"
+            async with asyncio.timeout(ABORT_S):
+                return await asked.outcome
+        except TimeoutError:
+            return f"no answer within {ABORT_S:.0f} s"
+        finally:
+            asked.cut()
 
 
-async def _read_rest(response: aiohttp.ClientResponse) -> None:
-    """Read the little that follows the end, so that the connection can be used again; its loss costs nothing now."""
-    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-        async with asyncio.timeout(REST_S):
-            async for _ in response.content.iter_any():
-                pass
+class Running(Exchange):
+    """An attempt that has been sent."""
+
+    def __init__(self, start: Start, on_tokens: Callable[[Tokens], object], on_end: Callable[[End], object]) -> None:
+        self._on_tokens, self._on_end = on_tokens, on_end
+        self._stream = Stream(start.attempt, rows=start.rows)
+        self._error = bytearray()
+        self._ended = False
+
+    def received(self, data: bytes) -> None:
+        if self.status != 200:
+            self._error += data[: max(0, _MOST_ERROR - len(self._error))]
+            return
+        if self._ended or self._stream.end is not None:
+            return
+        try:
+            for tokens in self._stream.feed(data):
+                self._on_tokens(tokens)
+        except StreamError as error:
+            self._end(Broken(str(error), accepted=True))
+            self.cut()
+
+    def rested(self) -> None:
+        if not self._ended and self._stream.end is not None:
+            self._end(self._stream.end)
+            asyncio.get_running_loop().call_later(REST_S, self.cut)  # a connection that is complete by then is no longer ours
+
+    def over(self, error: Exception | None) -> None:
+        if not self._ended:
+            self._end(self._outcome(error))
+
+    def _outcome(self, error: Exception | None) -> End:
+        if self._stream.end is not None:
+            return self._stream.end
+        if self.status not in (0, 200):
+            text = error_text(bytes(self._error))
+            if self.status in CLIENT_ERRORS:
+                return Refused(self.status, text)
+            return Broken(f"HTTP {self.status}: {text}", accepted=self.status == 500, busy=self.status in BUSY)
+        accepted = self.status == 200
+        if error is None:
+            return Broken("the stream ended before the request", accepted=True, died=True)
+        # a connection that had been made and broke: before the answer began, too, since a request can kill before that
+        died = isinstance(error, OSError) and not isinstance(error, NotConnected | TimeoutError)
+        return Broken(f"{type(error).__name__}: {error}", accepted=accepted, died=died)
+
+    def _end(self, end: End) -> None:
+        self._ended = True
+        self._on_end(end)
+
+    def cut(self) -> None:
+        self._ended = True
+        super().cut()
 
 
-def _is_death(error: Exception, accepted: bool) -> bool:
-    """Whether a connection that had been made broke: before the answer began, too, since a request can kill before that."""
-    if isinstance(error, TimeoutError | aiohttp.ClientConnectorError):
-        return False
-    return accepted or isinstance(error, aiohttp.ServerDisconnectedError | OSError)
+class _Abort(Exchange):
+    def __init__(self) -> None:
+        self.outcome: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def over(self, error: Exception | None) -> None:
+        if self.outcome.done():
+            return
+        if error is not None:
+            self.outcome.set_result(f"{type(error).__name__}: {error}")
+        else:
+            self.outcome.set_result("" if self.status == 200 else f"HTTP {self.status}")
 
 
 def new_rid() -> str:
     """Return a new request id. All are of one length, since SGLang aborts whatever *begins* with the rid."""
     return uuid4().hex
-
-
-def _headers(key: str) -> dict[str, str]:
-    return {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}

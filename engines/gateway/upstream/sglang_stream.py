@@ -6,13 +6,14 @@ Each event is one JSON object with `output_ids` and `meta_info`. By default both
 `meta_info.completion_tokens` tells which of the two it is. `data: [DONE]` ends it; a stream without it is a dead engine.
 """
 
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
 
 from engines.gateway.core.events import CLIENT_ERRORS, End, Finished, Refused, Tokens
-from engines.gateway.core.samples import MAX_TOKEN, Mark
+from engines.gateway.core.samples import LOGPROBS, MAX_TOKEN, TOKENS, Mark
 
 MAX_EVENT: Final = 256 << 20
 """No event may have more bytes: a cumulative one has some 30 bytes a token, one with hidden states far more."""
@@ -34,7 +35,7 @@ class StreamError(Exception):
     """The engine does not speak as it should: it has failed, not the request."""
 
 
-class _Version(msgspec.Struct):
+class _Version(msgspec.Struct, gc=False):
     version: str
     start: _Count
     end: _Count
@@ -80,20 +81,23 @@ class Stream:
         self._marks: tuple[Mark, ...] = ()
         self.end: End | None = None
 
-    def feed(self, data: bytes) -> Iterator[Tokens]:
-        """Read further bytes. Raises StreamError for what is not SGLang's dialect."""
-        self._buffer += data
-        if len(self._buffer) > MAX_EVENT:
-            raise StreamError(f"an event of more than {MAX_EVENT} bytes")
-        if b"\n" not in data:
-            return
-        *lines, rest = bytes(self._buffer).split(b"\n")
-        self._buffer = bytearray(rest)
-        for line in lines:
-            if line.startswith(b"data:") and (body := line[5:].strip()) != b"[DONE]" and self.end is None:
-                yield from self._event(body)
+    def feed(self, data: bytes) -> list[Tokens]:
+        """Read further bytes and return what is new. Raises StreamError for what is not SGLang's dialect."""
+        if self._buffer or not data.endswith(b"\n"):
+            self._buffer += data
+            if len(self._buffer) > MAX_EVENT:
+                raise StreamError(f"an event of more than {MAX_EVENT} bytes")
+            if b"\n" not in data:
+                return []
+            data, _, rest = bytes(self._buffer).rpartition(b"\n")
+            self._buffer = bytearray(rest)
+        made: list[Tokens] = []
+        for line in data.split(b"\n"):
+            if line.startswith(b"data:") and self.end is None and (body := line[5:].strip()) != b"[DONE]":
+                self._event(body, made)
+        return made
 
-    def _event(self, body: bytes) -> Iterator[Tokens]:
+    def _event(self, body: bytes, made: list[Tokens]) -> None:
         try:
             event = _EVENT.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -101,8 +105,9 @@ class Stream:
         if event.error is not None:
             self.end = self._refusal(event.error)
             return
-        if tokens := self._news(event, _ALL_OF_IT.decode(body).meta_info if self._wants_rows else None):
-            yield tokens
+        tokens = self._news(event, _ALL_OF_IT.decode(body).meta_info if self._wants_rows else None)
+        if tokens is not None:
+            made.append(tokens)
         if (reason := event.meta_info.finish_reason) is not None:
             reason = {"type": reason} if isinstance(reason, str) else reason
             if not isinstance(reason.get("type"), str):
@@ -123,27 +128,30 @@ class Stream:
             return None  # repeats what it has sent before: the last event of an abort
         else:
             raise StreamError(f"{meta.completion_tokens} tokens announced, {count} sent, {known} known")
-        ids = event.output_ids[first:count]
-        if not ids:
+        if first >= count:
             return None
-        logprobs = [_NAN] * len(ids) if pairs is None else [_NAN if pair[0] is None else pair[0] for pair in pairs[first:count]]
+        ids = array(TOKENS, event.output_ids[first:count])
+        if pairs is None:
+            logprobs = array(LOGPROBS, [_NAN]) * len(ids)
+        else:
+            logprobs = array(LOGPROBS, [_NAN if pair[0] is None else pair[0] for pair in pairs[first:count]])
         rows = {} if everything is None else _rows(everything, first, count)
-        prompt = _of_prompt(meta, everything) if self._known == 0 else {}
-        self._known += len(ids)
+        prompt = _of_prompt(meta, everything) if known == 0 else {}
+        self._known = known + len(ids)
         self._mark(meta)
-        return Tokens(self._attempt, ids, logprobs, marks=self._marks, rows=rows, prompt_meta=prompt)
+        return Tokens(self._attempt, ids, logprobs, self._marks, rows, prompt)
 
     def _mark(self, meta: _Meta) -> None:
-        if meta.weight_versions:
-            marks = [Mark(span.version, span.start, span.end) for span in meta.weight_versions]
-            marks[-1] = Mark(marks[-1].label, marks[-1].start, self._known)
-            self._marks = tuple(marks)
+        if spans := meta.weight_versions:
+            last = spans[-1]
+            before = tuple(Mark(span.version, span.start, span.end) for span in spans[:-1]) if len(spans) > 1 else ()
+            self._marks = (*before, Mark(last.version, last.start, self._known))
         elif meta.weight_version is not None:
-            last = self._marks[-1] if self._marks else Mark(meta.weight_version, 0, 0)
-            if last.label == meta.weight_version:
-                self._marks = (*self._marks[:-1], Mark(last.label, last.start, self._known))
+            last_mark = self._marks[-1] if self._marks else Mark(meta.weight_version, 0, 0)
+            if last_mark.label == meta.weight_version:
+                self._marks = (*self._marks[:-1], Mark(last_mark.label, last_mark.start, self._known))
             else:
-                self._marks = (*self._marks, Mark(meta.weight_version, last.end, self._known))
+                self._marks = (*self._marks, Mark(meta.weight_version, last_mark.end, self._known))
 
     @staticmethod
     def _refusal(error: _Error | str) -> End:

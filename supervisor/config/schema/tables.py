@@ -90,6 +90,8 @@ class HealthTable(_Table, frozen=True, forbid_unknown_fields=True):
     """How long that trial may take."""
     asleep_s: Seconds = 30.0
     """Between two looks at a sleeping engine."""
+    watchdog_s: Seconds = 60.0
+    """The supervisor's own loop does not turn, or it is stopped, for so long: the guardian ends the run."""
     lag_s: Seconds = 1.0
     """Probes that end while the supervisor itself was late by so much do not count."""
     restarts: Positive = 3

@@ -8,10 +8,11 @@ This package knows nothing of engines, trainers or the scheduler: a group is a t
     bootstrap.py      the program that every child runs first: dies with us, waits for its release, then becomes the real one
     child.py          starts one child, held; `Command`, `Status`
     pool.py           the prewarmed pool: children of our own Python forked in milliseconds instead of seconds
-    pool_child.py     what happens inside such a child before its module runs (this file is imported into the pool)
+    pool_child.py     its server, and what happens inside such a child before its module runs (this file is imported into the pool)
     group.py          groups of children: `Processes` starts them, `Group` watches and ends one
     guardian.py       the process above the supervisor (a program of its own; nothing here imports it but `attempt.sweep`)
     guardian_link.py  our end of the guardian's pipe
+    deadman.py        the kernel's timer that kills us when we hang and the guardian is dead
 
 The life of a group:
 

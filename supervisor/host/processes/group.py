@@ -289,6 +289,11 @@ class Processes:
             self.reap_orphans()
             await anyio.sleep(ORPHAN_SECONDS)
 
+    async def watch_pool(self) -> None:
+        """Replace a pool whose server hangs, for as long as the supervisor runs."""
+        if self._prewarm is not None:
+            await self._prewarm.watch()
+
     async def end(self) -> frozenset[Identity]:
         """Kill every group and end the pool. Return the survivors."""
         survivors: set[Identity] = set()

@@ -5,11 +5,15 @@ It is a subreaper, so that every descendant of the supervisor becomes its child 
 kills them all, removes what the supervisor had registered, and exits with the supervisor's code.
 
 The supervisor writes lines to the descriptor in `TRAINSHED_GUARDIAN_FD` (see `guardian_link.py`): `sweep <path>` registers a path for
-removal, `ready <code> <text>` lets the command of `run --detach` print the text and return with the code.
+removal, `ready <code> <text>` lets the command of `run --detach` print the text and return with the code, `log <run> <path>` says where its
+log is, `watchdog <seconds> <grace>` that its loop speaks from now on (0: no longer), and `alive` is what it then says every second.
+A supervisor that is silent for so many seconds is ended, with everything below it: TERM to its children, after the grace SIGABRT to itself
+(it writes its stack), then KILL to all.
 """
 
 import contextlib
 import ctypes
+import json
 import os
 import select
 import shutil
@@ -33,6 +37,12 @@ SWEPT_PREFIX = "trainshed-"
 """What is removed for us has a name that begins so: a run's folder in shared memory."""
 MAX_LINES = 1 << 20
 """Bytes of a registration line that has no end: the supervisor is broken, and memory must not grow with it."""
+LOOK_SECONDS = 1.0
+"""Between two looks at a supervisor that says nothing."""
+QUIET_SECONDS = 5.0
+"""The supervisor's loop speaks every second; silence of this length is worth a word."""
+ABORT_SECONDS = 2.0
+"""How long a hung supervisor has to write its stack."""
 
 
 def say(text: str) -> None:
@@ -47,6 +57,12 @@ class Registered:
         self.paths: set[str] = set()
         self.ready: bytes | None = None
         """The code as one byte, and the text."""
+        self.log: tuple[str, str] | None = None
+        """The run, and the path of the supervisor's log."""
+        self.watchdog = 0.0
+        """Seconds of silence after which it is ended; 0 while its loop does not speak."""
+        self.grace = 0.0
+        self.beats = 0
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
@@ -60,6 +76,113 @@ class Registered:
             elif verb == "ready" and self.ready is None:
                 code, _, text = rest.partition(" ")
                 self.ready = bytes([int(code) & 255 if code.isdigit() else 0]) + text.encode("utf-8", "surrogateescape")
+            elif verb == "log":
+                run, _, path = rest.partition(" ")
+                self.log = (run, path)
+            elif verb == "watchdog":
+                self.beats += 1
+                limit, _, grace = rest.partition(" ")
+                with contextlib.suppress(ValueError):
+                    self.watchdog, self.grace = float(limit), float(grace)
+            elif verb == "alive":
+                self.beats += 1
+
+    def tell(self, level: str, text: str, **fields: object) -> None:
+        """Say something on the terminal and in the supervisor's log, which may hang for good."""
+        say(text)
+        if self.log is None:
+            return
+        now = time.time()
+        stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
+        line = json.dumps({"timestamp": stamp, "level": level, "event": f"guardian: {text}", "run": self.log[0], **fields})
+        with contextlib.suppress(OSError):
+            file = os.open(self.log[1], os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with open(file, "wb", buffering=0) as log:
+                log.write(line.encode() + b"\n")
+
+
+class Silence:
+    """Measures how long the supervisor's loop has said nothing.
+
+    Between two looks a few seconds count at most, because a machine that was suspended, or has stopped us, too, condemns nobody.
+    """
+
+    def __init__(self, registered: Registered, supervisor: int) -> None:
+        self._registered, self._supervisor = registered, supervisor
+        self._beats = 0
+        self._seconds = 0.0
+        self._told = False
+        self._looked = time.monotonic()
+
+    def too_long(self) -> bool:
+        """Look, and say what is new. Return whether the limit has been reached."""
+        now, before, registered = time.monotonic(), self._looked, self._registered
+        self._looked = now
+        if registered.beats != self._beats or registered.watchdog == 0.0 or traced(self._supervisor):
+            if self._told:
+                registered.tell("warning", f"the supervisor goes on; it had said nothing for {self._seconds:.0f} s")
+            self._beats, self._seconds, self._told = registered.beats, 0.0, False
+            return False
+        self._seconds += min(now - before, 2 * LOOK_SECONDS)
+        limit = registered.watchdog
+        if self._seconds >= limit:
+            return True
+        if not self._told and self._seconds >= min(QUIET_SECONDS, limit / 2):
+            self._told = True
+            what = f"the supervisor (pid {self._supervisor}) has said nothing for {self._seconds:.0f} s: {doing(self._supervisor)}"
+            registered.tell("warning", f"{what}. At {limit:g} s the run is ended ([health] watchdog_s)", supervisor=self._supervisor)
+        return False
+
+
+def state_of(pid: int) -> str:
+    """Return the state of a process as one letter; "X" when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[0].decode()
+    except OSError:
+        return "X"
+
+
+def traced(pid: int) -> bool:
+    """Return whether a debugger holds the process: then its silence is wanted."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
+            return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in status)
+    except OSError:
+        return False
+
+
+def doing(pid: int) -> str:
+    """Say what a silent process does, for people."""
+    state = state_of(pid)
+    if state == "T":
+        return f"it is stopped (`kill -CONT {pid}` lets it go on)"
+    if state == "R":
+        return "it computes, and its loop does not turn"
+    where = ""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/wchan", encoding="ascii") as wchan:
+        where = wchan.read().strip("0\n")
+    return f"it waits{' for a device or a disk' if state == 'D' else ''}{f' ({where})' if where else ''}, and its loop does not turn"
+
+
+def end_hung(supervisor: int, handle: int, registered: Registered) -> None:
+    """End a supervisor whose loop does not turn: its children in order, as far as they can, then itself."""
+    text = f"the supervisor has said nothing for {registered.watchdog:g} s: {doing(supervisor)}. The run is ended"
+    registered.tell("critical", text, supervisor=supervisor)
+    deadline = time.monotonic() + registered.grace
+    below = [pid for pid in descendants(os.getpid()) if pid != supervisor]
+    for pid in below:
+        kill(pid, signal.SIGTERM, signal.SIGCONT)
+    while time.monotonic() < deadline and any(state_of(pid) not in "ZX" for pid in below):
+        time.sleep(0.02)  # nobody collects them: the supervisor would
+    for numbers in ((signal.SIGABRT, signal.SIGCONT), (signal.SIGKILL,)):
+        with contextlib.suppress(ProcessLookupError):
+            for number in numbers:
+                signal.pidfd_send_signal(handle, number)
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        if poll.poll(ABORT_SECONDS * 1000):
+            return
 
 
 def may_sweep(path: str) -> bool:
@@ -118,8 +241,8 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def kill(pid: int) -> None:
-    """Send SIGKILL, unless the number has meanwhile come to name a process that is not below us."""
+def kill(pid: int, *numbers: signal.Signals) -> None:
+    """Send signals (SIGKILL), unless the number has meanwhile come to name a process that is not below us."""
     try:
         handle = os.pidfd_open(pid)
     except OSError:
@@ -130,7 +253,8 @@ def kill(pid: int) -> None:
             with open(f"/proc/{above}/stat", "rb") as stat:
                 above = int(stat.read().rpartition(b")")[2].split()[1])
         if above == os.getpid():
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            for number in numbers or (signal.SIGKILL,):
+                signal.pidfd_send_signal(handle, number)
     except OSError:
         pass
     finally:
@@ -168,13 +292,16 @@ def start(arguments: list[str], report: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, pass_fds=(report,), start_new_session=True)
 
 
-def watch(handle: int, report: int, wake: int, registered: Registered, on_ready: int | None) -> None:
-    """Forward signals and take registrations until the supervisor has ended."""
+def watch(supervisor: int, handle: int, report: int, wake: int, registered: Registered, on_ready: int | None) -> None:
+    """Forward signals and take registrations until the supervisor has ended, or has been silent for too long: then end it."""
     poll = select.poll()
     for descriptor in (handle, report, wake):
         poll.register(descriptor, select.POLLIN)
+    silence = Silence(registered, supervisor)
     while True:
-        ready = {descriptor for descriptor, _ in poll.poll()}
+        ready = {
+            descriptor for descriptor, _ in poll.poll(min(LOOK_SECONDS, registered.watchdog / 4) * 1000 if registered.watchdog else None)
+        }
         if report in ready:
             data = os.read(report, 65536)
             if data:
@@ -193,7 +320,9 @@ def watch(handle: int, report: int, wake: int, registered: Registered, on_ready:
                     with contextlib.suppress(ProcessLookupError):
                         signal.pidfd_send_signal(handle, number)
         if handle in ready:
-            return
+            return None
+        if silence.too_long():
+            return end_hung(supervisor, handle, registered)
 
 
 def leave_terminal() -> None:
@@ -268,7 +397,7 @@ def main(arguments: list[str]) -> int:
     os.close(reporting)
     handle = os.pidfd_open(supervisor.pid)
     registered = Registered()
-    watch(handle, report, wake, registered, on_ready)
+    watch(supervisor.pid, handle, report, wake, registered, on_ready)
     code = supervisor.wait()
     os.set_blocking(report, False)
     with contextlib.suppress(BlockingIOError):

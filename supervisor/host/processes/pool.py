@@ -4,15 +4,20 @@ The server and what runs in its children are `multiprocess`'s; starting it and t
 any other child (own session, clean environment, log, killed with us), needs no resource tracker, no address that others could
 connect to (its socket is unlinked at once and reached through /proc/self/fd), and never blocks the supervisor's loop.
 Its children never see the supervisor's `__main__`: nothing about it is sent.
+
+A server that does not answer is killed and replaced (`watch`). That costs its children nothing: they live of the lifeline, become ours when it
+ends, and the kernel keeps for us the codes of those that have ended meanwhile.
 """
 
 import contextlib
+import functools
 import io
 import os
+import signal
 import socket
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -38,6 +43,7 @@ from supervisor.host.processes.child import (
 from supervisor.host.processes.child import (
     describe as describe_error,
 )
+from supervisor.host.processes.pidfd import open_verified
 from supervisor.host.processes.proc import Identity, read_stat
 from trainers.protocol.child_env import TAG
 
@@ -55,11 +61,17 @@ PRELOAD: Final = (
 
 SERVER: Final = (
     "import ctypes, sys; ctypes.CDLL(None).prctl(15, b'prewarm'); "  # PR_SET_NAME: its children name themselves
-    "from multiprocess.forkserver import main; main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(','))"
+    "from supervisor.host.processes.pool_child import serve; serve(*map(int, sys.argv[1:4]), sys.argv[4].split(','))"
 )
 NUMBER: Final = struct.Struct("q")
 EXIT_CODE_SECONDS: Final = 2.0
+"""How long the server may take to pass on the code of a child that has ended."""
 END_SECONDS: Final = 1.0
+PING_SECONDS: Final = 2.0
+"""Between two questions whether the server is there."""
+ANSWER_SECONDS: Final = 5.0
+IMPORT_SECONDS: Final = 120.0
+"""How long its imports may take, in which it cannot answer."""
 
 
 @dataclass
@@ -71,15 +83,16 @@ class PrewarmedChild:
     pidfd: int
     handshake: socket.socket = field(repr=False)
     status: socket.socket = field(repr=False)
+    end_server: Callable[[], Awaitable[None]] = field(repr=False)
+    """Kills its server, if that still lives, and returns when it has ended."""
 
     async def collect(self) -> Status:
-        with anyio.move_on_after(EXIT_CODE_SECONDS):
-            with contextlib.suppress(EOFError, OSError):
-                code = await receive_number(self.status)
-                return Status(code=code) if code >= 0 else Status(signal=-code)
-            # the server is gone: the kernel has made the child ours, if we are the nearest subreaper
-            return reap(os.P_PIDFD, self.pidfd) or Status()
-        return Status()
+        with anyio.move_on_after(EXIT_CODE_SECONDS), contextlib.suppress(EOFError, OSError):
+            return _status(await receive_number(self.status))
+        await self.end_server()  # it is gone, or hangs: now the kernel makes the child ours, if we are the nearest subreaper
+        with anyio.move_on_after(END_SECONDS), contextlib.suppress(EOFError, OSError):
+            return _status(await receive_number(self.status))  # said just before
+        return reap(os.P_PIDFD, self.pidfd) or Status()
 
     def close(self) -> None:
         os.close(self.pidfd)
@@ -87,25 +100,79 @@ class PrewarmedChild:
         self.status.close()
 
 
+def _status(code: int) -> Status:
+    return Status(code=code) if code >= 0 else Status(signal=-code)
+
+
 @dataclass
 class _Server:
     child: PlainChild
     address: int  # O_PATH descriptor of its listening socket
     alive: int  # its only reason to live: it ends when this is closed
+    answers: int  # it writes a byte when its imports are done, and one for each ping
+    began: float = field(default_factory=anyio.current_time)
+    ready: bool = False
 
     def close(self) -> None:
-        os.close(self.address)
-        os.close(self.alive)
+        for descriptor in (self.address, self.alive, self.answers):
+            os.close(descriptor)
+
+    async def fails_to_answer(self) -> str:
+        """Ask whether it is there. Return what is wrong, "" when nothing is."""
+        own = os.dup(self.answers)
+        try:
+            self.ready = self._heard(own) or self.ready
+            if self.ready:
+                signal.pidfd_send_signal(self.child.pidfd, pool_child.PING)
+            with anyio.move_on_after(ANSWER_SECONDS):
+                await anyio.wait_readable(own)
+            if self._heard(own):
+                self.ready = True
+                return ""
+        except ProcessLookupError:
+            return "it has ended"
+        finally:
+            os.close(own)
+        stat = read_stat(self.child.identity.pid)
+        if stat is not None and stat.state == "T":
+            return "it is stopped"
+        if self.ready:
+            return f"it has not answered for {ANSWER_SECONDS:g} s"
+        return f"its imports take longer than {IMPORT_SECONDS:g} s" if anyio.current_time() - self.began > IMPORT_SECONDS else ""
+
+    @staticmethod
+    def _heard(answers: int) -> bool:
+        with contextlib.suppress(BlockingIOError):
+            return bool(os.read(answers, 4096))
+        return False
+
+
+def _nobody_told(pid: int, why: str) -> None:
+    """Does nothing: the default of `replaced`."""
 
 
 class PrewarmedPool:
-    """One pool. `env` is the environment that its imports see; `directory` is ours alone (the socket is born there, and unlinked)."""
+    """One pool. `env` is the environment that its imports see; `directory` is ours alone (the socket is born there, and unlinked).
 
-    def __init__(self, *, env: Mapping[str, str], tag: str, directory: Path, log: Path, modules: Sequence[str] = PRELOAD) -> None:
+    `replaced` is told the pid of a server that is given up, and why.
+    """
+
+    def __init__(
+        self,
+        *,
+        env: Mapping[str, str],
+        tag: str,
+        directory: Path,
+        log: Path,
+        modules: Sequence[str] = PRELOAD,
+        replaced: Callable[[int, str], None] = _nobody_told,
+    ) -> None:
         self._command = Command(argv=(), env={**env, "OMP_NUM_THREADS": "1", TAG: tag}, cwd=directory, log=log)
         self._directory = directory
         self._modules = tuple(modules)
+        self._replaced = replaced
         self._server: _Server | None = None
+        self._held: PlainChild | None = None
         self._starting = anyio.Lock()
         self._lifeline, self._our_life = os.pipe()
         self.starts = 0
@@ -116,7 +183,9 @@ class PrewarmedPool:
         return self._command.env[TAG]
 
     def pids(self) -> set[int]:
-        return {self._server.child.identity.pid} if self._server is not None else set()
+        """Return the server's pid, also while it is started."""
+        children = [self._held, self._server.child if self._server is not None else None]
+        return {child.identity.pid for child in children if child is not None}
 
     async def begin(self) -> None:
         """Start the server, if none lives, and return before its imports are done. Raises SpawnFailed."""
@@ -142,10 +211,24 @@ class PrewarmedPool:
                 except (EOFError, OSError) as error:  # the server has just died, or is not there: one more try with a new one
                     if last:
                         raise SpawnFailed(f"cannot start {command} from the prewarmed pool: {error} (see {self._command.log})") from error
-                    await self._confirm_dead()
+                    if self._server is not None:
+                        await _end(self._server.child)
             raise AssertionError("unreachable")
         finally:
             os.close(log)
+
+    async def watch(self) -> None:
+        """Ask the server every few seconds whether it is there, until cancelled; one that does not answer, or has ended, is replaced."""
+        while True:
+            await anyio.sleep(PING_SECONDS)
+            server = self._server
+            if server is None:
+                continue
+            if why := await server.fails_to_answer():
+                self._replaced(server.child.identity.pid, why)
+                await _end(server.child)
+                with contextlib.suppress(SpawnFailed):  # the next child that is wanted says so
+                    await self.begin()
 
     async def end(self) -> None:
         """End the server and let go of the children: those that still live are killed by the kernel."""
@@ -160,24 +243,30 @@ class PrewarmedPool:
         with socket.socket(socket.AF_UNIX) as listener:
             address = self._bind(listener)
             lives, alive = os.pipe()
+            answers, answering = os.pipe()
+            os.set_blocking(answers, False)
             try:
-                argv = (sys.executable, "-P", "-c", SERVER, str(listener.fileno()), str(lives), ",".join(self._modules))
+                given = (listener.fileno(), lives, answering)
+                argv = (sys.executable, "-P", "-c", SERVER, *map(str, given), ",".join(self._modules))
                 template = self._command
-                command = Command(argv=argv, env=template.env, cwd=template.cwd, log=template.log, pass_fds=(listener.fileno(), lives))
-                child = start_plain(command)
-                server = _Server(child, address, alive)
+                command = Command(argv=argv, env=template.env, cwd=template.cwd, log=template.log, pass_fds=given)
+                self._held = child = start_plain(command)
+                server = _Server(child, address, alive, answers)
             except BaseException:
-                os.close(address)
-                os.close(alive)
+                for descriptor in (address, alive, answers):
+                    os.close(descriptor)
                 raise
             finally:
                 os.close(lives)
+                os.close(answering)
         try:
             await release(child, command)
         except BaseException:
             server.close()
             child.close()
             raise
+        finally:
+            self._held = None
         return server
 
     def _bind(self, listener: socket.socket) -> int:
@@ -217,15 +306,7 @@ class PrewarmedPool:
             identity, pidfd = _identify(pid, server.child.identity.pid)
             ours.callback(os.close, pidfd)
             ours.pop_all()
-            return PrewarmedChild(identity, self.tag, pidfd, handshake, status)
-
-    async def _confirm_dead(self) -> None:
-        """Kill a server that does not serve."""
-        if self._server is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._server.child.process.kill()
-            with anyio.move_on_after(END_SECONDS, shield=True):
-                await wait_exit(self._server.child.pidfd)
+            return PrewarmedChild(identity, self.tag, pidfd, handshake, status, functools.partial(_end, server.child))
 
     async def _drop(self) -> None:
         server, self._server = self._server, None
@@ -239,6 +320,20 @@ class PrewarmedPool:
             await wait_exit(server.child.pidfd)
         server.child.collect_now()
         server.child.close()
+
+
+async def _end(server: PlainChild) -> None:
+    """Kill a server that does not serve, and wait until it has ended: then the kernel has given its children to us."""
+    pidfd = open_verified(server.identity)  # its own may be closed meanwhile, by whoever replaces it
+    if pidfd is None:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        with anyio.move_on_after(END_SECONDS, shield=True):
+            await anyio.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 def _pair(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:

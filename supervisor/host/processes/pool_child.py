@@ -1,4 +1,4 @@
-"""This module makes a forked child of the prewarmed pool what an executed child would be, and then runs the child's module.
+"""This module runs in the prewarmed pool: its server, and in each forked child what makes it what an executed child would be.
 
 The child gets its own session, log, descriptors, environment, working directory, signals and path. What the pool has imported from its
 own PYTHONPATH (this module too) is forgotten: a user's code that runs in the child must not find our packages, and ours are imported
@@ -14,7 +14,7 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from multiprocess import forkserver, resource_tracker
@@ -22,6 +22,8 @@ from multiprocess import forkserver, resource_tracker
 from trainers.user_code import forget
 
 F_SETSIG = 10
+PING = signal.SIGUSR1
+"""What asks the server whether it is there."""
 PATH_VARIABLE = "PYTHONPATH"
 
 
@@ -35,6 +37,16 @@ class Order:
     env: dict[str, str]
     cwd: str
     pass_fds: tuple[int, ...]
+
+
+def serve(listener: int, alive: int, answering: int, modules: Sequence[str]) -> None:
+    """Runs the pool's server: imports, says so, and forks children until nobody holds the other end of `alive`. It answers pings with a byte."""
+    for name in modules:
+        with contextlib.suppress(ImportError):
+            __import__(name)
+    signal.signal(PING, lambda *_: os.write(answering, b"."))
+    os.write(answering, b".")
+    forkserver.main(listener, alive, [])  # type: ignore[no-untyped-call]
 
 
 def run(order: Order) -> None:
@@ -117,7 +129,7 @@ def die_with(lifeline: int) -> None:
 
 def reset_signals() -> None:
     """Gives signals the handling that Python starts with."""
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, PING):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

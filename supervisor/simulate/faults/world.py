@@ -1,4 +1,4 @@
-"""The world is what lies outside the scheduler: virtual time, seeded chance, physical memory, and who lives.
+"""The world is what lies outside the scheduler: virtual time, seeded chance, the rates of the faults, physical memory, and who lives.
 
 Physical memory is modelled apart from the leases, so that a checker can tell one from the other: a GPU on which two groups hold memory
 at once is a violation, whatever the lease book says. Who lives here is put in by `simulation`, above this module.

@@ -5,14 +5,15 @@ imports the other. Nothing here starts a process or reads a clock: time is virtu
 
     scenario.py    a workload: who trains where, for how long, and how much work each sample is; a bound that no policy can beat
     guess.py       a scenario made of a user's own configuration and guessed durations
+    measured.py    a scenario made of what a run has measured; what its work would have cost alone and in turn
     box.py         the physics: GPUs, engines that take time to sleep and to wake, samples, trainings; it decides nothing
     production.py  the production scheduler as a policy
     incumbent.py   the incumbent's rules as a policy
     alone.py       policies that do not share: alone, one after another, the box cut in two
     compare.py     runs a scenario under a policy, and works out the figures
 
-It may know the scheduler, `engines.gateway.core.ordering` (the guess of what a sample will still take) and the configuration's tables; it knows
-neither the runtime nor the host.
+It may know the scheduler, the history of a run, `engines.gateway.core.ordering` (the guess of what a sample will still take) and the
+configuration's tables; it knows neither the runtime nor the host.
 
 One simulation, in steps:
 

@@ -193,3 +193,19 @@ def test_what_would_not_be_exact_is_refused_at_the_start(tiny: Path, tmp_path: P
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(UnsupportedModel, match=message):
             _core(tmp_path)
+
+
+def test_a_stream_has_events_of_as_many_tokens_as_are_asked_for(tiny: Path) -> None:
+    core = _core(tiny)
+    sampling = Sampling(seed=1, max_new_tokens=20, ignore_eos=True)
+    core.submit(Request("coarse", (1, 2, 3), sampling, streams=True, interval=6))
+    core.submit(Request("fine", (1, 2, 3), sampling, streams=True))
+    core.submit(Request("none", (1, 2, 3), sampling))
+    shown: dict[str, list[int]] = {"coarse": [], "fine": [], "none": []}
+    while core.busy:
+        core.step()
+        core.show_streams()
+        for answer in core.outbox:
+            shown[answer.rid].append(len(answer.output))
+        core.outbox.clear()
+    assert shown == {"coarse": [1, 7, 13, 19, 20], "fine": list(range(1, 21)), "none": [20]}

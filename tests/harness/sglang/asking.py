@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import anyio
 
-from engines.gateway.core.events import Finished, Start, Tokens
+from engines.gateway.core.events import End, Finished, Start, Tokens
 from engines.gateway.upstream.engine_client import EngineClient
 from tests.harness.sglang.served import CONTEXT, Served
 
@@ -38,7 +38,9 @@ class Asked:
     async def run(self) -> "Asked":
         client = EngineClient()
         try:
-            self.end = await client.run(self._start, self.rid, self._got)
+            ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+            client.run(self._start, self.rid, self._got, ended.set_result)
+            self.end = await ended
         finally:
             await client.close()
         return self

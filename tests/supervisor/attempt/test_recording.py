@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from supervisor.attempt.recording import FOLDER, Decided, Heard, Opened, RecordedScheduler, read, segments
+from supervisor.attempt.recording import FOLDER, Changed, Closed, Decided, Heard, Opened, RecordedScheduler, read, segments
 from supervisor.attempt.replay import replay
 from supervisor.attempt.state_codec import plain, restored
 from supervisor.cli.main import main
@@ -190,7 +190,7 @@ def test_what_breaks_us_is_written_before_it_does(tmp_path: Path, monkeypatch: p
         recorded.handle(Tick(), 2.0)
     recorded.close()
     lines = [line for _, line in read(tmp_path / FOLDER / "000001.jsonl")]
-    assert [type(line) for line in lines] == [Opened, Heard, Decided, Heard]
+    assert [type(line) for line in lines] == [Opened, Heard, Decided, Changed, Heard, Closed]
     monkeypatch.undo()
     assert replay(tmp_path).difference is None, "repaired"
     monkeypatch.setattr(Scheduler, "_settle", _broken)

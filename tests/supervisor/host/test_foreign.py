@@ -28,7 +28,9 @@ PROCESSES = {
 
 
 @pytest.mark.parametrize(
-    ("pid", "is_"), [(LATE, True), (SHELL, True), (CHILD, False), (ORPHAN, False), (US, False), (LOST, False), (77, False)]
+    ("pid", "is_"),
+    [(LATE, True), (SHELL, True), (CHILD, False), (ORPHAN, False), (US, False), (LOST, False), (77, False)],
+    ids=["late", "shell", "child", "orphan", "us", "lost", "nobody"],
 )
 def test_outside_is_who_lives_and_is_not_below_us(pid: int, is_: bool) -> None:
     assert is_foreign(pid, PROCESSES) is is_

@@ -1,5 +1,6 @@
 """The guardian with stand-ins for the supervisor: exit codes, signals, and nothing left within two seconds of a kill -9."""
 
+import json
 import os
 import select
 import signal
@@ -13,6 +14,7 @@ from typing import IO
 
 import pytest
 
+from supervisor.host.processes.guardian_link import LATER_S
 from supervisor.host.processes.proc import read_stat
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -251,3 +253,86 @@ def test_closed_streams_are_no_descriptors_of_ours(tmp_path: Path, closed: str) 
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "is").read_text().count("null") >= closed.count("&")
+
+
+HANGS = (
+    """
+import faulthandler
+guard.log("r1", Path(TMP, "log")); faulthandler.enable(file=open(Path(TMP, "stack"), "w"))
+saves = "signal.signal(15, lambda *_: (print('saved', flush=True), exit()))"
+child = subprocess.Popen([sys.executable, "-c", f"import signal, time\\n{saves}\\nprint(1, flush=True); time.sleep(60)"])
+guard.watch(LIMIT, 2.0)
+def loop(seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until: guard.beat(); time.sleep(0.05)
+def the_call_that_hangs(): time.sleep(60)
+"""
+    + ESCAPEES
+)
+
+
+def hangs(folder: Path, rest: str, limit: float = 1.0) -> str:
+    (folder / "log").touch()
+    return HANGS.replace("TMP", repr(str(folder))).replace("LIMIT", str(limit)) + rest
+
+
+@pytest.mark.parametrize("how", ["hangs", "is stopped"])
+def test_f27_a_supervisor_that_says_nothing_is_ended_with_everything(tmp_path: Path, how: str) -> None:
+    """First it is said, on the terminal and in the log; then children are asked to end, the stack is written, and nothing is left."""
+    rest = "loop(1.5); say('hangs now'); the_call_that_hangs()" if how == "hangs" else "loop(60)"
+    with open(tmp_path / "errors", "wb") as errors, guarded(tmp_path, hangs(tmp_path, rest), stderr=errors) as guardian:
+        said = guardian.says(8 if how == "is stopped" else 9)
+        pids = [int(word) for word in said if word.isdigit() and word != "1"]
+        if how == "is stopped":
+            os.kill(guardian.supervisor, signal.SIGSTOP)
+        assert guardian.process.stdout is not None
+        assert guardian.process.wait(15) == 128 + signal.SIGABRT
+        assert "saved" in guardian.process.stdout.read(), "its child was asked first"
+    assert [pid for pid in pids if lives(pid)] == []
+    errors_said = (tmp_path / "errors").read_text()
+    assert "has said nothing for 1 s: it " + ("is stopped" if how == "is stopped" else "waits") in errors_said
+    assert "The run is ended" in errors_said
+    records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [record["level"] for record in records] == ["warning", "critical"]
+    assert all(record["event"].startswith("guardian: ") and record["run"] == "r1" for record in records)
+    if how == "hangs":
+        assert "the_call_that_hangs" in (tmp_path / "stack").read_text()
+
+
+def test_a_supervisor_that_speaks_again_goes_on(tmp_path: Path) -> None:
+    """One that is stopped for less than the limit, and one that has said that its loop has ended."""
+    rest = "loop(1.5); say('stop me'); loop(2); guard.unwatch(); time.sleep(2); child.kill(); os._exit(3)"
+    with open(tmp_path / "errors", "wb") as errors, guarded(tmp_path, hangs(tmp_path, rest, 1.5), stderr=errors) as guardian:
+        while guardian.says(1) != ["stop me"]:
+            pass
+        os.kill(guardian.supervisor, signal.SIGSTOP)
+        time.sleep(1.1)
+        os.kill(guardian.supervisor, signal.SIGCONT)
+        assert guardian.process.wait(15) == 3
+    assert "the supervisor goes on; it had said nothing for 1 s" in (tmp_path / "errors").read_text()
+
+
+def test_killing_the_guardian_of_a_hung_supervisor_does_not_save_it(tmp_path: Path) -> None:
+    """The kernel's timer ends it: TERM, which the guardian's death sends, is not heard by who is stopped."""
+    with guarded(tmp_path, hangs(tmp_path, "loop(60)")) as guardian:
+        guardian.says(8)
+        supervisor = guardian.supervisor
+        os.kill(supervisor, signal.SIGSTOP)
+        guardian.process.kill()
+        guardian.process.wait(5)
+        until = time.monotonic() + 1.5 + 2 + LATER_S + 3
+        while lives(supervisor) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not lives(supervisor)
+
+
+def test_a_stopped_guardian_does_not_hang_the_supervisor(tmp_path: Path) -> None:
+    """The pipe fills, and beats are dropped."""
+    program = "say(1); sys.stdin.readline()\nfor _ in range(30_000): guard._write('alive')\nsay('wrote all'); time.sleep(60)"
+    with guarded(tmp_path, program) as guardian:
+        guardian.says(1)
+        guardian.process.send_signal(signal.SIGSTOP)
+        assert guardian.process.stdin is not None
+        guardian.process.stdin.close()
+        assert guardian.says(1) == ["wrote all"]
+        guardian.process.send_signal(signal.SIGCONT)

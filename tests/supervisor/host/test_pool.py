@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from supervisor.host.processes import bootstrap
+from supervisor.host.processes import pool as pool_module
 from supervisor.host.processes.group import Command, Group, Processes, SpawnFailed, Status
 from supervisor.host.processes.pool import PRELOAD, PrewarmedPool
 from supervisor.host.processes.proc import read_stat, table, tag_of
@@ -131,8 +132,8 @@ match sys.argv[1].split():
 
 
 async def test_the_supervisors_main_is_never_run_in_a_child(tmp_path: Path) -> None:
-    """However the supervisor was started; here its __main__ is pytest's."""
-    main = sys.modules["__main__"]
+    """However the supervisor was started; here its __main__ is pytest's, or that of pytest's worker, which has no file."""
+    main = getattr(sys.modules["__main__"], "__file__", pytest.__file__)
     async with pool(tmp_path) as on:
         group = await on.group(
             "import sys; print(sys.modules['__main__'].__file__); print(hasattr(sys.modules['__mp_main__'], '__file__'), 'pytest' in sys.modules)"
@@ -141,7 +142,7 @@ async def test_the_supervisors_main_is_never_run_in_a_child(tmp_path: Path) -> N
         said = await on.says(2)
         await group.kill()
     assert said == [str(tmp_path / "child.py"), "False False"]
-    assert str(main.__file__) not in (tmp_path / "pool.log").read_text()
+    assert str(main) not in (tmp_path / "pool.log").read_text()
 
 
 async def test_children_of_a_killed_server_live_on_and_are_watched(tmp_path: Path) -> None:
@@ -265,3 +266,65 @@ async def test_a_child_has_a_name_of_its_own_in_ps(tmp_path: Path) -> None:
         assert await on.says(1) == ["p1/trainer/3"]
         assert called(on.server) == "prewarm"
         assert not await group.kill()
+
+
+async def test_codes_of_children_of_a_server_that_is_stopped_are_exact(tmp_path: Path) -> None:
+    """The kernel keeps them until the server is killed for its silence."""
+    program = (
+        "import signal, sys\nsignal.signal(15, lambda *_: sys.exit(int(sys.argv[1])))\nprint(1, flush=True)\nwhile True: signal.pause()"
+    )
+    async with pool(tmp_path) as on:
+        group = await on.processes.spawn([on.command(program, code) for code in ("0", "7", "9")], tag="t:p1:1")
+        await on.says(3)
+        os.kill(on.server, signal.SIGSTOP)
+        for member, number in zip(group.members, (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL), strict=True):
+            os.kill(member.pid, number)
+        with anyio.fail_after(10):
+            exits = await group.ended()
+        assert [exit_.status for exit_ in exits] == [Status(code=0), Status(code=7), Status(signal=9)]
+        await group.kill()
+
+
+@pytest.mark.parametrize("when", ["ready", "importing"])
+async def test_a_server_that_does_not_answer_is_replaced(tmp_path: Path, when: str) -> None:
+    """Who waits for a child of it gets one of the next server; children of the first live on."""
+    told: list[tuple[int, str]] = []
+    bootstrap.become_subreaper()
+    (tmp_path / "slow.py").write_text("import time; time.sleep(0.5)")
+    modules = LIGHT if when == "ready" else ("slow", *LIGHT)
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{CHECKOUT}:{tmp_path}"}
+    prewarm = PrewarmedPool(
+        env=env, tag="t:pool:1", directory=tmp_path, log=tmp_path / "pool.log", modules=modules, replaced=lambda *words: told.append(words)
+    )
+    async with Processes(prewarm).running() as processes, anyio.create_task_group() as tasks:
+        on = Pool(processes, prewarm, tmp_path)
+        tasks.start_soon(processes.watch_pool)
+        first = on.server
+        groups = []
+        if when == "ready":
+            groups.append(await on.group("import signal; print(1, flush=True); signal.pause()"))
+            await on.says(1)
+        os.kill(first, signal.SIGSTOP)
+        with anyio.fail_after(20):
+            again = await on.group("raise SystemExit(4)")
+            assert (await again.exited()).status == Status(code=4)
+        assert told == [(first, "it is stopped")]
+        assert on.server != first
+        assert all(lives(group.members[0].pid) for group in groups)
+        for group in (*groups, again):
+            await group.kill()
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_server_that_answers_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PING_SECONDS", 0.01)
+    async with pool(tmp_path) as on, anyio.create_task_group() as tasks:
+        first = on.server
+        tasks.start_soon(on.processes.watch_pool)
+        program = "import signal, sys, time; time.sleep(0.1); raise SystemExit(int(sys.argv[1]) + (signal.getsignal(10) != 0))"
+        for code in range(5):
+            group = await on.processes.spawn([on.command(program, str(code))], tag="t:p1:1")
+            assert (await group.exited()).status == Status(code=code)
+            await group.kill()
+        assert on.server == first
+        tasks.cancel_scope.cancel()

@@ -33,7 +33,8 @@ from trainers.protocol.ids import EngineId, PipelineId
 SNAPSHOT = Status(run="q-1", started_at=1.0, uptime_s=2.0)
 
 
-async def answer(request: Request) -> Reply:
+async def answer(request: Request, uid: int) -> Reply:
+    assert uid == os.geteuid()
     match request:
         case StatusRequest():
             return StatusReply(SNAPSHOT)

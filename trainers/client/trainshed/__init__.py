@@ -548,7 +548,7 @@ MAX_FIGURES, MAX_NAME = 64, 128
 """Figures of one report, and characters of a figure's name, as in `trainers.protocol.trainer_messages.Report`."""
 MAX_LINE = 64 << 20
 """Bytes of one sample's line from the gateway."""
-_TOKENS_PER_REQUEST = 2_000_000  # of prompts in one request; the gateway takes 64 MiB
+_TOKENS_PER_REQUEST, _SAMPLES_PER_REQUEST = 2_000_000, 4096  # of prompts in one request; the gateway takes 64 MiB and 4,194,304 values
 _MAX_REASON = 2000  # characters of a failure that the other ranks are told of
 _HEADER = struct.Struct(">I")
 _HELLO_S = 60.0  # for the first answer; the supervisor is there, or something is wrong
@@ -711,7 +711,7 @@ def _batches(requests: dict[int, dict[str, Any]]) -> Iterator[dict[int, dict[str
     part: dict[int, dict[str, Any]] = {}
     tokens = 0
     for index, request in requests.items():
-        if part and tokens + len(request["input_ids"]) > _TOKENS_PER_REQUEST:
+        if part and (tokens + len(request["input_ids"]) > _TOKENS_PER_REQUEST or len(part) == _SAMPLES_PER_REQUEST):
             yield part
             part, tokens = {}, 0
         part[index] = request
