@@ -1,7 +1,7 @@
 # ruff: noqa: E501 - a mutant is a line of a table
 """Each defence taken out in turn, in a copy of the checkout: the tests named beside it must then fail.
 
-    bin/check --long mutants [groups | watchers | scheduler | NAME …]      all that this commit has not done yet, or these
+    bin/check --long mutants [groups | watchers | gpu | scheduler | NAME …]      all that this commit has not done yet, or these
 
 Of engine groups, and of whoever watches, the lists are here, of the scheduler in tests/harness/scheduler_mutants.py. A mutant that survives is a promise without a test.
 """
@@ -149,8 +149,104 @@ WATCHERS = {
     "m5 a mark is its owner's": Mutant("supervisor/host/locked_file.py", "    return found.start == start and owner == uid", "    return True", "tests/supervisor/host/test_claims.py"),
 }  # fmt: skip
 
-LISTS = {"groups": MUTANTS, "watchers": WATCHERS, "scheduler": scheduler_mutants.MUTANTS}
-EVERY = {**MUTANTS, **WATCHERS, **scheduler_mutants.MUTANTS}
+
+NVML, METER, RESIDUALS, MEMORY = (
+    f"supervisor/{name}.py" for name in ("host/gpus/nvml", "host/gpus/meter", "host/gpus/residuals", "runtime/gpu_memory")
+)
+COMMAND, KIND, KINDS = "engines/sglang/command.py", "supervisor/config/kinds/sglang.py", "supervisor/runtime/kinds/sglang.py"
+BOXES, CARDS, KEPT, LINES = (
+    "tests/runs/test_boxes.py",
+    "tests/supervisor/host/test_gpus.py",
+    "tests/supervisor/host/test_residuals.py",
+    "tests/sglang/test_launch.py",
+)
+CHECKED = "tests/supervisor/config/test_sglang.py"
+
+ON_GPUS = {
+    "a1 the driver's reserve is nobody's": Mutant(
+        NVML,
+        "    return Memory(int(info.total), int(info.reserved), int(info.used))",
+        "    return Memory(int(info.total), int(info.reserved), int(info.used) + int(info.reserved) + (1 << 30))",
+        CARDS,
+        "idle",
+    ),
+    "a1 h200 with defaults": Mutant(
+        NVML,
+        "        info = library.nvmlDeviceGetMemoryInfo(handle, version=MEMORY_V2)\n",
+        "        info = library.nvmlDeviceGetMemoryInfo(handle)\n        info.reserved = 0\n        info.used += 1 << 30\n",
+        BOXES,
+        "every_box and h200",
+    ),
+    "a1 the baseline": Mutant(
+        NVML, "            total[gpu] = used - self._baseline[gpu]\n", "            total[gpu] = used\n", CARDS, "baseline"
+    ),
+    "a1 a neighbour is no baseline": Mutant(
+        NVML, "    baseline = 0 if strangers else memory.used\n", "    baseline = memory.used\n", CARDS, "baseline"
+    ),
+    "a2 the first leave has a cap of its own": Mutant(
+        RESIDUALS,
+        "            may_keep[holder] = self._rules.first.get((holder, gpu), 0)\n",
+        "            may_keep[holder] = 0\n",
+        BOXES,
+        "every_box and a100",
+    ),
+    "a2 trainers are learned": Mutant(
+        RESIDUALS, "return isinstance(holder, EngineId | TrainerId) and", "return isinstance(holder, EngineId) and", KEPT, "first_leave"
+    ),
+    "a2 the cap of one is nobody else's": Mutant(
+        RESIDUALS, "most if group in known else min(most, groups.get(group, 0))", "most", KEPT, "nobody_elses"
+    ),
+    "a2 a context before the first lease": Mutant(
+        RESIDUALS,
+        "        may_keep |= {trainer: CONTEXT_BYTES for trainer in",
+        "        {trainer: CONTEXT_BYTES for trainer in",
+        KEPT,
+        "before_its_first_lease",
+    ),
+    "a2 growth is told": Mutant(RESIDUALS, "(now > first + self._rules.allowance // 4 and now > first)", "False", KEPT, "each_group"),
+    "a2 what settles is not learned": Mutant(
+        MEMORY,
+        "return not self.first or now >= self.since + SETTLED_S",
+        "return True",
+        "tests/supervisor/runtime/test_gpu_memory.py",
+        "settled",
+    ),
+    "a3 whose memory it is": Mutant(
+        NVML, "            if not _accounts_for(by_pid[gpu], total[gpu]):", "            if False:", CARDS, "whose"
+    ),
+    "a3 a container with defaults": Mutant(
+        NVML, "            if not _accounts_for(by_pid[gpu], total[gpu]):", "            if False:", BOXES, "every_box and container"
+    ),
+    "a3 who has the context of the dead": Mutant(
+        RESIDUALS, "            may_keep |= self._mistaken(gpu, lives)\n", "            pass\n", KEPT, "dead_engines"
+    ),
+    "a4 cuda's runtime on the loader's path": Mutant(
+        COMMAND, "        if spec.libraries:\n", "        if False:\n", LINES, "memory_saver_finds"
+    ),
+    "a4 check loads the memory saver": Mutant(
+        KIND, "    elif cuda.preload_problem is not None:\n", "    elif False:\n", CHECKED, "not_there"
+    ),
+    "a5 the driver's cuda": Mutant(KIND, "and cuda.needed * 1000 > cuda.driver:", "and False:", CHECKED, "too_old"),
+    "b1 kernels' caches": Mutant(COMMAND, "        if spec.cache is not None:\n", "        if False:\n", LINES, "compiled"),
+    "b2 several cards by index": Mutant(METER, "several = len(indices) == len(gpus) > 1", "several = False", CARDS, "children"),
+    "b3 a sampled token": Mutant(KINDS, "        await control.canary(within, sampled=True)\n", "", BOXES, "sampled"),
+    "b4 the caller's cards": Mutant(NVML, '(listed := environ.get("CUDA_VISIBLE_DEVICES")) is None', "True", CARDS, "auto_is"),
+    "b4 a divided card": Mutant(
+        NVML, "            if instances := _instances(library, handle):", "            if instances := []:", CARDS, "divided"
+    ),
+    "b7 quantised weights": Mutant(KIND, "    if flags := quantising(engine.args):", "    if flags := []:", CHECKED, "quantised"),
+    "b8 the pool that became smaller": Mutant(KINDS, "has < self._wanted * (1 - POOL_SLACK):", "False:", BOXES, "pool"),
+    "b9 graphs' backup": Mutant(COMMAND, '        ours["TMS_RETAIN_CPU_BACKUP"] = "1"', '        ours["X"] = "1"', LINES, "backed_up"),
+    "a lost card is one card": Mutant(
+        GROUPS, "    elif engine.teardown.exited and set(held.gpus) < set(engine.gpus):\n", "    elif False:\n", BOXES, "falls"
+    ),
+    "a neighbour is not waited for": Mutant(MEMORY, "(foreign and now >= began + FOREIGN_S)", "False", BOXES, "neighbour_who"),
+    "who has left beside a neighbour is known": Mutant(
+        MEMORY, "                if foreign:  #", "                if False:  #", CARDS, "a_strangers_when"
+    ),
+}
+LISTS = {"groups": MUTANTS, "watchers": WATCHERS, "gpu": ON_GPUS, "scheduler": scheduler_mutants.MUTANTS}
+EVERY = {**MUTANTS, **WATCHERS, **ON_GPUS, **scheduler_mutants.MUTANTS}
 
 
 def kill(name: str) -> dict[str, object]:

@@ -92,7 +92,8 @@ def library(folder: Path) -> Path:
 class Box:
     """`cards` cards of a profile in `folder`; with MIG, so many instances of one card. `haste` makes copies so many times faster."""
 
-    def __init__(self, folder: Path, profile: Profile, cards: int = 2, *, library: Path, haste: float = 20.0) -> None:
+    def __init__(self, folder: Path, profile: Profile, cards: int = 2, *, library: Path, haste: float = 20.0, serial: int = 0) -> None:
+        """`serial` makes UUIDs that no other box has: supervisors of one machine claim their cards from each other."""
         self.folder, self.profile = folder, profile
         folder.mkdir(parents=True)
         self._write("driver", version=profile.driver, cuda=profile.cuda)
@@ -100,9 +101,9 @@ class Box:
         self._write("process", **shares, bandwidth=profile.bandwidth * 1e9, haste=haste, settle=profile.settle)
         self.uuids: list[str] = []
         if profile.mig:
-            self._card(f"GPU-{0:08x}", "NVIDIA H100 80GB HBM3", mig=1)
+            self._card(f"GPU-{serial:06x}ff", "NVIDIA H100 80GB HBM3", mig=1)
         for index in range(cards):
-            name = f"MIG-{index:08x}" if profile.mig else f"GPU-{index:08x}"
+            name = f"MIG-{serial:06x}{index:02x}" if profile.mig else f"GPU-{serial:06x}{index:02x}"
             self._card(name, profile.name, **({"parent": 0} if profile.mig else {}))
         self.names = self.uuids[1:] if profile.mig else self.uuids
         """What a configuration lists: not a card that is divided."""

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,9 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         started: list[Run] = []
 
         def make(profile: str = "h100", changes: dict[str, Any] | None = None, **options: Any) -> BoxRun:
-            box = Box(folder / "box", replace(PROFILES[profile], **(changes or {})), library=nvml)
+            box = Box(
+                folder / "box", replace(PROFILES[profile], **(changes or {})), library=nvml, serial=zlib.crc32(str(folder).encode()) >> 8
+            )
             made = BoxRun(folder, box, **options)
             made.started = started
             return made

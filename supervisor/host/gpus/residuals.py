@@ -105,7 +105,7 @@ class Residuals:
             return
         now = held.get(holder, 0)
         first = self.kept(gpu, lives).get(holder)
-        if first is None or now < first:
+        if first is None:  # and never less: what a trainer leaves varies with what its allocator keeps
             self._remember(gpu, holder, _Known(lives[holder], now))
         if first is None or (now > first + self._rules.allowance // 4 and now > first):
             yield Growth(gpu, holder, first, now)

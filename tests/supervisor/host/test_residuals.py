@@ -42,6 +42,14 @@ def test_each_group_is_learned_at_its_first_leave_and_allowed_that_afterwards(at
 
 
 @pytest.mark.parametrize("attributed", [True, False])
+def test_who_has_left_less_once_may_leave_as_much_as_at_first_again(attributed: bool) -> None:
+    """A trainer's allocator keeps now more, now less."""
+    residuals = Residuals(RULES)
+    for mib in (3000, 800, 3000):
+        assert leave(residuals, seen({T: mib}, attributed=attributed), T, {T: ONE}) is not None
+
+
+@pytest.mark.parametrize("attributed", [True, False])
 def test_the_first_leave_has_a_cap(attributed: bool) -> None:
     usage = seen({A: 4096 + 513}, attributed=attributed)
     assert leave(Residuals(RULES), usage, A, {A: ONE}) is None

@@ -1,10 +1,12 @@
 """What onlookers are told of memory, beside those who hand GPUs over."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
+import structlog
 
 from supervisor.host.gpus.emptiness import Usage
 from supervisor.host.gpus.meter import Gpu, MeasureFailed
@@ -14,7 +16,7 @@ from supervisor.runtime.gpu_memory import GpuMemory
 from supervisor.runtime.group_lifecycle import Groups
 from supervisor.scheduler.actions import Measure
 from supervisor.scheduler.events import GpuFree
-from trainers.protocol.ids import EngineId, GpuId, GroupId, PipelineId
+from trainers.protocol.ids import EngineId, GpuId, GroupId, Incarnation, PipelineId
 
 ENGINE = EngineId(PipelineId("p1"), 0)
 
@@ -123,5 +125,31 @@ def test_what_a_hand_over_measures_is_shown_at_once() -> None:
         assert seen.seen is not None
         assert seen.seen.total == {0: 0}
         assert seen.seen.by_group[GpuId(0)] == {}
+
+    anyio.run(main)
+
+
+def test_what_a_group_keeps_is_learned_when_it_has_settled() -> None:
+    """A driver gives memory back little by little, and every step of it may be below the cap of a first leave."""
+
+    class Alive(Groups):
+        async def pids(self, but: object = None) -> dict[GroupId, frozenset[int]]:
+            return {ENGINE: frozenset()}
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter([SimpleNamespace(id=ENGINE, incarnation=1)])
+
+    class Slow(Driver):
+        async def measure(self, gpus: Collection[GpuId], pids: Mapping[GroupId, Collection[int]]) -> Usage:
+            self.used[0] = max(1100 << 20, (self.used[0] or 0) - (300 << 20))
+            return await super().measure(gpus, pids)
+
+    async def main() -> None:
+        nothing: Any = None
+        loop: Any = SimpleNamespace(log_for=lambda *_: structlog.testing.CapturingLogger())
+        rules = Rules(512 << 20, {(ENGINE, GpuId(0)): 4096 << 20}, {})
+        kept = GpuMemory(Slow({0: 3000 << 20}), Alive(nothing, nothing), loop, rules)
+        assert await kept.measure(Measure(id=1, holder=ENGINE, gpus=(GpuId(0),), within=10.0)) == GpuFree(id=1)
+        assert kept.residuals.kept(GpuId(0), {ENGINE: Incarnation(1)}) == {ENGINE: 1100 << 20}
 
     anyio.run(main)
