@@ -70,7 +70,6 @@ NEUTRAL: Final[Mapping[str, str]] = {
     "return_cached_tokens_details": "what the cache saved",
     "return_spec_tokens_details": "how it was computed",
     "stream_reasoning": "in how many pieces a stream comes",
-    "include_reasoning": "see separate_reasoning",
 }
 """These change nothing that is answered."""
 

@@ -10,6 +10,10 @@ import aiohttp
 import openai
 import pytest
 
+from engines.gateway.routes import fields
+from engines.gateway.routes.agents import field_table
+from engines.gateway.routes.agents.chat_bodies import Chat
+from engines.gateway.routes.openai_bodies import Completion
 from engines.gateway.routes.text import Text
 from tests.harness.agent_model import CALL, EOS, TOOL, agent_model, says
 from tests.harness.gateway_box import KEY, Box, box
@@ -337,3 +341,10 @@ def test_fields_of_sglang_reach_the_engine(model: Path, tmp_path: Path) -> None:
                 assert json.loads(sent["sampling_params"]["structural_tag"])["triggers"] == ["<"]
 
     asyncio.run(play())
+
+
+def test_the_table_of_fields_in_the_docs_is_printed_from_the_code() -> None:
+    """python -m engines.gateway.routes.agents.field_table"""
+    page = (Path(__file__).resolve().parents[3] / "docs/gateway.md").read_text()
+    assert f"<!-- fields -->\n{field_table.table()}\n<!-- end of fields -->" in page
+    assert not set(fields.REFUSED) & (set(Completion.__struct_fields__) | set(Chat.__struct_fields__) | set(fields.NEUTRAL))
