@@ -87,13 +87,15 @@ class Batch:
     def __init__(self, pace: float) -> None:
         self._pace = pace
         self._running: dict[Connection, Answer] = {}
+        self._ticks = False
 
     def add(self, connection: "Connection", limit: int, interval: int) -> None:
         """`interval` 0: whole."""
         if self._pace == 0.0:
             connection.transport.write(STREAM + b"".join(_streamed(limit, interval)) if interval else _whole(limit))
             return
-        if not self._running:
+        if not self._ticks:
+            self._ticks = True
             asyncio.get_running_loop().call_later(self._pace, self._tick)
         if interval:
             connection.transport.write(STREAM)
@@ -111,7 +113,8 @@ class Batch:
                 connection.transport.write(chunk)
         for connection in ended:
             self.leave(connection)
-        if self._running:
+        self._ticks = bool(self._running)
+        if self._ticks:
             asyncio.get_running_loop().call_later(self._pace, self._tick)
 
 
