@@ -55,6 +55,11 @@ class CrashRecord:
     crash: CrashClass
     last_lines: tuple[str, ...]
 
+    @property
+    def said(self) -> str:
+        """The last line that says something: launchers draw a rule below their reports."""
+        return next((line for line in reversed(self.last_lines) if any(map(str.isalnum, line))), "")
+
 
 def exit_class(log_tail: bytes, status: Status, hide: Callable[[str], str] = str) -> CrashRecord:
     """Classify an exit. `log_tail` is the end of the child's log (a few ten KiB do); later lines count more than earlier ones.

@@ -24,7 +24,8 @@ Other neighbours:
 - of a trainer: `fake_supervisor.py` (real socket pairs and HTTP, no scheduler), `sampler.py` (samples from the newest snapshot);
 - of a gateway: `dispatch_driver.py` (its core alone, in virtual time), `gateway_box.py` (the process, its supervisor's end and a client), `answers.py`
   (which answers every way of asking must give);
-- of a supervisor: trainers that compute nothing or little, `faulty_trainer.py`, `publishing_trainer.py`, `clumsy_trainer.py`, `agent_trainer.py`, and
+- of a supervisor: trainers that compute nothing or little, `faulty_trainer.py`, `publishing_trainer.py`, `clumsy_trainer.py`, `agent_trainer.py`,
+  `launched_trainer.py`, and
   `verifiers.py`.
 
 Whole runs: `supervised_run.py` starts one as a user does (`tiny.toml`), watches it and hurts it from outside; `faulty_run.py` does so with faulty
