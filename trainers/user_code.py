@@ -38,6 +38,20 @@ def _lies_in(module: object, folders: Collection[str]) -> bool:
     return any(os.path.dirname(place) in folders for place in places if place is not None)
 
 
+def launcher_variables(world_size: int, port: int, address: str = "127.0.0.1") -> dict[str, str]:
+    """Returns variables for a program that makes so many ranks by itself: where their rank 0 shall listen, and torchrun's defaults (`PET_…`).
+
+    Two trainers on a box would both take torchrun's usual port. Facts: torch/distributed/argparse_util.py; a flag of the command wins.
+    """
+    return {
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "PET_MASTER_ADDR": address,
+        "PET_MASTER_PORT": str(port),
+        "PET_NPROC_PER_NODE": str(world_size),
+    }
+
+
 def torchrun_variables(rank: int, world_size: int, port: int, address: str = "127.0.0.1") -> dict[str, str]:
     """Returns torchrun's variables for one rank of a group on this host, whose rank 0 listens on `port`. Raises ValueError."""
     if not 0 <= rank < world_size:

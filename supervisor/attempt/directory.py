@@ -66,6 +66,10 @@ class RunDirectory:
     def control_socket(self) -> Path:
         return self.path / "control.sock"
 
+    def rank_socket(self, pipeline: str) -> Path:
+        """Return where ranks that a launcher makes find the supervisor."""
+        return self.path / f"{pipeline}.ranks.sock"
+
     def log_of(self, group: GroupId, rank: int | None = None) -> Path:
         """Return the log file of a child: `p1.engine.0.log` (followers of a bundle: `p1.engine.0.1.log`), `p1.trainer.0.log`, `p1.gateway.log`."""
         return self.path / "logs" / log_name(group, rank)

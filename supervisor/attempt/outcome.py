@@ -24,7 +24,7 @@ def stopped_by(why: str, uid: int | None) -> str:
 def ended_by_itself(pipeline: Pipeline) -> bool:
     """Return whether every rank of the pipeline's trainer has ended with 0, asked or not."""
     trainer = pipeline.trainer
-    return len(trainer.exits) == trainer.world_size and not any(trainer.exits.values())
+    return len(trainer.exits) == trainer.members and not any(trainer.exits.values())
 
 
 def summarise(pipeline: Pipeline, stopped: Collection[PipelineId], directory: RunDirectory) -> PipelineSummary:

@@ -52,10 +52,12 @@ _FIELDS: Final[Mapping[type, Mapping[str, str]]] = {
 }
 """Of each class the fields that bear another name now: today's name, and the recorded one."""
 _NEWER: Final[Mapping[type, Mapping[str, Callable[[], Any]]]] = {
+    actions.StopGroup: {"grace": lambda: None},
     actions.TellTrainer: {"rank": lambda: None},
     records.Pipeline: {"model_losses": int, "model_not_before": float},
     restarts.Budget: {"last_end": lambda: None, "ended_alike": bool},
-    records.Trainer: {"joining": dict, "asked": dict},
+    records.Trainer: {"joining": dict, "asked": dict, "left": dict, "processes": int},
+    spec.TrainerSpec: {"processes": int},
     rollouts.Rollout: {"trajectories": bool, "ended": dict, "per_rank": bool, "joined": set, "left": set},
 }
 """Of each class the fields that older recordings do not have, and what they are then; such a value is not written either."""
@@ -257,7 +259,7 @@ def _trainer_fields(trainer: records.Trainer) -> dict[str, Any]:
         "note": trainer.note,
         "failed_at": trainer.failed_at,
         "asked": trainer.by_operator,
-        **{f"rollouts_{name}": one for name in _NEWER[records.Trainer] if (one := getattr(trainer, name))},
+        **{f"of_ranks_{name}": one for name in _NEWER[records.Trainer] if (one := getattr(trainer, name))},
     }
 
 
@@ -265,7 +267,7 @@ def _trainer(has: dict[str, Any]) -> records.Trainer:
     """Take the fields out of `has`; what is left over is no field of a trainer. Raises KeyError and TypeError."""
     take = has.pop
     take("fence_note")
-    newer = {name: take(f"rollouts_{name}", absent()) for name, absent in _NEWER[records.Trainer].items()}
+    newer = {name: take(f"of_ranks_{name}", absent()) for name, absent in _NEWER[records.Trainer].items()}
     gone = take("gone")
     ending = has["state"] in (records.TrainerState.QUARANTINED, records.TrainerState.STOPPING)
     teardown = engine_life.Teardown(gone) if ending else None

@@ -131,7 +131,8 @@ def _parts(pipeline: PipelineTable) -> Iterator[Part]:
         f"{pipeline.name}/engine", count, engine.tp, program.text, program.own_python, engine.slots, engine.context, engine.kv_tokens
     )
     command = trainer.entry or shlex.join(trainer.command or ())
-    yield Part(f"{pipeline.name}/trainer", len(trainer.gpus), 1, command, trainer.entry is not None, steps=trainer.steps)
+    processes = 1 if trainer.processes == "one" else len(trainer.gpus)
+    yield Part(f"{pipeline.name}/trainer", processes, 1, command, trainer.entry is not None, steps=trainer.steps)
 
 
 def verdict(needs: int | None, has: int | None) -> Verdict:

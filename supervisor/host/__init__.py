@@ -9,6 +9,7 @@ offers is mechanism: it starts, signals, watches and measures, and decides nothi
     locked_file.py  files that say something of a living process to all users: claims, marks of ports
     ports.py        reserves windows of ports, and says who holds a port
     foreign.py      tells which processes we certainly did not start (it reads `ports` and `processes`)
+    unix_socket.py  listens at a path for our own user alone
     channel.py      carries frames over a child's socket pair, and names a peer that does not play along
     disk.py         names a full disk
     atomic_file.py  replaces a file in one step

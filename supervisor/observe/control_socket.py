@@ -8,8 +8,7 @@ import contextlib
 import os
 import socket
 import stat
-import struct
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -18,7 +17,9 @@ import anyio.abc
 import msgspec
 
 from supervisor.errors import SetUpError, SupervisorError, UsageError
+from supervisor.host import unix_socket
 from supervisor.host.regular_file import user_name
+from supervisor.host.unix_socket import peer_uid, short
 from supervisor.observe.explanation import PipelineExplanation
 from supervisor.observe.status import Status
 from trainers.protocol import ids
@@ -112,21 +113,6 @@ class NotRunning(UsageError):
     """No supervisor answers at that path."""
 
 
-@contextlib.contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """Yield the same socket under a path that is short whatever the directory's is."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    _pid, uid, _gid = struct.unpack("iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII")))
-    return int(uid)
-
-
 def listen(path: Path) -> socket.socket:
     """Return the listening socket; a dead predecessor's is replaced (the attempt's lock is ours). Raises SetUpError."""
     try:
@@ -134,20 +120,10 @@ def listen(path: Path) -> socket.socket:
         if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.geteuid():
             raise SetUpError(f"{path.parent}: not a directory of ours; the control socket is not put there.")
         os.chmod(path.parent, 0o700)
-        with _short(path) as short:
-            with contextlib.suppress(FileNotFoundError):
-                if not stat.S_ISSOCK(os.lstat(short).st_mode):
-                    raise SetUpError(f"{path}: something else lies where the control socket shall be. Remove it.")
-                os.unlink(short)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            try:
-                listener.bind(short)
-                os.chmod(short, 0o600)
-                listener.listen(CLIENTS)
-            except OSError:
-                listener.close()
-                raise
-            return listener
+        with short(path) as name, contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.lstat(name).st_mode):
+                raise SetUpError(f"{path}: something else lies where the control socket shall be. Remove it.")
+        return unix_socket.listen(path)
     except OSError as error:
         raise SetUpError(f"{path}: the control socket cannot be made: {error.strerror}.") from error
 
@@ -174,15 +150,15 @@ async def serve(path: Path, handler: Handler, *, task_status: anyio.abc.TaskStat
                 tasks.start_soon(_serve_one, connection, handler, places, name="operator")
     finally:
         listener.close()
-        with contextlib.suppress(OSError), _short(path) as short:
-            os.unlink(short)
+        with contextlib.suppress(OSError), short(path) as name:
+            os.unlink(name)
 
 
 async def _serve_one(connection: socket.socket, handler: Handler, places: anyio.Semaphore) -> None:
     connection.setblocking(False)
     try:
         with connection, contextlib.suppress(OSError, FrameError), anyio.move_on_after(DEADLINE_S):
-            uid = _peer_uid(connection)
+            uid = peer_uid(connection)
             if uid not in (0, os.geteuid()):
                 return
             request = await _receive(connection)
@@ -213,13 +189,13 @@ async def _receive(connection: socket.socket) -> Request | None:
 def ask(path: Path, request: Request, timeout_s: float = DEADLINE_S) -> Reply:
     """Send one request to the supervisor that listens at `path`, and return its answer. Raises NotRunning or UsageError."""
     try:
-        with _short(path) as short, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
-            found = os.lstat(short)
+        with short(path) as name, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
+            found = os.lstat(name)
             if not stat.S_ISSOCK(found.st_mode) or found.st_uid not in (os.geteuid(), 0):
                 raise UsageError(f"{path} is not a socket of yours (it belongs to {user_name(found.st_uid)}); nothing was sent.")
             connection.settimeout(timeout_s)
-            connection.connect(short)
-            if (owner := _peer_uid(connection)) not in (os.geteuid(), 0):
+            connection.connect(name)
+            if (owner := peer_uid(connection)) not in (os.geteuid(), 0):
                 raise UsageError(f"At {path} a process of {user_name(owner)} listens; nothing was sent.")
             connection.sendall(encode(request))
             return _answer(connection, path)

@@ -70,12 +70,17 @@ class CrashRecord:
     last_lines: tuple[str, ...]
 
     @property
+    def said(self) -> str:
+        """The last line that says something: launchers draw a rule below their reports."""
+        return next((line for line in reversed(self.last_lines) if any(map(str.isalnum, line))), "")
+
+    @property
     def error(self) -> str:
         """Return the exception that a Python script itself has raised, as its last line says it; empty when something else may be to blame.
 
         So for a signal, memory, a device, a port, and for whatever a network, a disk or another process may have caused.
         """
-        last = self.last_lines[-1] if self.last_lines else ""
+        last = self.said
         own = self.crash in (CrashClass.ERROR, CrashClass.CONFIG) and _OWN_ERROR.match(last) is not None and not _FROM_OUTSIDE.search(last)
         return last if own else ""
 

@@ -170,7 +170,7 @@ class GroupLifecycle:
             crash=record.crash.value,
             last_lines=list(record.last_lines),
         )
-        last = record.last_lines[-1] if record.last_lines and record.crash is not CrashClass.KILLED else ""
+        last = record.said if record.crash is not CrashClass.KILLED else ""
         return self._hide(f"{record.crash.value}{': ' + last if last else ''}"), self._hide(record.error)
 
     def watch_tree(self, group: GroupId, incarnation: Incarnation) -> None:
@@ -201,7 +201,8 @@ class GroupLifecycle:
             return GroupGone(id=action.id, confirmed=True)
         live.stopping = True
         limit = self._health.release_deadline_s
-        survivors = await (live.group.kill(limit) if action.kill else live.group.stop(self._health.grace_s, limit))
+        grace = self._health.grace_s if action.grace is None else action.grace
+        survivors = await (live.group.kill(limit) if action.kill else live.group.stop(grace, limit))
         if survivors:
             pids = tuple(sorted(identity.pid for identity in survivors))
             return GroupGone(id=action.id, confirmed=False, note=f"pids {list(pids)} do not end", pids=pids)

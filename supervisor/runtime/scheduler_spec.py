@@ -37,6 +37,7 @@ def _pipeline(pipeline: PipelineTable, remembered: Remembered) -> PipelineSpec:
             {"init": tuple(map(GpuId, everything)), **{role: tuple(map(GpuId, gpus)) for role, gpus in roles.items()}},
             world_size=len(trainer.gpus),
             lease_limit=trainer.lease_limit_s,
+            processes=1 if trainer.processes == "one" else 0,
         ),
         share=pipeline.share,
         version=remembered.version,

@@ -72,12 +72,16 @@ class StartGateway(_GatewayAction, frozen=True):
     incarnation: Incarnation
 
 
-class StopGroup(_Action, frozen=True):
-    """End every member: KILL at once, or TERM, grace, KILL. Answered when every pid of this incarnation is gone. -> `GroupGone`"""
+class StopGroup(_Action, frozen=True, omit_defaults=True):
+    """End every member: KILL at once, or TERM, grace, KILL. Answered when every pid of this incarnation is gone. -> `GroupGone`
+
+    `grace`: what is left of it, for a group that was asked to end before; None: all of `grace_s`.
+    """
 
     group: GroupId
     incarnation: Incarnation
     kill: bool
+    grace: float | None = None
 
     @property
     def subject(self) -> GroupId:

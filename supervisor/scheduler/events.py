@@ -143,6 +143,14 @@ class PeerFailed(_Event, frozen=True):
     reason: str
 
 
+class RankLeft(_Event, frozen=True):
+    """A rank that a launcher has made has closed its channel: it has ended, or will. Its exit code is its launcher's affair."""
+
+    pipeline: PipelineId
+    incarnation: Incarnation
+    rank: int
+
+
 class ProbeFailed(_Event, frozen=True):
     """An engine failed its last probe budget; the state and incarnation were the same before and after.
 
@@ -194,4 +202,4 @@ Answer = (
     ModelReady | GroupReady | TrainerStarted | GatewayReady | GroupGone | GpuFree | GpuHeld | Paused | Woken | Ordered | Told
     | SnapshotAdopted | CheckpointKept | ActionFailed
 )  # fmt: skip
-Event = Answer | MemberExited | PeerFailed | ProbeFailed | TrainerSaid | GatewaySaid | OperatorAsked | Stop | Tick
+Event = Answer | MemberExited | PeerFailed | RankLeft | ProbeFailed | TrainerSaid | GatewaySaid | OperatorAsked | Stop | Tick

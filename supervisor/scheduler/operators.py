@@ -227,7 +227,7 @@ def stop(ctx: Context, level: int) -> None:
     """Stop the whole run: level 1 gracefully, 2 without draining, 3 by KILL. A lower level than before changes nothing."""
     if level > ctx.stopping:
         if not ctx.stopping:
-            ctx.stop_at = ctx.now + ctx.box.limits.grace
+            ctx.stop_at = ctx.now + ctx.box.limits.told
         ctx.stopping = level
         for pipeline in ctx.fleet.pipelines.values():
             trainers.stop(ctx, pipeline)

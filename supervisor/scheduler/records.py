@@ -218,7 +218,9 @@ class Trainer:
     asked: dict[int, dict[int, tuple[int, str] | None]] = field(
         default_factory=dict
     )  # rollout -> rank -> (samples, digest); rank 0 None: unknown
-    exits: dict[int, int] = field(default_factory=dict)  # rank -> exit code
+    processes: int = 0  # of a trainer whose ranks are made by what was started; 0: one process a rank
+    left: dict[int, float] = field(default_factory=dict)  # of such a trainer: rank -> when its channel was closed
+    exits: dict[int, int] = field(default_factory=dict)  # process (a rank's, or the launcher) -> exit code
     first_exit: float | None = None
     teardown: Teardown | None = None
     greeted: bool = False  # a rank of this life has said hello: it hears what it is told
@@ -228,6 +230,11 @@ class Trainer:
     note: str = ""
     failed_at: float | None = None  # the last time, for people
     by_operator: bool = False  # that it was an operator who wanted it
+
+    @property
+    def members(self) -> int:
+        """How many processes of it were started."""
+        return self.processes or self.world_size
 
     def transition(self, transition: TrainerTransition) -> None:
         """Go to the next state of the table; the record of a teardown exists while its life is ending. Raises KeyError: a bug of ours."""
@@ -384,5 +391,6 @@ def _pipeline(spec: PipelineSpec, box: BoxSpec) -> Pipeline:
 
     engines = {rank: Engine(EngineId(spec.id, rank), spec.engine.bundle(rank), spec.engine.slots, budget()) for rank in spec.engine.ranks}
     resumed = spec.version > 0 or spec.steps_done > 0
-    trainer = Trainer(TrainerId(spec.id), spec.trainer.world_size, budget(), spec.steps_done, restored=not resumed)
+    facts = spec.trainer
+    trainer = Trainer(TrainerId(spec.id), facts.world_size, budget(), spec.steps_done, restored=not resumed, processes=facts.processes)
     return Pipeline(spec, engines, trainer, Gateway(GatewayId(spec.id)), Version(spec.version))

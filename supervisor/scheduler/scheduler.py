@@ -49,12 +49,13 @@ from .events import (
     OperatorAsked,
     PeerFailed,
     ProbeFailed,
+    RankLeft,
     Stop,
     Tick,
     TrainerSaid,
 )
 from .faults import Cause, Fault
-from .groups import engine_teardown, engines, gateways, trainer_stop, trainers
+from .groups import engine_teardown, engines, gateways, publishes, trainer_stop, trainers
 from .inflight import Awaited, InFlight
 from .invariants import check
 from .leases import LeaseBook
@@ -186,13 +187,14 @@ class Scheduler:
         match event:
             case MemberExited():
                 self._member_exited(event)
+            case RankLeft():
+                trainers.rank_left(self._ctx, event)
             case PeerFailed(group=group, incarnation=incarnation, reason=reason):
                 self._condemn(group, incarnation, Cause.PEER, reason)
             case ProbeFailed(group=group, incarnation=incarnation, reason=reason, silent_for=silent):
                 self._condemn(group, incarnation, Cause.PROBE, reason, silent)
             case TrainerSaid():
-                pipeline = self._ctx.fleet.pipelines[event.pipeline]
-                if event.incarnation == pipeline.trainer.incarnation:
+                if event.incarnation == (pipeline := self._ctx.fleet.pipelines[event.pipeline]).trainer.incarnation:
                     self._trainer_said(pipeline, event)
             case GatewaySaid():
                 pipeline = self._ctx.fleet.pipelines[event.pipeline]
@@ -344,7 +346,7 @@ class Scheduler:
         for pipeline in ctx.fleet.pipelines.values():  # what engines have just given up or taken may be what is waited for
             trainers.step(ctx, pipeline)
             gateways.step(ctx, pipeline)
-            trainers.drop_snapshots(ctx, pipeline)
+            publishes.drop_snapshots(ctx, pipeline)
 
     def _prepare(self, pipeline: Pipeline) -> None:
         if pipeline.model_ready or pipeline.model_op is not None or pipeline.ended or self._ctx.stopping:

@@ -53,6 +53,11 @@ class Limits:
     attempt: float
 
     @property
+    def told(self) -> float:
+        """Return the part of the grace in which a trainer that was told to stop may end by itself; then it gets its TERM, and the rest."""
+        return self.grace * 0.75
+
+    @property
     def end(self) -> float:
         """Return the seconds that processes may take to exit: grace, then KILL, then as long as a dying GPU process may take."""
         return self.grace + self.release + self.order
@@ -79,11 +84,15 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class TrainerSpec:
-    """The ranks of one pipeline's trainer and the GPUs of each role it may lease ("train" always, "init" = all of them)."""
+    """The ranks of one pipeline's trainer and the GPUs of each role it may lease ("train" always, "init" = all of them).
+
+    `processes` that are started; 0: one a rank. Where they make the ranks by themselves, `world_size` holds until the first of these has said hello.
+    """
 
     roles: dict[str, tuple[GpuId, ...]]
     world_size: int
     lease_limit: float
+    processes: int = 0
 
     def gpus(self, roles: tuple[str, ...]) -> tuple[GpuId, ...]:
         """Return every GPU of these roles, sorted, each once."""

@@ -28,7 +28,8 @@ Other neighbours:
 - of a trainer: `fake_supervisor.py` (real socket pairs and HTTP, no scheduler), `sampler.py` (samples from the newest snapshot);
 - of a gateway: `dispatch_driver.py` (its core alone, in virtual time), `gateway_box.py` (the process, its supervisor's end and a client), `answers.py`
   (which answers every way of asking must give);
-- of a supervisor: trainers that compute nothing or little, `faulty_trainer.py`, `publishing_trainer.py`, `clumsy_trainer.py`, `agent_trainer.py`, and
+- of a supervisor: trainers that compute nothing or little, `faulty_trainer.py`, `publishing_trainer.py`, `clumsy_trainer.py`, `agent_trainer.py`,
+  `launched_trainer.py`, and
   `verifiers.py`.
 
 Hostile texts: `hostile_frames.py` makes them and knows every reader of ours; `hostile_sockets.py` sends them over real sockets.

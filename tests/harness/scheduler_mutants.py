@@ -22,6 +22,8 @@ RULES, PLANS, LIFE = (
 )
 PUBLISH, LENT = "tests/supervisor/scheduler/test_publishing.py", "tests/supervisor/scheduler/test_leases.py"
 WORLD = "tests/supervisor/simulate/test_world.py"
+PUBLISHES = f"{S}groups/publishes.py"
+LAUNCHED = "tests/supervisor/scheduler/test_launched_ranks.py"
 AGREEMENT = "tests/supervisor/scheduler/test_rank_agreement.py"
 
 MUTANTS = {
@@ -60,6 +62,8 @@ MUTANTS = {
     "a new gateway is not told": Mutant(ROLLOUTS, "        self.known = self.ordered = False\n", "        self.known = False\n", WANTED, "f9_a_dead", "rollouts that were open stay unknown to it"),
     "nothing wanted while a request waits": Mutant(ROLLOUTS, "        wanted = max(self.target - self.finished, present)", "        wanted = self.target - self.finished", WANTED, "s12", ""),
     "demand ends while tools run": Mutant(ROLLOUTS, "        return sum(self.ended.values()) if self.trajectories else self.before + self.done\n", "        return self.before + self.done\n", AGREEMENT, "trajectory", "engines are taken away between two samples of a trajectory"),
+    "a rank that dies in a lease is waited for": Mutant(TRAINERS, "    if trainer.grant is not None and rank not in trainer.grant.offloaded:\n", "    if False:\n", LAUNCHED, "inside_a_lease", "the lease lasts until its limit"),
+    "a launcher's ranks are as many as its GPUs": Mutant(TRAINERS, "                pipeline.trainer.world_size = size\n", "                pass\n", LAUNCHED, "lease_ends", ""),
     "ranks that ask apart are let go": Mutant(DEMAND, "its == first or not its[0]", "True or not its[0]", AGREEMENT, "ask_apart", "half of the samples, and nobody is told"),
     "the first rank that leaves closes it": Mutant(DEMAND, "    if len(rollout.left) == pipeline.trainer.world_size:\n", "    if rollout.left:\n", AGREEMENT, "demand_of_all", ""),
     "who waits to be compared is not told of a stop": Mutant("supervisor/scheduler/groups/trainer_stop.py", "    for number in trainer.asked:\n", "    for number in ():\n", AGREEMENT, "stops", "a rank hangs until it is killed"),
@@ -97,8 +101,8 @@ MUTANTS = {
     "weights change under a route": Mutant(GROUPS, "    if engine.route is not None:\n        _order_unroute(ctx, pipeline, engine)\n    elif leave:", "    if leave:", RULES, "", "publish without unrouting"),
     "routed before the restored weights are published": Mutant(GROUPS, "    elif not pipeline.trainer.restored:", "    elif False:", LIFE, "a_trainer_that_comes_back_publishes_what_it_restored_before_anything_is_routed", ""),
     "woken with old weights": Mutant(GROUPS, "    version = pipeline.published\n    engine.op = ctx.do(lambda id: Wake", "    version = engine.version or Version(0)\n    engine.op = ctx.do(lambda id: Wake", PUBLISH, "wake_with", ""),
-    "weights go while they are loaded": Mutant(TRAINERS, "sorted(pipeline.snapshots - loading - {pipeline.published})", "sorted(pipeline.snapshots - {pipeline.published})", PUBLISH, "a_snapshot_lives_while_it_is_published_or_loaded_and_no_longer", ""),
-    "weights are never dropped": Mutant(SCHEDULER, "            trainers.drop_snapshots(ctx, pipeline)\n", "            pass\n", PUBLISH, "a_snapshot_lives_while_it_is_published_or_loaded_and_no_longer", "shared memory fills"),
+    "weights go while they are loaded": Mutant(PUBLISHES, "sorted(pipeline.snapshots - loading - {pipeline.published})", "sorted(pipeline.snapshots - {pipeline.published})", PUBLISH, "a_snapshot_lives_while_it_is_published_or_loaded_and_no_longer", ""),
+    "weights are never dropped": Mutant(SCHEDULER, "            publishes.drop_snapshots(ctx, pipeline)\n", "            pass\n", PUBLISH, "a_snapshot_lives_while_it_is_published_or_loaded_and_no_longer", "shared memory fills"),
     "an end that was asked for is a failure": Mutant(GROUPS, "    if not engine.can(Transition.FAIL) or engine.state is EngineState.STOPPING:", "    if not engine.can(Transition.FAIL):", LIFE, "the_end_of_an_engine_that_was_asked_for_is_no_failure", ""),
     "wakes on a GPU leased to another": Mutant(GROUPS, "    if not ctx.leases.all_free(engine.gpus):", "    if False:", WORLD, "completes", ""),
     "RB-D6 a hung pause holds everybody up": Mutant(GROUPS, "def _rise(ctx: Context, pipeline: Pipeline, engine: Engine) -> None:\n", "def _rise(ctx: Context, pipeline: Pipeline, engine: Engine) -> None:\n    if any(other.state is EngineState.PAUSING for other in ctx.fleet.engines):\n        return\n", DEFECTS, "d6", "the incumbent's barrier"),
@@ -114,16 +118,16 @@ MUTANTS = {
     "what was given up is still awaited": Mutant(INFLIGHT, "        if id is not None:\n            self._awaited.pop(id, None)", "        pass", WORLD, "faults", "a late answer of a failed group is believed"),
     # -- trainers
     "any rank decides": Mutant(TRAINERS, "        case _ if rank != 0:", "        case _ if False:", LIFE, "only_rank_0_decides", ""),
-    "stragglers are waited for": Mutant(TRAINERS, "    if trainer.first_exit is not None and ctx.due(", "    if False and ctx.due(", LIFE, "ranks_end_together", ""),
+    "stragglers are waited for": Mutant(TRAINERS, "    if first is not None and alive and ctx.due(", "    if False and ctx.due(", LIFE, "ranks_end_together", ""),
     "a lease without a limit": Mutant(TRAINERS, "    if ctx.due(lease.since + limit):", "    if False:", LENT, "a_lease_has_a_limit", ""),
     "a restart does not publish what it restores": Mutant(TRAINERS, "    trainer.restored = pipeline.published == 0 and trainer.steps_done == 0\n", "    trainer.restored = True\n", LIFE, "a_trainer_that_comes_back_publishes_what_it_restored_before_anything_is_routed", ""),
     "a checkpoint is not counted": Mutant(TRAINERS, "            trainer.steps_done = step + 1\n", "", LIFE, "a_trainer_that_comes_back_publishes_what_it_restored_before_anything_is_routed", "a restart begins from the start"),
-    "one rank's end is everybody's": Mutant(TRAINERS, "    elif len(trainer.exits) == trainer.world_size:", "    elif trainer.exits:", LIFE, "ranks_end_together", ""),
+    "one rank's end is everybody's": Mutant(TRAINERS, "    elif len(trainer.exits) == trainer.members:", "    elif trainer.exits:", LIFE, "ranks_end_together", ""),
     "exits of the last life": Mutant(TRAINERS, "    trainer.exits.clear()\n    trainer.first_exit = None\n", "", LIFE, "ranks_end_together", ""),
     "a rank that does not end gives its GPUs back": Mutant(TRAINERS, "        ctx.leases.fence(gpu, f\"a rank of", "        str(f\"a rank of", LENT, "leaves_behind", ""),
     "memory that stays is not fenced": Mutant(TRAINERS, "        ctx.leases.fence(gpu, f\"memory stays", "        str(f\"memory stays", LENT, "leaves_behind", ""),
     "a trainer restarts for ever": Mutant(TRAINERS, "    wait = trainer.budget.fail(ctx.now, salt=trainer.incarnation)\n", "    wait: float | None = 1.0\n", LIFE, "a_late_exit_of_a_dead_gateway_or_trainer_ends_nobody", ""),
-    "two publishes at once": Mutant(TRAINERS, "    if trainer.publishing is not None:\n        ctx.tell(", "    if trainer.publishing is not None and trainer.publishing.adopted:\n        ctx.tell(", PUBLISH, "one_publish_at_a_time", ""),
+    "two publishes at once": Mutant(PUBLISHES, "    if trainer.publishing is not None:\n        ctx.tell(", "    if trainer.publishing is not None and trainer.publishing.adopted:\n        ctx.tell(", PUBLISH, "one_publish_at_a_time", ""),
     "memory after a lease is forgiven": Mutant(TRAINERS, "    if trainer.state is TrainerState.RUNNING:\n        fail(ctx, pipeline, f\"left its lease", "    if trainer.state is TrainerState.COLD:\n        fail(ctx, pipeline, f\"left its lease", LENT, "memory_that_stays_after_a_lease_is_the_trainers_failure", ""),
     # -- gateways
     "routes outlive their gateway": Mutant(GATEWAYS, "        engine.life.routing, engine.life.load = Routing(), Load()\n", "        engine.life.routing, engine.life.load = Routing(engine.route), Load()\n", WORLD, "faults", ""),

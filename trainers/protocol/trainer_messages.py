@@ -34,10 +34,16 @@ class _FromTrainer(msgspec.Struct, frozen=True, tag_field="type", forbid_unknown
     """A rank tells the supervisor something."""
 
 
-class Hello(_FromTrainer, frozen=True, tag="hello"):
-    """First frame of every rank: it runs and reads its descriptor. Answered by `Welcome`."""
+class Hello(_FromTrainer, frozen=True, tag="hello", omit_defaults=True):
+    """First frame of every rank: it runs and reads its descriptor. Answered by `Welcome`.
+
+    A rank that a launcher has made has no descriptor. It connects to the socket that `TRAINSHED_SOCKET` names, shows the `token` of
+    `TRAINSHED_TOKEN`, and says how many ranks there are; it is `Refused` (call 0) where it cannot be one of them.
+    """
 
     rank: Count
+    world_size: Count = 0
+    token: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class OpenRollout(_FromTrainer, frozen=True, tag="open_rollout", omit_defaults=True):

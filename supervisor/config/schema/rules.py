@@ -145,6 +145,11 @@ def _trainer(trainer: TrainerTable, path: str, gpus: int | None) -> Iterator[Fin
         yield Finding(both[0], trainer.command, "names no program", 'Write the program and its arguments: ["python", "train.py"].')
     if trainer.entry is not None and not ENTRY.match(trainer.entry):
         yield Finding(both[1], trainer.entry, "is not of the form module:function", 'Write it like "trainers.grpo:main".')
+    if trainer.entry is not None and trainer.processes == "one":
+        remedy = 'Write the launcher as a `command` (["torchrun", "train.py"]), or leave `processes` out.'
+        yield Finding(
+            f"{path}.processes", trainer.processes, "is for a `command`: an `entry` is a function that each rank runs", remedy, also=both
+        )
     for role, wanted in trainer.roles.items():
         key = f"{path}.roles.{role}"
         if role in RESERVED_ROLES:

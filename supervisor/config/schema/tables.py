@@ -173,7 +173,7 @@ class TrainerTable(_Table, frozen=True, forbid_unknown_fields=True):
     """`[pipeline.trainer]`: exactly one of `command` and `entry` is given. `load` fills in `cwd`, and makes the path of `command[0]` absolute."""
 
     gpus: list[int]
-    """One rank for each; the GPUs of `lease("train")`."""
+    """The GPUs of `lease("train")`; one rank for each, unless `processes` says otherwise."""
     command: list[str] | None = None
     """A program and its arguments, found on your PATH (a path with a slash: from `cwd`). Either this or `entry`."""
     entry: str | None = None
@@ -188,6 +188,9 @@ class TrainerTable(_Table, frozen=True, forbid_unknown_fields=True):
     """Older ones are removed."""
     cwd: str | None = None
     """Where the ranks run; without it the file's folder."""
+    processes: Literal["per-gpu", "one"] = "per-gpu"
+    """`"per-gpu"`: a rank for each GPU, which sees that GPU alone; `"one"`: `command` is run once, sees them all, and makes its ranks by itself
+    (`torchrun`, `accelerate launch`, `deepspeed`, a script)."""
     roles: dict[str, list[int]] = {}
     """GPUs of further leases: `critic`, `old_log_probs`, `reference`, `value`."""
     first_residual_mib: Positive | None = None

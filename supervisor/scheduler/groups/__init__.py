@@ -4,10 +4,11 @@ Every module works on the context (`ctx`) and the records, and emits actions. It
 fails or ends; it does not decide who is wanted (`planning`). It never waits: a group has at most one action under way, `op`, and `step` returns
 at once while there is one.
 
-    engines           an engine from cold to serving, and to sleep         trainers            a trainer's messages, publishes and life
+    engines           an engine from cold to serving, and to sleep         trainers            a trainer's messages and life
     engine_teardown   the end of its life, until all is confirmed          trainer_leases      GPUs asked for, granted, exchanged, left
     lease_violations  memory on a GPU without a lease                      rollout_requests    rollouts opened, refused, closed
     gateways          a gateway and the orders that it is given            trainer_stop        a trainer in the grace of a stop
+    publishes         a trainer's weights, from snapshot to version
 
 The modules of the three kinds have the same functions: `answered` takes the answer to an action, `fail` condemns the group, `stop` ends it as
 planned, `step` looks at the record and starts the next action. Trainers call gateways never, gateways call trainers when they give up.

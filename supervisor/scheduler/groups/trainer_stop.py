@@ -26,7 +26,7 @@ from trainers.protocol.trainer_messages import (
 def begin(ctx: Context, pipeline: Pipeline) -> None:
     """Tell it to stop, and answer everything that it waits for. (On missing samples the client gives up by itself.)"""
     trainer = pipeline.trainer
-    ctx.tell(pipeline, Stopping(ctx.box.limits.grace))
+    ctx.tell(pipeline, Stopping(ctx.box.limits.told))
     if trainer.request is not None:
         ctx.tell(pipeline, Refused("request_lease", trainer.request.call, *STOPPING))
     if trainer.grant is not None and trainer.grant.leaving is not None:

@@ -4,19 +4,17 @@
 Rank 0's calls decide; every answer goes to all ranks.
 """
 
+from collections.abc import Collection
 from typing import assert_never
 
 from supervisor.scheduler.actions import (
     Action,
     AdoptSnapshot,
-    DropSnapshot,
-    LoadWeights,
     Lost,
     Measure,
     RecordCheckpoint,
     StartTrainer,
     StopGroup,
-    Wake,
 )
 from supervisor.scheduler.context import Context
 from supervisor.scheduler.events import (
@@ -27,11 +25,12 @@ from supervisor.scheduler.events import (
     GpuHeld,
     GroupGone,
     MemberExited,
+    RankLeft,
     SnapshotAdopted,
     TrainerStarted,
 )
-from supervisor.scheduler.records import Pipeline, Publishing, TrainerState, TrainerTransition
-from trainers.protocol.ids import GpuId, Incarnation, Version
+from supervisor.scheduler.records import Pipeline, TrainerState, TrainerTransition
+from trainers.protocol.ids import GpuId, Incarnation
 from trainers.protocol.trainer_messages import (
     Asked,
     Checkpoint,
@@ -53,7 +52,7 @@ from trainers.protocol.trainer_messages import (
     TrainerMessage,
 )
 
-from . import engines, rollout_requests, trainer_stop
+from . import publishes, rollout_requests, trainer_stop
 from .lease_violations import fence_foreign_memory
 from .rollout_requests import hopeless, refuse_rollout
 from .trainer_leases import offloaded, request
@@ -64,8 +63,10 @@ def handle_message(ctx: Context, pipeline: Pipeline, rank: int, message: Trainer
     match message:
         case Offloaded(call=call):
             offloaded(ctx, pipeline, rank, call)
-        case Hello():
+        case Hello(world_size=size):
             pipeline.trainer.greeted = True  # the runtime has answered it: a fact, not a decision
+            if pipeline.trainer.processes and size:
+                pipeline.trainer.world_size = size
         case OpenRollout() | CloseRollout() | Asked() | EndTrajectories() | Choose():
             if not rollout_requests.handle_message(ctx, pipeline, rank, message):
                 fail(ctx, pipeline, f"rank {rank} said {type(message).__name__}; only rank 0's calls decide")
@@ -76,51 +77,13 @@ def handle_message(ctx: Context, pipeline: Pipeline, rank: int, message: Trainer
         case ExchangeLease():
             request(ctx, pipeline, message.call, message.roles, exchange=True)
         case Publish():
-            _publish(ctx, pipeline, message)
+            publishes.publish(ctx, pipeline, message)
         case Checkpoint(step=step, path=path):
             ctx.do(lambda id: RecordCheckpoint(id=id, pipeline=pipeline.id, step=step, path=path), ctx.box.limits.order)
         case Report(step=step, metrics=metrics):
             pipeline.figures.reported(step, metrics)
         case _:
             assert_never(message)
-
-
-def _publish(ctx: Context, pipeline: Pipeline, message: Publish) -> None:
-    trainer = pipeline.trainer
-    if trainer.publishing is not None:
-        ctx.tell(pipeline, Refused("publish", message.call, "out_of_order", "the publish before this one is not recorded yet"))
-        return
-    if message.code:
-        ctx.tell(pipeline, Refused("publish", message.call, message.code, message.reason))
-        return
-    version = Version(max(pipeline.published, max(pipeline.snapshots, default=Version(0))) + 1)
-    trainer.publishing = Publishing(message.call, version)
-    ctx.do(lambda id: AdoptSnapshot(id=id, pipeline=pipeline.id, name=message.name, version=version), ctx.box.limits.load)
-
-
-def _adopted(ctx: Context, pipeline: Pipeline, publishing: Publishing) -> None:
-    engines.forgive(ctx, pipeline)
-    publishing.adopted = True
-    pipeline.snapshots.add(publishing.version)
-    pipeline.published = publishing.version
-    pipeline.trainer.restored = True
-
-
-def drop_snapshots(ctx: Context, pipeline: Pipeline) -> None:
-    """Drop every snapshot that is neither published nor being loaded."""
-    if pipeline.snapshots <= {pipeline.published}:
-        return
-    loading = {
-        awaited.action.version
-        for awaited in ctx.inflight.awaited
-        if isinstance(awaited.action, Wake | LoadWeights) and awaited.action.engine.pipeline == pipeline.id
-    }
-    for version in sorted(pipeline.snapshots - loading - {pipeline.published}):
-        pipeline.snapshots.discard(version)
-        ctx.do(
-            lambda id, version=version: DropSnapshot(id=id, pipeline=pipeline.id, version=version),  # type: ignore[misc]
-            ctx.box.limits.order,
-        )
 
 
 def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -> None:
@@ -132,7 +95,7 @@ def answered(ctx: Context, pipeline: Pipeline, action: Action, answer: Answer) -
         case (StartTrainer(), TrainerStarted()):
             _started(ctx, pipeline, answer)
         case (AdoptSnapshot(), SnapshotAdopted()) if trainer.publishing is not None:
-            _adopted(ctx, pipeline, trainer.publishing)
+            publishes.adopted(ctx, pipeline, trainer.publishing)
         case (AdoptSnapshot(), ActionFailed(code=code, reason=reason)) if trainer.publishing is not None:
             call, trainer.publishing = trainer.publishing.call, None
             ctx.tell(pipeline, Refused("publish", call, code, reason))
@@ -226,10 +189,21 @@ def rank_exited(ctx: Context, pipeline: Pipeline, event: MemberExited) -> None:
     if trainer.state not in (TrainerState.STARTING, TrainerState.RUNNING):
         return
     if event.code != 0:
-        fail(ctx, pipeline, f"rank {event.member} {event.how}", error=event.error)
-    elif len(trainer.exits) == trainer.world_size:
+        fail(ctx, pipeline, f"{'its launcher' if trainer.processes else f'rank {event.member}'} {event.how}", error=event.error)
+    elif len(trainer.exits) == trainer.members:
         ctx.note("info", trainer.id, "trainer finished")
         stop(ctx, pipeline)
+
+
+def rank_left(ctx: Context, event: RankLeft) -> None:
+    """A rank that a launcher has made says nothing any more. Inside a lease that it has not left, that is its death: nothing else will end the lease."""
+    pipeline, rank = ctx.fleet.pipelines[event.pipeline], event.rank
+    trainer = pipeline.trainer
+    if trainer.incarnation != event.incarnation:
+        return
+    trainer.left.setdefault(rank, ctx.now)
+    if trainer.grant is not None and rank not in trainer.grant.offloaded:
+        fail(ctx, pipeline, f"rank {rank} has ended inside a lease ({', '.join(trainer.grant.roles)})")
 
 
 def stop(ctx: Context, pipeline: Pipeline) -> None:
@@ -270,6 +244,8 @@ def _start(ctx: Context, pipeline: Pipeline) -> None:
     trainer.transition(TrainerTransition.START)
     trainer.exits.clear()
     trainer.first_exit = None
+    trainer.left.clear()
+    trainer.world_size = pipeline.spec.trainer.world_size
     trainer.greeted = False
     trainer.op = ctx.do(
         lambda id: StartTrainer(
@@ -317,9 +293,12 @@ def _watch_lease(ctx: Context, pipeline: Pipeline) -> None:
 
 def _watch_stragglers(ctx: Context, pipeline: Pipeline) -> None:
     trainer = pipeline.trainer
-    if trainer.first_exit is not None and ctx.due(trainer.first_exit + ctx.box.limits.straggler):
-        alive = [rank for rank in range(trainer.world_size) if rank not in trainer.exits]
-        fail(ctx, pipeline, f"rank {alive[0]} still runs {ctx.box.limits.straggler:.0f} s after rank {min(trainer.exits)} ended")
+    patience = ctx.box.limits.straggler
+    ended: Collection[int] = trainer.left if trainer.processes else trainer.exits
+    first = min(trainer.left.values(), default=None) if trainer.processes else trainer.first_exit
+    alive = [rank for rank in range(trainer.world_size) if rank not in ended]
+    if first is not None and alive and ctx.due(first + patience):
+        fail(ctx, pipeline, f"rank {alive[0]} still runs {patience:.0f} s after rank {min(ended)} ended")
 
 
 def _answer_what_holds(ctx: Context, pipeline: Pipeline) -> None:
@@ -350,12 +329,15 @@ def _tear_down(ctx: Context, pipeline: Pipeline) -> None:
     limits = ctx.box.limits
     if trainer.teardown is None or not trainer.teardown.exited:
         stopping = trainer.state is TrainerState.STOPPING
-        hears = trainer.greeted and len(trainer.exits) < trainer.world_size  # a script without our client learns of it by its TERM
+        hears = trainer.greeted and len(trainer.exits) < trainer.members  # a script without our client learns of it by its TERM
         patient = stopping and ctx.stopping == 1 and hears
         if patient and not ctx.due(ctx.stop_at):
             return
         kill = not stopping or ctx.stopping >= 3
-        trainer.op = ctx.do(lambda id: StopGroup(id=id, group=trainer.id, incarnation=trainer.incarnation, kill=kill), limits.end)
+        rest = max(0.0, ctx.stop_at + limits.grace - limits.told - ctx.now) if patient else None  # it was told before
+        trainer.op = ctx.do(
+            lambda id: StopGroup(id=id, group=trainer.id, incarnation=trainer.incarnation, kill=kill, grace=rest), limits.end
+        )
     elif gpus := ctx.leases.held_by(trainer.id):
         trainer.op = ctx.do(lambda id: Measure(id=id, holder=trainer.id, gpus=gpus, within=limits.release), limits.release + limits.order)
     else:

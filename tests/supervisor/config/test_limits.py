@@ -29,6 +29,6 @@ def test_the_scheduler_s_table_is_its_rules() -> None:
 @pytest.mark.parametrize("kind", [Rates, Rules, Limits, EngineSpec, TrainerSpec])
 def test_who_acts_has_no_defaults_of_its_own_for_what_a_table_says(kind: type) -> None:
     own = {"order", "quiet_rollout", "ageing", "remeasure", "straggler", "gateway_start"}  # of `Limits`: no key sets them
-    neutral = {"eager", "members"}
+    neutral = {"eager", "members", "processes"}
     without = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
     assert {field.name for field in dataclasses.fields(kind)} - without <= own | neutral

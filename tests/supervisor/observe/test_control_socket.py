@@ -95,7 +95,7 @@ DEEP = HEADER.pack(50_006) + b'{"zz":' + b"[" * 50_000
 @pytest.mark.parametrize("nonsense", [*NONSENSE, DEEP], ids=range(len(NONSENSE) + 1))
 def test_a_client_that_speaks_nonsense_harms_nobody(path: Path, nonsense: bytes) -> None:
     def talk() -> bytes:
-        with socket.socket(socket.AF_UNIX) as connection, control_socket._short(path) as short:
+        with socket.socket(socket.AF_UNIX) as connection, control_socket.short(path) as short:
             connection.settimeout(5)
             connection.connect(short)
             connection.sendall(nonsense)
@@ -114,7 +114,7 @@ def test_silent_clients_do_not_keep_others_out_for_ever(path: Path, monkeypatch:
 
     async def client() -> None:
         silent = []
-        with control_socket._short(path) as short:
+        with control_socket.short(path) as short:
             for _ in range(control_socket.CLIENTS):
                 silent.append(socket.socket(socket.AF_UNIX))
                 silent[-1].connect(short)
@@ -162,7 +162,7 @@ def test_links_and_files_are_refused(path: Path, tmp_path: Path) -> None:
 
 def test_another_users_call_is_dropped(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uid = os.geteuid() + 1
-    real = control_socket._peer_uid
+    real = control_socket.peer_uid
     calls: list[int] = []
 
     def foreign(connection: socket.socket) -> int:
@@ -174,5 +174,5 @@ def test_another_users_call_is_dropped(path: Path, monkeypatch: pytest.MonkeyPat
             await in_thread(StatusRequest(), path)
         assert await in_thread(StatusRequest(), path) == StatusReply(SNAPSHOT)
 
-    monkeypatch.setattr(control_socket, "_peer_uid", foreign)
+    monkeypatch.setattr(control_socket, "peer_uid", foreign)
     served(path, client)

@@ -47,6 +47,7 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -67,15 +68,22 @@ _connecting = threading.Lock()
 
 
 def connect() -> Pipeline:
-    """Returns the pipeline of this process, from the inherited descriptor; every call returns the same one. Raises NotSupervised."""
+    """Returns the pipeline of this process; every call returns the same one. Raises NotSupervised.
+
+    It is reached over the descriptor that this process has inherited, or where a launcher has made it (`processes = "one"`) over a socket.
+    """
     global _connected  # noqa: PLW0603  one descriptor, one pipeline, one process
     with _connecting:
         if _connected is None:
-            number = os.environ.get("TRAINSHED_FD")
-            if number is None:
-                raise NotSupervised("TRAINSHED_FD is not set: start this script from a [pipeline.trainer] of a Trainshed file")
+            number, path = os.environ.get("TRAINSHED_FD"), os.environ.get("TRAINSHED_SOCKET")
             rank = int(os.environ.get("RANK", "0"))
-            _connected = Pipeline(socket.socket(fileno=int(number)), rank, exit_when_gone=True)
+            if number is not None:
+                _connected = Pipeline(_inherited(int(number)), rank, exit_when_gone=True)
+            elif path is not None:
+                shown = {"world_size": int(os.environ.get("WORLD_SIZE", "1")), "token": os.environ.get("TRAINSHED_TOKEN", "")}
+                _connected = Pipeline(_dialled(path), rank, exit_when_gone=True, **shown)
+            else:
+                raise NotSupervised("TRAINSHED_FD is not set: start this script from a [pipeline.trainer] of a Trainshed file")
         return _connected
 
 
@@ -88,10 +96,13 @@ class Pipeline:
     them: `cpu` for a virtual one).
     """
 
-    def __init__(self, sock: socket.socket, rank: int = 0, exit_when_gone: bool = False) -> None:
+    def __init__(self, sock: socket.socket, rank: int = 0, exit_when_gone: bool = False, **shown: Any) -> None:
         self._channel = _Channel(sock, exit_when_gone)
-        self._channel.send("hello", rank=rank)
+        self._channel.send("hello", rank=rank, **shown)
         welcome = self._channel.wait("hello", 0, _HELLO_S)
+        if welcome["type"] == "refused":
+            self.close()
+            raise NotSupervised(welcome["reason"])
         self.name: str = welcome["pipeline"]
         self.rank: int = welcome["rank"]
         self.world_size: int = welcome["world_size"]
@@ -728,7 +739,7 @@ class PipelineError(RuntimeError):
 
 
 class NotSupervised(PipelineError):
-    """The script was not started by Trainshed: there is no `TRAINSHED_FD`."""
+    """The script was not started by Trainshed, or the way to the supervisor was lost in between, or it is no rank of this trainer."""
 
 
 class SupervisorGone(PipelineError):
@@ -941,6 +952,39 @@ class _Channel:
                 call, about = _ANSWERS[kind]
                 self._answers[call, 0 if about is None else int(message[about])] = message
             self.notify()
+
+
+def _inherited(number: int) -> socket.socket:
+    """Returns the socket with this descriptor. Raises NotSupervised where that is not ours any more."""
+    try:
+        mode = os.fstat(number).st_mode
+        if stat.S_ISSOCK(mode):
+            sock = socket.socket(fileno=number)
+            if sock.family == socket.AF_UNIX:
+                return sock
+            sock.detach()
+    except OSError:
+        pass
+    raise NotSupervised(
+        f"the descriptor {number} (TRAINSHED_FD) was closed on the way here: what Trainshed started made this process by itself, as torchrun,"
+        ' accelerate launch, deepspeed and subprocess do. Write processes = "one" into [pipeline.trainer]'
+    )
+
+
+def _dialled(path: str) -> socket.socket:
+    """Returns a connection to the supervisor's socket, whose path may be longer than the kernel takes. Raises NotSupervised."""
+    sock = socket.socket(socket.AF_UNIX)
+    folder = -1
+    try:
+        folder = os.open(os.path.dirname(path), os.O_RDONLY)
+        sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    except OSError as error:
+        sock.close()
+        raise NotSupervised(f"{path} (TRAINSHED_SOCKET): {error.strerror}; the supervisor that made it has ended") from error
+    finally:
+        if folder >= 0:
+            os.close(folder)
+    return sock
 
 
 def _close_after_fork(sock: socket.socket) -> None:
