@@ -6,7 +6,6 @@ the objects and connects them without doing anything, `serve` starts the tasks a
 
 import contextlib
 import os
-import resource
 import socket
 import sys
 import time
@@ -37,7 +36,6 @@ from supervisor.host.gpus.meter import GpuMeter
 from supervisor.host.ports import NoPortFree, Ports, metrics_listener
 from supervisor.host.processes import guardian_link
 from supervisor.host.processes.group import Processes
-from supervisor.host.processes.pool import PrewarmedPool
 from supervisor.observe import control_socket
 from supervisor.observe.event_log import EventLog
 from supervisor.observe.logs import Logs
@@ -55,7 +53,7 @@ from supervisor.runtime.ranks import Ranks
 from supervisor.runtime.run_facts import ChildEnvironment, Pipelines, RunFacts, RunPaths
 from supervisor.runtime.scheduler_spec import box_spec
 from supervisor.runtime.snapshots import SharedMemory, TrainerOutput, folder_of, make_folders
-from supervisor.runtime.startup import DetachedStart, Exposition, Options, ShowProgress, as_setup_error
+from supervisor.runtime.startup import DetachedStart, Exposition, Options, ShowProgress, allow_descriptors, as_setup_error, prewarmed_pool
 from supervisor.runtime.watch.heartbeat import keep_beating, stack_on_crash
 from supervisor.runtime.watch.probes import Probes
 from supervisor.runtime.watch.silence import TrainerSilence
@@ -73,7 +71,7 @@ SWITCH_S: Final = 0.0005
 def run(config: Config, directory: RunDirectory, options: Options) -> Summary:
     """Run until every pipeline has ended or the operator stops it; nothing of the run lives afterwards. Raises SetUpError, UsageError."""
     guard = guardian_link.enter()
-    _allow_descriptors()
+    allow_descriptors()
     sys.setswitchinterval(SWITCH_S)
     try:
         return anyio.run(_run, config, directory, options, guard, backend="asyncio", backend_options={"use_uvloop": True})
@@ -81,12 +79,6 @@ def run(config: Config, directory: RunDirectory, options: Options) -> Summary:
         if (refused := as_setup_error(error, directory)) is None:
             raise
         raise refused from error
-
-
-def _allow_descriptors() -> None:
-    """Allow ourselves as many descriptors as we may have: each port that is reserved for a group takes one, and each child some."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _run(config: Config, directory: RunDirectory, options: Options, guard: guardian_link.Guard) -> Summary:
@@ -267,7 +259,7 @@ class Run:
             line = command.replace(b"\0", b" ").decode(errors="replace").strip()
             logs.log.warning("a process was left to us that belongs to no living group; it is ended", pid=pid, command=line)
 
-        processes = Processes(_prewarm(facts, logs) if config.host.prewarm else None, left_over=left_over)
+        processes = Processes(prewarmed_pool(facts, logs) if config.host.prewarm else None, left_over=left_over)
         groups = Groups(processes, machine.journal)
         lifecycle = GroupLifecycle(groups, loop, machine.ports, config.health, logs.secrets.hide)
         transports = {id: SharedMemory(folder_of(facts.paths.shm, id), facts.paths.model(table)) for id, table in facts.pipelines}
@@ -404,14 +396,3 @@ async def _show_progress(show: ShowProgress, status: StatusSource, logs: Logs) -
         await anyio.sleep(PROGRESS_S)
         for line in show(status.now(), time.monotonic()):
             logs.say(line)
-
-
-def _prewarm(facts: RunFacts, logs: Logs) -> PrewarmedPool:
-    directory, environment, tag = facts.paths.directory.path, facts.environment, f"{facts.paths.directory.run_id}:prewarm:1"
-    # torch asks the driver, and not CUDA, whether there is a GPU: a context that was made before the fork would be useless after it
-    env = environment.complete(environment.inherited("trainer").kept, tag, ours={"PYTORCH_NVML_BASED_CUDA_CHECK": "1"})
-
-    def replaced(pid: int, why: str) -> None:
-        logs.log.warning("the prewarmed pool does not answer and is replaced; its children go on", pid=pid, why=why)
-
-    return PrewarmedPool(env=env, tag=tag, directory=directory, log=directory / "logs" / "prewarm.log", replaced=replaced)

@@ -1,5 +1,6 @@
 """This module is about the start of a run: how it was asked for, why it could not begin, and when everything has started."""
 
+import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,12 @@ from supervisor.errors import ExitCode, SetUpError, SupervisorError, UsageError
 from supervisor.host import disk
 from supervisor.host.processes.child import SpawnFailed
 from supervisor.host.processes.guardian_link import Guard
-from supervisor.observe.logs import Console
+from supervisor.host.processes.pool import PrewarmedPool
+from supervisor.observe.logs import Console, Logs
 from supervisor.observe.sanitize import one_line
 from supervisor.observe.status import Status
 from supervisor.runtime.driver import Observer
+from supervisor.runtime.run_facts import RunFacts
 from supervisor.scheduler import Scheduler
 from supervisor.scheduler.actions import Action
 from supervisor.scheduler.events import Event
@@ -131,3 +134,24 @@ class DetachedStart:
             text = f"supervise: {verdict.failed.id} failed for good: {result.why} (see {self._directory / result.log}); the others go on"
         self._guard.ready(int(verdict.code), one_line(text))
         self._guard.leave_terminal()
+
+
+# -- what is made ready for it
+
+
+def allow_descriptors() -> None:
+    """Allow ourselves as many descriptors as we may have: each port that is reserved for a group takes one, and each child some."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def prewarmed_pool(facts: RunFacts, logs: Logs) -> PrewarmedPool:
+    """Return the pool from which our own Python children are forked; its server is started with the first of them."""
+    directory, environment, tag = facts.paths.directory.path, facts.environment, f"{facts.paths.directory.run_id}:prewarm:1"
+    # torch asks the driver, and not CUDA, whether there is a GPU: a context that was made before the fork would be useless after it
+    env = environment.complete(environment.inherited("trainer").kept, tag, ours={"PYTORCH_NVML_BASED_CUDA_CHECK": "1"})
+
+    def replaced(pid: int, why: str) -> None:
+        logs.log.warning("the prewarmed pool does not answer and is replaced; its children go on", pid=pid, why=why)
+
+    return PrewarmedPool(env=env, tag=tag, directory=directory, log=directory / "logs" / "prewarm.log", replaced=replaced)

@@ -266,15 +266,12 @@ class Scheduler:
         if action.holder is None:
             self._fences_measured(action, answer)
         elif isinstance(answer, GpuHeld) and only_theirs(self._ctx.fleet, answer, found):
-            self._measure_again(action.holder)
+            record = self._ctx.fleet.group(action.holder)
+            record.op = None  # it is measured again
+            if isinstance(record, Trainer) and record.grant is not None:
+                record.grant.measure = None
         else:
             self._group_answer(action.holder, action, answer)
-
-    def _measure_again(self, group: GroupId) -> None:
-        record = self._ctx.fleet.group(group)
-        record.op = None
-        if isinstance(record, Trainer) and record.grant is not None:
-            record.grant.measure = None
 
     def _fences_measured(self, action: Measure, answer: Answer) -> None:
         self._fence_op = None
@@ -288,8 +285,7 @@ class Scheduler:
                 self._ctx.note("warning", gpu, f"fenced: {note}")
 
     def _member_exited(self, event: MemberExited) -> None:
-        ctx = self._ctx
-        record, pipeline = ctx.fleet.group(event.group), ctx.fleet.pipelines[event.group.pipeline]
+        record, pipeline, ctx = self._ctx.fleet.group(event.group), self._ctx.fleet.pipelines[event.group.pipeline], self._ctx
         if record.incarnation != event.incarnation:
             return  # of a life before this one
         match record:
@@ -312,8 +308,7 @@ class Scheduler:
             trainer_stop.handle_message(self._ctx, pipeline, event.rank, event.message)
 
     def _condemn(self, group: GroupId, incarnation: Incarnation, cause: Cause, reason: str, silent: float = 0.0) -> None:
-        ctx = self._ctx
-        record, pipeline = ctx.fleet.group(group), ctx.fleet.pipelines[group.pipeline]
+        record, pipeline, ctx = self._ctx.fleet.group(group), self._ctx.fleet.pipelines[group.pipeline], self._ctx
         if record.incarnation != incarnation:
             return  # a verdict about the dead
         match record:
@@ -349,9 +344,8 @@ class Scheduler:
             publishes.drop_snapshots(ctx, pipeline)
 
     def _prepare(self, pipeline: Pipeline) -> None:
-        if pipeline.model_ready or pipeline.model_op is not None or pipeline.ended or self._ctx.stopping:
-            return
-        if not pipeline.model_not_before or self._ctx.due(pipeline.model_not_before):
+        made = pipeline.model_ready or pipeline.model_op is not None or pipeline.ended or self._ctx.stopping
+        if not made and (not pipeline.model_not_before or self._ctx.due(pipeline.model_not_before)):
             pipeline.model_op = self._ctx.do(lambda id: PrepareModel(id=id, pipeline=pipeline.id), self._ctx.box.limits.start)
 
     def _look_at_fences(self) -> None:
@@ -362,8 +356,7 @@ class Scheduler:
             return
         if self._fence_looked is None or ctx.due(self._fence_looked + ctx.box.limits.remeasure):
             self._fence_looked = ctx.now
-            limit = ctx.box.limits.order
-            self._fence_op = ctx.do(lambda id: Measure(id=id, holder=None, gpus=fenced, within=0.0), limit)
+            self._fence_op = ctx.do(lambda id: Measure(id=id, holder=None, gpus=fenced, within=0.0), ctx.box.limits.order)
 
     def reservations(self) -> Reservations:
         """Return which trainers' requests come next, and the GPUs that are kept for them.

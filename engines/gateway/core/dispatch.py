@@ -8,7 +8,7 @@ and for what `publish_policy` wants begun anew).
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from engines.gateway.core import attempts, continuation, events
 from engines.gateway.core.attempts import PATIENCE, Attempts, StopMatch
@@ -17,18 +17,10 @@ from engines.gateway.core.ordering.affinity import Affinity
 from engines.gateway.core.ordering.forecast import Forecast
 from engines.gateway.core.ordering.waiting import MAX_WAITING, Waiting
 from engines.gateway.core.publish_policy import PublishPolicy
-from engines.gateway.core.records import Attempt, Phase, Rollout, Sample
+from engines.gateway.core.records import ABORTED, CANCELLED, CLOSED, MAX_CANCELLED, MAX_TOKENS, Attempt, Phase, Rollout, Sample
 from engines.gateway.core.rollouts import Rollouts
 from engines.gateway.core.samples import Failure, Outcome, Request, SampleKey, State, cut
 from trainers.protocol import gateway_messages
-
-MAX_TOKENS: Final = 1 << 29
-"""Tokens of all prompts that are held for samples which are not done: 2 GiB."""
-MAX_CANCELLED: Final = 1 << 20
-"""So many names of a rollout's samples are kept that may be asked for after they were cancelled."""
-_CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
-_CANCELLED: Final = {"type": "abort", "message": "the trainer has cancelled it"}
-_ABORTED: Final = {"type": "abort", "message": "Aborted"}
 
 
 class Dispatch:
@@ -149,7 +141,7 @@ class Dispatch:
             self._end_expected(rollout, Failure(404, "rollout_closed", f"rollout {number} is closed"))
             return []
         self.rollouts.close(rollout)
-        return self._end_early(list(rollout.samples.values()), _CLOSED)
+        return self._end_early(list(rollout.samples.values()), CLOSED)
 
     def _cancel(self, event: events.Cancel) -> None:
         rollout = self.rollouts.get(event.rollout)
@@ -158,7 +150,7 @@ class Dispatch:
         if len(rollout.cancelled) < MAX_CANCELLED:
             rollout.cancelled.update(event.tokens)
         found = [rollout.samples.get(SampleKey(rollout.number, token)) for token in event.tokens]
-        for attempt in self._end_early([sample for sample in found if sample is not None], _CANCELLED):
+        for attempt in self._end_early([sample for sample in found if sample is not None], CANCELLED):
             self._abort(attempt)
 
     def _end_early(self, samples: list[Sample], reason: Mapping[str, Any]) -> list[Attempt]:
@@ -210,7 +202,7 @@ class Dispatch:
             self._waiting.count += 1
             self._forecast.joined(sample)
             if ask.token in rollout.cancelled:
-                self._end_early([sample], _CANCELLED)
+                self._end_early([sample], CANCELLED)
             elif rollout.phase is Phase.OPEN:
                 self._waiting.push(sample)
         elif sample.request.fingerprint != ask.request.fingerprint:
@@ -248,7 +240,7 @@ class Dispatch:
 
     def _curtail(self, asker: int) -> None:
         if (sample := self._askers.get(asker)) is not None:
-            for attempt in self._end_early([sample], _ABORTED):
+            for attempt in self._end_early([sample], ABORTED):
                 self._abort(attempt)
 
     # ---- what engines say

@@ -17,6 +17,14 @@ from engines.gateway.core.engines import Engine
 from engines.gateway.core.samples import SINGLE, TOKENS, Answer, Mark, Outcome, Request, Rows, SampleKey, Span, State, joined
 from trainers.protocol.gateway_messages import RolloutProgress
 
+MAX_TOKENS: Final = 1 << 29
+"""Tokens of all prompts that are held for samples which are not done: 2 GiB."""
+MAX_CANCELLED: Final = 1 << 20
+"""So many names of a rollout's samples are kept that may be asked for after they were cancelled."""
+CLOSED: Final = {"type": "abort", "message": "the rollout was closed"}
+CANCELLED: Final = {"type": "abort", "message": "the trainer has cancelled it"}
+ABORTED: Final = {"type": "abort", "message": "Aborted"}
+"""Finish reasons of samples that are ended early with what there is of them; the last as SGLang says it of `/abort_request`."""
 MAX_LIVES: Final = 2
 """So many lives of engines may die with a sample before it has made one new token; then it is the request's fault. Fewer than a restart budget.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-CHECKOUT: Final = Path(__file__).resolve().parents[1]
+CHECKOUT: Final = Path(__file__).resolve().parents[2]
 USERS: Final = CHECKOUT / "bench" / "findings" / "users"
 RUNS: Final = CHECKOUT / "runs" / "findings"
 LIMIT_S: Final = 240
