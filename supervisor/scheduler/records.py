@@ -11,6 +11,7 @@ from supervisor.scheduler.planning.reservations import Request
 from trainers.protocol.ids import EngineId, GatewayId, GpuId, GroupId, Incarnation, PipelineId, TrainerId, Version
 
 from .engine_life import FIRST_LIFE, PHASES, EngineLife, Pausing, Teardown
+from .events import MAKER_LOST
 from .faults import Fault
 from .restarts import Budget
 from .rollouts import Rollout
@@ -323,9 +324,14 @@ class Pipeline:
     def ended(self) -> bool:
         return self.trainer.state in (TrainerState.FINISHED, TrainerState.RETIRED)
 
-    def lose_maker(self, now: float) -> float | None:
-        """Record that who was making the model is lost; return the seconds until it is made again, None if it has been too often."""
-        if self.model_losses == len(MAKE_AGAIN_S):
+    @property
+    def lacks_model(self) -> bool:
+        """Return whether its model is still to be made, and nobody is making it."""
+        return not self.model_ready and self.model_op is None and not self.ended
+
+    def lose_maker(self, code: str, now: float) -> float | None:
+        """Return the seconds until the model is made again whose maker has failed with `code`; None if it is not: it has failed, or too often."""
+        if code != MAKER_LOST or self.model_losses == len(MAKE_AGAIN_S):
             return None
         wait = MAKE_AGAIN_S[self.model_losses]
         self.model_losses += 1

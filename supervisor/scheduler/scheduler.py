@@ -38,7 +38,6 @@ from .actions import (
 )
 from .context import About, Context, FaultChange, Level
 from .events import (
-    MAKER_LOST,
     ActionFailed,
     Answer,
     Event,
@@ -247,16 +246,15 @@ class Scheduler:
 
     def _model(self, pipeline: Pipeline, answer: Answer) -> None:
         pipeline.model_op = None
-        if isinstance(answer, ModelReady):
-            pipeline.model_ready = True
+        pipeline.model_ready = isinstance(answer, ModelReady)
+        if not isinstance(answer, ActionFailed):
             return
-        assert isinstance(answer, ActionFailed)
-        if answer.code == MAKER_LOST and (wait := pipeline.lose_maker(self._ctx.now)) is not None:
+        if (wait := pipeline.lose_maker(answer.code, self._ctx.now)) is not None:
             self._ctx.note("warning", pipeline.id, f"its model is made again in {wait:g} s: {answer.reason}")
-            return
-        pipeline.failed = f"its model could not be made: {answer.reason}"
-        self._ctx.note("error", pipeline.id, pipeline.failed)
-        pipeline.trainer.transition(TrainerTransition.STOP)
+        else:
+            pipeline.failed = f"its model could not be made: {answer.reason}"
+            self._ctx.note("error", pipeline.id, pipeline.failed)
+            pipeline.trainer.transition(TrainerTransition.STOP)
 
     def _measured(self, action: Measure, answer: Answer) -> None:
         """A group that holds memory without a lease fails, wherever it is seen; while it is being ended, those who were measured wait for it."""
@@ -344,8 +342,7 @@ class Scheduler:
             publishes.drop_snapshots(ctx, pipeline)
 
     def _prepare(self, pipeline: Pipeline) -> None:
-        made = pipeline.model_ready or pipeline.model_op is not None or pipeline.ended or self._ctx.stopping
-        if not made and (not pipeline.model_not_before or self._ctx.due(pipeline.model_not_before)):
+        if pipeline.lacks_model and not self._ctx.stopping and self._ctx.due(pipeline.model_not_before):
             pipeline.model_op = self._ctx.do(lambda id: PrepareModel(id=id, pipeline=pipeline.id), self._ctx.box.limits.start)
 
     def _look_at_fences(self) -> None:

@@ -54,8 +54,8 @@ async def operators(seed: object, count: int, folder: Path) -> tuple[int, int]:
     hostile, understood = Hostile(f"send operator {seed}"), 0
     path = folder / "control.sock"
 
-    async def handler(request: Request) -> Reply:
-        return Declined(f"{request}"[:1000])
+    async def handler(request: Request, uid: int) -> Reply:
+        return Declined(f"{uid} {request}"[:1000])
 
     async with anyio.create_task_group() as tasks:
         await tasks.start(serve, path, handler)
