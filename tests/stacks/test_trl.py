@@ -1,4 +1,4 @@
-"""TRL and accelerate as their users run them, in an environment of their own (`bin/test --stacks`)."""
+"""TRL as its users run it, in an environment of their own (`bin/test --stacks`)."""
 
 import json
 from collections.abc import Iterator
@@ -79,24 +79,3 @@ def test_rloo_and_lora_resume_to_equal_rewards(started: list[Run], tmp_path: Pat
     assert rewards(killed) == rewards(whole)
     versions = [version for record in whole.log() if isinstance(version := record.get("version"), int)]
     assert max(versions) >= 2, "each step's weights are published"
-
-
-def test_accelerate_launch_makes_one_local_main_process(started: list[Run], tmp_path: Path, python: str) -> None:
-    result = tmp_path / "who"
-    command = [
-        python,
-        "-P",
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes=2",
-        str(FOLDER / "accelerate_script.py"),
-        str(result),
-    ]
-    ran(started, tmp_path / "run", command, gpus=[0, 1], steps=1, processes="one")
-    found = [json.loads(result.with_suffix(f".{rank}").read_text()) for rank in range(2)]
-    assert [one["main"] for one in found] == [True, False]
-    assert [(one["local"], one["rank"], one["of"], one["gpus"]) for one in found] == [
-        (0, 0, [2, 2], ["virtual:0"]),
-        (1, 1, [2, 2], ["virtual:1"]),
-    ]
