@@ -11,7 +11,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 """Under nohup it is ignored, and every child would inherit that: those who hang up a terminal here would wait for ever."""
 
 TESTS = Path(__file__).resolve().parent
-REAL = ("runs", "sglang")
+REAL = ("runs", "sglang", "stacks")
 """Folders of tests that start whole runs or real engines."""
 
 

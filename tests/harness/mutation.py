@@ -10,7 +10,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _NOWHERE = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis")
-_NOT_AT_THE_TOP = {"runs", ".sglang-cpu"}
+_NOT_AT_THE_TOP = {"runs", ".sglang-cpu", ".stacks-cpu"}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ restarted gateways are not seen by the script. When the supervisor is gone, call
 
 This file is the whole client: the standard library alone, Python >= 3.9, good also when it is copied elsewhere without its folder
 (all but `resident()`). Beside it lie `resident`, `storages` and `virtual_gpu` (what `pipeline.resident` needs; imported at its first
-use), `launch` (runs `entry = "module:function"`) and `aio` (the same calls to be awaited on asyncio).
+use), `launch` (runs `entry = "module:function"`), `aio` (the same calls to be
+awaited on asyncio) and `trl` (TRL's trainers).
 """
 
 from __future__ import annotations
