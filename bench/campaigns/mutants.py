@@ -143,10 +143,7 @@ WATCHERS = {
     "h5 the mark tells more than the tag": Mutant(LINEAGE, "return self.mark == mark_of_tag(tag) if self.mark else self.tag == tag", "return self.mark == mark_of_tag(tag) or self.tag == tag", "tests/supervisor/host/test_lineage.py", "mark"),
     "h5 the pool's children have their own": Mutant("supervisor/host/processes/pool_child.py", "    bootstrap.bear(order.mark)\n", "", AT_POOL, "marked"),
     "h5 who belongs to nobody": Mutant(GROUP, "            await self._end_strays()\n", "", AT_LEFT, "cannot_be_attributed"),
-    "h5 a living group's stay": Mutant(GROUP, "if not any(sign.is_of(tag) for tag in tags)}", "}", AT_LEFT, "as_long_as"),
     "h5 the end without a guardian": Mutant(GROUP, "            survivors |= await self._end_left()\n", "", AT_LEFT, "without_a_guardian"),
-    "m5 another user's marks": Mutant(PORTS, "        for respect in (True, False):  #", "        for respect in (True,):  #", WINDOWS, "cannot_keep_us"),
-    "m5 a mark is its owner's": Mutant("supervisor/host/locked_file.py", "    return found.start == start and owner == uid", "    return True", "tests/supervisor/host/test_claims.py"),
 }  # fmt: skip
 
 
