@@ -121,7 +121,7 @@ def test_another_user_hears_whose_run_it_is(start: Callable[..., Run], tmp_path:
     for cwd in (tmp_path, Path("/")):
         listed = supervise_as_nobody(cwd, "ps")
         assert listed.returncode == 0, listed.stderr
-        assert re.search(rf"theirs/attempt_1 +root +0-1 \(virtual\) .* {run.supervisor_pid()} .*belongs to root", listed.stdout)
+        assert re.search(rf"theirs/attempt_1 +root +0-1 \(virtual\) .* {run.supervisor_pid()} .*\n? .*belongs to root", listed.stdout)
     for words in ([], ["theirs"], ["runs/theirs/attempt_1"], [str(run.directory)]):
         told = supervise_as_nobody(tmp_path, "status", *words)
         assert told.returncode == 0, told.stderr
