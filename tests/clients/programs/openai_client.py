@@ -27,7 +27,7 @@ if os.environ["SERVES"] == "tools":
             pass
         assert stream.get_final_completion().choices[0].message.tool_calls[0].function.name == "look"
     answer = client.responses.create(
-        model=MODEL, input="q", tools=[{"type": "function", "name": "look", "parameters": {}, "strict": False}]
+        model=MODEL, input="q", max_output_tokens=200, tools=[{"type": "function", "name": "look", "parameters": {}, "strict": False}]
     )
     assert answer.output[-1].type == "function_call", answer
 else:
