@@ -11,8 +11,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 """Under nohup it is ignored, and every child would inherit that: those who hang up a terminal here would wait for ever."""
 
 TESTS = Path(__file__).resolve().parent
-REAL = ("runs", "sglang", "stacks")
-"""Folders of tests that start whole runs or real engines."""
+REAL = ("runs", "sglang", "stacks", "clients")
+"""Folders of tests that start whole runs, real engines, or trainers and clients of others."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

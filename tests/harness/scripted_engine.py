@@ -68,7 +68,10 @@ class Script:
     version: str = "default"
     eos: list[int] = field(default_factory=list)
     says: list[int] = field(default_factory=list)
-    """Every answer is these tokens, one after the other, and then the first of `eos`."""
+    """Every answer is these tokens, one after the other, and then the first of `eos` …"""
+    sign: list[int] = field(default_factory=list)
+    then: list[int] = field(default_factory=list)
+    """… and where the prompt has the tokens `sign` in a row, these instead."""
 
 
 _SLICED = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
@@ -91,6 +94,8 @@ class _Answer:
         self.versions: list[dict[str, Any]] = []
         self.reason: dict[str, Any] | None = None
         self._sent = 0
+        sign = script.sign
+        self._signed = bool(sign) and any(self.prompt[at : at + len(sign)] == sign for at in range(len(self.prompt)))
         self._interval = self.params.get("stream_interval") or script.interval
         limit = self.params.get("max_new_tokens", 128)
         self._limit = 40 if limit is None else limit
@@ -100,7 +105,8 @@ class _Answer:
         made = len(self.made) < self._limit
         if made:
             token, logprob = next_token(self.params.get("sampling_seed", 0), self.prompt + self.made)
-            if said := [*self.script.says, *self.script.eos[:1]] if self.script.says else []:
+            if self.script.says:
+                said = [*(self.script.then if self._signed else self.script.says), *self.script.eos[:1]]
                 token = said[min(len(self.made), len(said) - 1)]
             self.made.append(token)
             self.logprobs.append(logprob)

@@ -10,7 +10,6 @@ from supervisor.config.limits import limits, rates, rules
 from supervisor.config.schema.tables import HealthTable, SchedulerTable
 from supervisor.scheduler.spec import EngineSpec, Limits, Rules, TrainerSpec
 
-
 BESIDE = {"watchdog_s"}
 """What no rule of the scheduler reads: the guardian does."""
 

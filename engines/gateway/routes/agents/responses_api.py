@@ -300,7 +300,7 @@ class _Stream:
             yield self.event("response.content_part.added", output_index=self._at, item_id=item["id"], content_index=0, part=part)
         self._grown += text
         name, at = self._part, {"output_index": self._at, "item_id": self._items[-1]["id"], "content_index": 0}
-        more: dict[str, object] = {"logprobs": []} if kind == "message" else {}
+        more: dict[str, Any] = {"logprobs": []} if kind == "message" else {}
         yield self.event(f"response.{name}.delta", **at, delta=text, **more)
 
     @property
