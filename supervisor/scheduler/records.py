@@ -291,8 +291,7 @@ class Figures:
             self.rewards.append(metrics["reward"])
 
 
-MAKE_AGAIN_S: Final = (0.0, 2.0, 10.0)
-"""Seconds until a model is made again whose maker was lost, each time."""
+MAKE_AGAIN_S: Final = (0.0, 2.0, 10.0)  # until a model is made again whose maker was lost, each time
 
 
 @dataclass(slots=True)
@@ -333,10 +332,9 @@ class Pipeline:
         """Return the seconds until the model is made again whose maker has failed with `code`; None if it is not: it has failed, or too often."""
         if code != MAKER_LOST or self.model_losses == len(MAKE_AGAIN_S):
             return None
-        wait = MAKE_AGAIN_S[self.model_losses]
         self.model_losses += 1
-        self.model_not_before = now + wait
-        return wait
+        self.model_not_before = now + MAKE_AGAIN_S[self.model_losses - 1]
+        return MAKE_AGAIN_S[self.model_losses - 1]
 
     @property
     def settled(self) -> bool:
@@ -387,7 +385,7 @@ class Fleet:
                 assert_never(id)
 
     def state(self, group: GroupId) -> EngineState | None:
-        """Return the state of an engine; None for any other group."""
+        """Return the state of an engine, and None for any other group."""
         return self.engine(group).state if isinstance(group, EngineId) else None
 
 
@@ -395,8 +393,8 @@ def _pipeline(spec: PipelineSpec, box: BoxSpec) -> Pipeline:
     def budget() -> Budget:
         return Budget(box.limits.restarts, box.limits.restart_window)
 
-    engines = {rank: Engine(EngineId(spec.id, rank), spec.engine.bundle(rank), spec.engine.slots, budget()) for rank in spec.engine.ranks}
     resumed = spec.version > 0 or spec.steps_done > 0
-    facts = spec.trainer
-    trainer = Trainer(TrainerId(spec.id), facts.world_size, budget(), spec.steps_done, restored=not resumed, processes=facts.processes)
+    engines = {rank: Engine(EngineId(spec.id, rank), spec.engine.bundle(rank), spec.engine.slots, budget()) for rank in spec.engine.ranks}
+    ranks, processes = spec.trainer.world_size, spec.trainer.processes
+    trainer = Trainer(TrainerId(spec.id), ranks, budget(), spec.steps_done, restored=not resumed, processes=processes)
     return Pipeline(spec, engines, trainer, Gateway(GatewayId(spec.id)), Version(spec.version))
