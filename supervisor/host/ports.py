@@ -136,7 +136,7 @@ class Ports:
         windows = [Window(first, count) for first in itertools.chain(in_turn, anywhere) if first + count - 1 <= self._last]
         taken: int | None = None
         elsewhere: Marked | None = None
-        for respect in (True,):  # what other users have marked is taken when nothing else is left, and nobody listens there
+        for respect in (True, False):  # what other users have marked is taken when nothing else is left, and nobody listens there
             others = [mark for mark in self._others() if respect or mark.uid == os.geteuid()]
             marked = {port: mark for mark in others for port in mark.ports}
             for window in windows:

@@ -53,10 +53,8 @@ async def accept(listener: socket.socket, path: Path, accepted: Callable[[socket
             await anyio.wait_readable(listener)
             try:
                 connection, _ = listener.accept()
-            except BlockingIOError:
-                continue
             except OSError:
-                await anyio.sleep(0.05)  # no descriptor left, or gone again: the next wait tells
+                await anyio.sleep(0.05)  # no descriptor left, or gone again: the next wait tells. Whoever is cancelled is heard here, too.
                 continue
             if peer_uid(connection) in (0, os.geteuid()):
                 accepted(connection)

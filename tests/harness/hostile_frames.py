@@ -8,12 +8,16 @@ else has written: it returns whether the text was understood, and raises only wh
 import json
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import msgspec
 
 from engines.gateway.routes import openai_bodies, request_bodies
+from engines.gateway.routes.agents import chat_bodies, messages_api, responses_api
+from engines.gateway.routes.agents.chat_bodies import Parsers
 from engines.gateway.routes.body_reader import refuse_crowded
 from engines.gateway.routes.errors import RequestError
 from engines.gateway.routes.text import Text
@@ -24,6 +28,7 @@ from supervisor.observe import control_socket
 from supervisor.observe.crash_report import crash_record
 from supervisor.observe.sanitize import plain
 from supervisor.runtime.perform import CHILDS_WORDS_FAULT
+from tests.harness.tiny_model import make_tiny_model
 from trainers import weights
 from trainers.protocol.framing import HEADER, FrameError, FrameReader
 from trainers.protocol.gateway_messages import Report
@@ -171,25 +176,31 @@ def _framed(union: Any, limit: int) -> Callable[[bytes, Path], bool]:
     return read
 
 
-class _NoTokenizer:
-    known = False
-    vocabulary = 64
+@cache
+def _text() -> Text:
+    """The text side of a tiny model; what its libraries load is loaded once."""
+    with TemporaryDirectory() as folder:
+        return Text(make_tiny_model(Path(folder)))
 
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        text.encode()
-        return [4 + ord(letter) % 60 for letter in text]
 
-    def chat(self, messages: Any, options: Any) -> list[int]:
-        return self.encode(str(messages[0]["content"]) + str(options))
+_PARSERS: Final = Parsers("qwen25", "qwen3")
 
 
 def _http(body: bytes, _: Path) -> bool:
-    text: Text = _NoTokenizer()  # type: ignore[assignment]
+    text = _text()
+    works: tuple[Callable[[bytearray], Any], ...] = (
+        lambda raw: request_bodies.generate(raw, text),
+        lambda raw: request_bodies.our_samples(raw, text),
+        lambda raw: openai_bodies.completion(raw, text),
+        lambda raw: chat_bodies.asked_chat(raw, text, _PARSERS),
+        lambda raw: chat_bodies.asked_chat(raw, text, _PARSERS, responses_api.chat_of),
+        lambda raw: chat_bodies.asked_chat(raw, text, _PARSERS, messages_api.chat_of),
+    )
     understood = False
-    for work in (request_bodies.generate, request_bodies.our_samples, openai_bodies.completion, openai_bodies.chat):
+    for work in works:
         try:
             refuse_crowded(body)
-            work(body, text)
+            work(bytearray(body))
             understood = True
         except RequestError as error:
             msgspec.json.encode(error.body())

@@ -1,4 +1,4 @@
-"""The box is the physics of a simulation in virtual time: engines take time to sleep and to wake, samples run at rate 1, trainings take time.
+"""The box is the physics of a simulation in virtual time: engines take the scenario's time to sleep and wake, samples run at rate 1.
 
 The box decides nothing. It tells a *policy* what happened, and the policy calls `sleep`, `wake` and `train`; a call that breaks the physics
 (a GPU for two, an engine taken twice) raises AssertionError, so that no policy can look good by cheating.

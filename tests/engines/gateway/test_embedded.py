@@ -84,7 +84,8 @@ def test_interrupted_samples_equal_uninterrupted_ones(tmp_path: Path) -> None:
             assert [len(line["output_ids"]) for line in calm.values()] == [40] * 16
             assert any(len(line["spans"]) > 1 for line in wild.values()), "nothing was interrupted"
             for index in range(16):
-                assert {**wild[index], "spans": []} == {**calm[index], "spans": []}
+                assert {**wild[index], "spans": [], "meta_info": {}} == {**calm[index], "spans": [], "meta_info": {}}
+                assert wild[index]["meta_info"]["prompt_tokens"] == calm[index]["meta_info"]["prompt_tokens"]
                 assert {span["version"] for span in wild[index]["spans"]} == {0}
         finally:
             for process, _ in started:
