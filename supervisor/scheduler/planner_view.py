@@ -1,7 +1,8 @@
 """This module stands between the records and the planner: it makes the planner's view, and explains what came of it.
 
 The view says which engines there are, what a move of each costs, which are too young to be taken (`minimum_hold`), what is free to share, and
-who wants it. `explain` says why a pipeline has the engines that it has, and why it was not given more: it plans again what was planned last, from the same view and by the same functions, lets them write down their rules, and changes nothing.
+who wants it. `explain` says why a pipeline has the engines that it has, and why it was not given more: it plans again what was planned
+last, from the same view and by the same functions, lets them write down their rules, and changes nothing.
 """
 
 from collections.abc import Iterable

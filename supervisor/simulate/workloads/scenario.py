@@ -1,4 +1,7 @@
-"""A scenario is a workload to simulate: who trains where and how long, how much work each sample is, how long engines sleep and wake. docs/simulation.md has its JSON form."""
+"""A scenario is a workload to simulate: who trains where and how long, how much work each sample is, how long engines sleep and wake.
+
+docs/simulation.md has its JSON form.
+"""
 
 import msgspec
 
