@@ -190,7 +190,7 @@ class TrainerTable(_Table, frozen=True, forbid_unknown_fields=True):
     """Where the ranks run; without it the file's folder."""
     processes: Literal["per-gpu", "one"] = "per-gpu"
     """`"per-gpu"`: a rank for each GPU, which sees that GPU alone; `"one"`: `command` is run once, sees them all, and makes its ranks by itself
-    (`torchrun`, `accelerate launch`, `deepspeed`, a script)."""
+    (`torchrun`, or a script)."""
     roles: dict[str, list[int]] = {}
     """GPUs of further leases: `critic`, `old_log_probs`, `reference`, `value`."""
     first_residual_mib: Positive | None = None
