@@ -1,4 +1,4 @@
-"""This module reads SGLang's native bodies (`/generate` and the control routes) and writes the shape of an answer. No torch, no I/O."""
+"""This module reads and checks SGLang's native bodies (does a request fit `context`?) and writes the shape of an answer. No torch, no I/O."""
 
 import secrets
 import uuid

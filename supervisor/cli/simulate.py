@@ -1,4 +1,4 @@
-"""`supervise plan` and `supervise simulate` say what the scheduler would do, without a box."""
+"""`supervise plan` decides single cases; `supervise simulate` runs a scenario, or your TOML with durations that you guess (defaults here)."""
 
 import contextlib
 import sys

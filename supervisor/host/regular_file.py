@@ -1,4 +1,6 @@
-"""This module opens files at paths that a child, or another user, may have replaced: what is opened is a regular file, or the open fails.
+"""This module opens files at paths that a child, or another user, may have replaced, and says who else may write in a folder.
+
+What is opened is a regular file, or the open fails.
 
 A FIFO would block the loop in `open` until somebody opens its other end, a link would lead elsewhere, a device would do anything. Nothing
 here waits, and nothing reads more than it was asked for: a file may say that it has 60 GiB.

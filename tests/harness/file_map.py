@@ -1,4 +1,4 @@
-"""The map of all files in ARCHITECTURE.md: each room, each file, and the first sentence of its docstring.
+"""The map of all files in ARCHITECTURE.md: each room, each file, the first sentence of its docstring, and what it has for others.
 
 `python -m tests.harness.file_map` writes it into the page; a test compares.
 """
@@ -12,6 +12,7 @@ PAGE = CHECKOUT / "ARCHITECTURE.md"
 BEGIN, END = "<!-- files -->\n", "<!-- end of files -->\n"
 TREES = ("trainers", "engines", "supervisor")
 LONGEST = 150
+MOST_NAMES = 12
 
 
 def first_sentence(path: Path) -> str:
@@ -19,6 +20,23 @@ def first_sentence(path: Path) -> str:
     line = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].replace("\n", " ")
     sentence = re.split(r"(?<=\.)\s", line.removeprefix("This module ").removeprefix("This program "), maxsplit=1)[0].rstrip(".:")
     return sentence if len(sentence) <= LONGEST else sentence[:LONGEST].rsplit(" ", 1)[0] + " …"
+
+
+def public_names(path: Path) -> list[str]:
+    """Return the names that a module has for others: its constants first (where a limit comes from), then classes and functions."""
+    constants, others = [], []
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]) if name.isupper() and len(name) > 1:
+                constants.append(name)
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                others.append(name)
+    return [name for name in constants + others if not name.startswith("_") and name != "main"]
+
+
+def _listed(names: list[str]) -> str:
+    shown = [f"`{name}`" for name in names[:MOST_NAMES]] + ["…"] * (len(names) > MOST_NAMES)
+    return f". {', '.join(shown)}" if shown else ""
 
 
 def file_map() -> str:
@@ -30,7 +48,7 @@ def file_map() -> str:
             files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
             if files:
                 lines += ["", f"`{folder.relative_to(CHECKOUT)}`", ""]
-            lines += [f"- `{path.name}`: {first_sentence(path)}" for path in files]
+            lines += [f"- `{path.name}`: {first_sentence(path)}{_listed(public_names(path))}" for path in files]
     return "\n".join(lines[1:]) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""This module makes a scenario of a user's own configuration and guessed durations, to answer: what would sharing bring?"""
+"""This module makes a scenario of a user's own configuration and guessed durations (defaults: `cli/simulate.py`), to answer what sharing would bring."""
 
 from dataclasses import dataclass
 from math import exp, log
@@ -19,11 +19,11 @@ class Guess:
 
     train_s: float
     sample_s: float
-    samples: int = 128
-    spread: float = 0.8
-    steps: int = 5
-    sleep_s: float = 1.0
-    wake_s: float = 3.0
+    samples: int
+    spread: float
+    steps: int
+    sleep_s: float
+    wake_s: float
     seed: int = 0
 
 

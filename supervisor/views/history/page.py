@@ -1,4 +1,6 @@
-"""The page of a run: one HTML file with its style, its script and its data in it. It has no outside address, and needs no network.
+"""The page of a run: one HTML file with style, data and script (`page.js`: what a browser does, how often it reads on) in it.
+
+It has no outside address, and needs no network.
 
 Data is JSON in an element that no browser runs, with every character escaped that could end the element. The policy of the page names its
 one script by hash, so that even markup that found its way in could run nothing.
