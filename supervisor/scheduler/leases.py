@@ -1,4 +1,7 @@
-"""A lease says who holds which GPU. Leases are records of their own, never derived from the state of an engine or a trainer."""
+"""A lease says who holds which GPU; the book also has those that are fenced or withheld.
+
+Leases are records of their own, never derived from the state of an engine or a trainer.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
