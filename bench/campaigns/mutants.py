@@ -45,7 +45,7 @@ MUTANTS = {
     "f3 one probe at a time": Mutant(HEALTH, "if pulse.asked is not None or pulse.condemned:", "if pulse.condemned:", PURE, "f3"),
     "f4 the default limits": Mutant(TABLES, "progress_timeout_s: Seconds = 25.0", "progress_timeout_s: Seconds = 0.5", PURE, "f4"),
     "f5 descendants": Mutant(LINEAGE, "if stat.pid not in known and stat.start >= born", "if False and stat.start >= born", HOST, "f5_r15"),
-    "f6 ports before confirmed": Mutant(LIFE, "if isinstance(group, EngineId) and (held :=", "if False and (held :=", HOST, "f6_r16"),
+    "f6 ports before confirmed": Mutant(LIFE, "if isinstance(group, EngineId) and (held :=", "if False and (held :=", "tests/runs/test_lives.py", "f6_no_engine"),
     "f6 unconfirmed is stuck": Mutant(GROUPS, "case GroupGone(confirmed=True):", "case GroupGone(confirmed=_):", RULES, "f6_not"),
     "f6 stuck keeps its lease": Mutant(ENDINGS, "engine.transition(Transition.UNCONFIRMED, ctx.now)", "engine.transition(Transition.UNCONFIRMED, ctx.now); ctx.leases.release(engine.id)", RULES, "f6"),
     "f6 stuck withholds what it had no lease of": Mutant(ENDINGS, "    ctx.leases.withhold(engine.gpus, engine.id, f\"{engine.id} is stuck: {note}\")\n", "", ENDS, "f6_one_that_died_asleep"),

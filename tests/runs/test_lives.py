@@ -13,6 +13,7 @@ from supervisor.config.child_environment import Chosen
 from supervisor.config.schema.tables import Config, EngineTable, HealthTable, PipelineTable, TrainerTable
 from supervisor.host.channel import ChannelFailure, FailureKind
 from supervisor.host.gpus.meter import Gpu
+from supervisor.host.ports import Ports
 from supervisor.host.processes import bootstrap
 from supervisor.host.processes.group import Command, Processes
 from supervisor.runtime import gateways, ranks, run_facts
@@ -94,6 +95,38 @@ async def test_a_gateway_whose_channel_ends_is_told_by_its_exit_if_there_is_one(
         assert not fed, "not at once: a death closes descriptors a moment before it is seen"
     assert len(fed) == told
     assert [event.reason for event in fed if isinstance(event, ev.PeerFailed)] == ["the peer closed its end"][:told]
+
+
+async def test_f6_no_engine_is_confirmed_gone_while_something_of_ours_has_its_port(tmp_path: Path) -> None:
+    """A younger child of ours that is no member: it cannot be told from something that the engine has left."""
+
+    async def nothing(*_: object) -> None:
+        pass
+
+    async with Processes().running() as processes, anyio.create_task_group() as tasks:
+        journal: Any = SimpleNamespace(spawned=nothing, gone=lambda _: None)
+        ports = Ports(27500, 27563, folder=tmp_path)
+        loop = Loop(lambda _: None, tasks.start_soon, Log())
+        lifecycle = GroupLifecycle(Groups(processes, journal), loop, ports, HealthTable(release_deadline_s=0.3), str)
+        window = lifecycle.reserve(ENGINE)
+        env = {"PATH": os.environ["PATH"], "TRAINSHED_TAG": f"r:{ENGINE}:1"}
+        argv = (sys.executable, "-I", "-S", "-c", "import signal; signal.pause()")
+        with anyio.fail_after(20):
+            await lifecycle.begin(ENGINE, Incarnation(1), [Command(argv=argv, env=env, cwd=tmp_path, log=tmp_path / "log")], nothing)
+            listens = (
+                f"import socket, sys; s = socket.create_server(('127.0.0.1', {window.first + 3})); print(1, flush=True); sys.stdin.read()"
+            )
+            async with await anyio.open_process([sys.executable, "-c", listens], stderr=None) as child:
+                assert child.stdin is not None and child.stdout is not None
+                await child.stdout.receive()
+                held = await lifecycle.end(do.StopGroup(id=1, group=ENGINE, incarnation=Incarnation(1), kill=True))
+                await child.stdin.aclose()
+            freed = await lifecycle.end(do.StopGroup(id=2, group=ENGINE, incarnation=Incarnation(1), kill=True))
+        ports.close()
+        tasks.cancel_scope.cancel()
+    assert not held.confirmed
+    assert held.note.startswith(f"port {window.first + 3} is still held by pid {child.pid}")
+    assert freed.confirmed
 
 
 def test_what_a_trainer_does_not_get_is_told_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
