@@ -117,7 +117,8 @@ async def test_f6_no_engine_is_confirmed_gone_while_something_of_ours_has_its_po
                 f"import socket, sys; s = socket.create_server(('127.0.0.1', {window.first + 3})); print(1, flush=True); sys.stdin.read()"
             )
             async with await anyio.open_process([sys.executable, "-c", listens], stderr=None) as child:
-                assert child.stdin is not None and child.stdout is not None
+                assert child.stdin is not None
+                assert child.stdout is not None
                 await child.stdout.receive()
                 held = await lifecycle.end(do.StopGroup(id=1, group=ENGINE, incarnation=Incarnation(1), kill=True))
                 await child.stdin.aclose()
