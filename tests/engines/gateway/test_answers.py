@@ -42,9 +42,9 @@ def test_answers_are_the_engines_own(model: Path, tmp_path: Path, incremental: b
 @pytest.mark.parametrize("incremental", [True, False])
 def test_interrupted_answers_are_those_of_one_engine(model: Path, tmp_path: Path, incremental: bool) -> None:
     async def play() -> None:
-        slow, fast = Script(incremental=incremental, delay=0.1), Script(incremental=incremental)
+        slow, fast = Script(incremental=incremental, delay=0.5), Script(incremental=incremental)
         async with box(model, tmp_path) as (gateway, session), ScriptedEngine(slow) as one, ScriptedEngine(fast) as two:
-            asked = dict(matrix(max_new_tokens=20, sampling_seed=3))
+            asked = dict(matrix(max_new_tokens=20, sampling_seed=3, stream_interval=2))
             direct = {
                 name: comparable(await answer(session, two.url, {**body, "rid": "direct"}), text=False) for name, body in asked.items()
             }
@@ -52,7 +52,11 @@ def test_interrupted_answers_are_those_of_one_engine(model: Path, tmp_path: Path
                 life = 1 + stream
                 await gateway.route(one, 0, incarnation=life, slots=64)
                 work = {name: asyncio.create_task(answer(session, gateway.url, {**body, "stream": stream})) for name, body in asked.items()}
-                await gateway.until(lambda said: any(load.engine == 0 and load.tokens >= len(asked) for load in said.engines))
+                await gateway.until(
+                    lambda said, life=life: any(
+                        (load.engine, load.incarnation) == (0, life) and load.tokens >= len(asked) for load in said.engines
+                    )
+                )
                 await gateway.route(two, 1, slots=64)
                 await gateway.drain(0, life)
                 interrupted = 0
