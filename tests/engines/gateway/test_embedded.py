@@ -85,7 +85,12 @@ def test_interrupted_samples_equal_uninterrupted_ones(tmp_path: Path) -> None:
             assert any(len(line["spans"]) > 1 for line in wild.values()), "nothing was interrupted"
             for index in range(16):
                 assert {**wild[index], "spans": [], "meta_info": {}} == {**calm[index], "spans": [], "meta_info": {}}
-                assert wild[index]["meta_info"]["prompt_tokens"] == calm[index]["meta_info"]["prompt_tokens"]
+                one, whole = wild[index]["meta_info"], calm[index]["meta_info"]
+                if len(wild[index]["spans"]) == 1:
+                    assert one == whole
+                else:  # of an answer put together from several attempts no engine has said more than what it said of the prompt
+                    assert set(one) == {"prompt_tokens", "cached_tokens"}
+                    assert one.items() <= whole.items()
                 assert {span["version"] for span in wild[index]["spans"]} == {0}
         finally:
             for process, _ in started:
