@@ -28,6 +28,7 @@ GUARDIAN, GUARDIAN_FD = "TRAINSHED_GUARDIAN", "TRAINSHED_GUARDIAN_FD"
 """Variables of the supervisor's environment: the guardian's pid, and the descriptor that leads to it. (`guardian_link.py` takes them out.)"""
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 KILL_SECONDS = 10.0
+REMOVAL_SECONDS = 60.0
 """How long processes may take to die (a process inside a driver call can outlast SIGKILL); normally they need milliseconds."""
 LEFT_OVER = ("sglang_loads_", "sgl_shm_", "sem.mp-", "nccl-", "cuda.shm.", "psm_")
 """Names in /dev/shm that SGLang and what it stands on leave behind when they are killed (and some when they are not)."""
@@ -194,13 +195,23 @@ def sweep(path: str) -> None:
     try:
         if os.path.isdir(path) and not os.path.islink(path):
             remove_traces(path)
-            shutil.rmtree(path)
+            _remove_folder(path)
         else:
             os.unlink(path)
     except FileNotFoundError:
         pass
-    except OSError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         say(f"cannot remove {path}: {error}")
+
+
+def _remove_folder(path: str) -> None:
+    """Remove a folder, however deep a child has made it. Raises OSError."""
+    try:
+        shutil.rmtree(path)
+    except RecursionError:  # it calls itself for each level; `rm` does not, and takes no path that is longer than a name
+        done = subprocess.run(["rm", "-rf", "--", path], capture_output=True, text=True, timeout=REMOVAL_SECONDS, check=False)
+        if done.returncode != 0:
+            raise OSError(done.stderr.strip()[-200:]) from None
 
 
 def remove_traces(path: str) -> None:

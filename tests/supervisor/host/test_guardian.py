@@ -166,6 +166,21 @@ os.kill(os.getpid(), 9)
     assert (other / "file").exists()
 
 
+def test_a_folder_that_is_deeper_than_a_program_can_recurse_is_removed_and_what_comes_after_it(tmp_path: Path) -> None:
+    program = f"""
+top = Path({str(tmp_path)!r})
+for name in ("trainshed-a", "trainshed-deep", "trainshed-z"):
+    (top / name).mkdir(); guard.sweep(top / name)
+os.chdir(top / "trainshed-deep")
+for _ in range(3000): os.mkdir("in"); os.chdir("in")
+os.chdir("/")
+os.kill(os.getpid(), 9)
+"""
+    with guarded(tmp_path, program) as guardian:
+        assert guardian.process.wait(20) == 137
+    assert [path.name for path in tmp_path.glob("trainshed-*")] == []
+
+
 def test_the_supervisor_is_told_when_the_guardian_dies(tmp_path: Path) -> None:
     program = """
 def told(*_):
