@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,6 @@ import pytest
 from tests.harness.supervised_run import CHECKOUT, Run
 
 EXAMPLES = CHECKOUT / "examples"
-
-
-@pytest.fixture
-def started(tmp_path: Path) -> Iterator[list[Run]]:
-    runs: list[Run] = []
-    yield runs
-    for run in runs:
-        run.stop()
 
 
 def example(started: list[Run], cwd: Path, name: str) -> Run:

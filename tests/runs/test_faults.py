@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,19 +29,6 @@ FRAMES = {
     "an unknown message": b'\x00\x00\x00\x10{"type":"pwned"}',
     "a number beyond all bounds": b'\x00\x00\x00\x34{"type":"hello","rank":' + b"9" * 28 + b"}",
 }
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[Path], Run]]:
-    runs: list[Run] = []
-
-    def begin(file: Path) -> Run:
-        runs.append(Run(tmp_path, file))
-        return runs[-1]
-
-    yield begin
-    for run in runs:
-        run.stop()
 
 
 def others_are_unharmed(run: Run) -> None:

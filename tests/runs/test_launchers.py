@@ -5,11 +5,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.harness.supervised_run import CHECKOUT, Run
 
@@ -34,14 +31,6 @@ command = {command}
 SCRIPT = str(CHECKOUT / "tests" / "harness" / "launched_trainer.py")
 TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run"]
 WRAPPER = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
-
-
-@pytest.fixture
-def started() -> Iterator[list[Run]]:
-    runs: list[Run] = []
-    yield runs
-    for run in runs:
-        run.stop()
 
 
 def run_of(tmp_path: Path, started: list[Run], commands: dict[str, list[str]], processes: str = "one") -> Run:

@@ -7,7 +7,7 @@ import stat
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,16 +32,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    runs: list[Run] = []
-
+def start(tmp_path: Path, started: list[Run]) -> Callable[..., Run]:
     def begin(file: Path | None = None, *arguments: str) -> Run:
-        runs.append(Run(tmp_path, file or configuration(tmp_path / "tiny.toml"), *arguments))
-        return runs[-1]
+        started.append(Run(tmp_path, file or configuration(tmp_path / "tiny.toml"), *arguments))
+        return started[-1]
 
-    yield begin
-    for run in runs:
-        run.stop()
+    return begin
 
 
 def finished_well(run: Run, reference: Reference, *hurt: str) -> None:

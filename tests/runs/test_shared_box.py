@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,19 +33,15 @@ command = ["sleep", "600"]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    runs: list[Run] = []
-
+def start(tmp_path: Path, started: list[Run]) -> Callable[..., Run]:
     def begin(name: str, *arguments: str) -> Run:
         (tmp_path / f"{name}.toml").write_text(WAITS)
         run = Run(tmp_path, tmp_path / f"{name}.toml", *arguments)
-        runs.append(run)
+        started.append(run)
         run.wait_until(lambda: run.status() is not None, "its beginning")
         return run
 
-    yield begin
-    for run in runs:
-        run.stop()
+    return begin
 
 
 def supervise(cwd: Path, *arguments: str, guarded: bool = False) -> "subprocess.CompletedProcess[str]":

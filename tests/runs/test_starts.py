@@ -40,19 +40,6 @@ def one(path: Path, *command: str, host: str = "") -> Path:
     return path
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    runs: list[Run] = []
-
-    def begin(file: Path, *arguments: str) -> Run:
-        runs.append(Run(tmp_path, file, *arguments))
-        return runs[-1]
-
-    yield begin
-    for run in runs:
-        run.stop()
-
-
 def supervise(cwd: Path, *arguments: str, guarded: bool = False) -> "subprocess.CompletedProcess[str]":
     how = ["-I", "-S", "-E", str(GUARDIAN)] if guarded else ["-P", "-m", "supervisor"]
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}

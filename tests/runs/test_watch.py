@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,19 +39,6 @@ def one(folder: Path, script: str, *, health: str = "", trainer: str = "") -> Pa
     path = folder / "one.toml"
     path.write_text(ONE.format(command=json.dumps([sys.executable, "trainer.py"]), health=health, trainer=trainer))
     return path
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    runs: list[Run] = []
-
-    def begin(file: Path, *arguments: str) -> Run:
-        runs.append(Run(tmp_path, file, *arguments))
-        return runs[-1]
-
-    yield begin
-    for run in runs:
-        run.stop()
 
 
 def says(run: Run, *parts: str) -> Callable[[], bool]:
