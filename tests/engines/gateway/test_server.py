@@ -277,7 +277,7 @@ def test_progress_is_sent_at_most_twenty_times_a_second(model: Path, tmp_path: P
             before, begun = gateway.reports, loop.time()
             await samples(session, 0, [sample(index, 3) for index in range(200)])
             assert gateway.reports - before <= 20 * (loop.time() - begun) + 2
-            await gateway.until(lambda progress: progress.rollouts[0].done == 200)
+            await gateway.until(lambda progress: progress.rollouts and progress.rollouts[0].done == 200)
 
     asyncio.run(play())
 
