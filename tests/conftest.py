@@ -9,6 +9,9 @@ from tests.harness.gpu_box import library
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 """Under nohup it is ignored, and every child would inherit that: those who hang up a terminal here would wait for ever."""
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+"""The same of a Ctrl-C, where a shell has started us in the background."""
 
 TESTS = Path(__file__).resolve().parent
 REAL = ("runs", "sglang", "stacks", "clients")
